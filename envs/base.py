@@ -1,0 +1,129 @@
+"""The contract between the rollout loop and an environment.
+
+An environment is only strings: it knows nothing of tokens, models or JAX. A
+`Benchmark` owns what all its environments share (catalogue, search index,
+game files) and the fixed task splits; an `Env` plays one task at a time. The
+rollout loop needs nothing else.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Protocol
+
+from envs import prompts
+
+# Task splits are drawn with this seed, the same on every machine.
+SPLIT_SEED = 233
+
+
+class EnvError(RuntimeError):
+  """The infrastructure failed: a worker died, a server did not answer.
+
+  The rollout loop ends the trajectory as `aborted`: masked from the loss,
+  counted, and never taken for a reward of zero.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+  """What the agent sees before it acts.
+
+  Attributes:
+    task: the task in words; constant over an episode, never truncated.
+    text: the raw current observation, before any prompt wording; it is also
+      the anchor that groups equal states (GiGPO).
+    admissible: the actions that are possible now, if the environment lists
+      them, else empty.
+  """
+
+  task: str
+  text: str
+  admissible: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class StepResult:
+  """What the environment answers to one response.
+
+  Attributes:
+    observation: the next observation (after `done`, the final one).
+    action: the action as it was executed, for the memory window; empty for a
+      turn without an action.
+    reward: the environment's own reward, without penalties.
+    done: whether the episode has ended.
+    format_valid: whether the response follows the grammar strictly.
+    action_valid: whether the action was well formed and possible.
+    success: whether the task is solved (meaningful when `done`).
+    info: further numbers by name, e.g. `task_score`; averaged in the metrics.
+  """
+
+  observation: Observation
+  action: str
+  reward: float
+  done: bool
+  format_valid: bool
+  action_valid: bool
+  success: bool = False
+  info: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Expert(Protocol):
+  """A scripted policy bound to one environment."""
+
+  def respond(self) -> str:
+    """The response to the environment's current state."""
+
+
+class Env(Protocol):
+  """One environment; plays one episode after another."""
+
+  def reset(self, task_id: str) -> Observation:
+    """Starts the episode of a task.
+
+    Raises:
+      KeyError: if the task is unknown.
+      EnvError: if the infrastructure failed.
+    """
+
+  def step(self, response: str) -> StepResult:
+    """Executes one response of the agent.
+
+    Raises:
+      EnvError: if the infrastructure failed.
+    """
+
+  def expert(self, seed: int) -> Expert:
+    """A scripted expert for the running episode; call after `reset`.
+
+    Raises:
+      NotImplementedError: if the data carries no solution.
+    """
+
+  def close(self) -> None:
+    """Releases what the environment holds."""
+
+
+class Benchmark(Protocol):
+  """What all environments of one benchmark share.
+
+  Attributes:
+    max_turns: turns until an episode ends by itself.
+    grammar: the form that a response must have.
+    splits: task ids by split: `train`, `valid`, `test`, disjoint and fixed.
+  """
+
+  max_turns: int
+  grammar: prompts.Grammar
+  splits: Mapping[str, tuple[str, ...]]
+
+  def env(self) -> Env:
+    """A new environment; cheap, shares the benchmark's data."""
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The chat messages for one turn (our own wording)."""
+
+  def category(self, task_id: str) -> str:
+    """The part of the benchmark a task belongs to, for the score table."""
+
+  def corpus(self) -> list[str]:
+    """Sentences in the benchmark's language, to train a tokenizer on."""

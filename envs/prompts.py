@@ -1,0 +1,145 @@
+"""From a memory window to a prompt, and from a response to an action.
+
+Each benchmark words its own prompt (`Benchmark.render`); this file decides
+what the wording gets to see. An over-long prompt first drops its oldest
+memory, then shortens long observations in the middle, and never touches the
+task or the admissible actions.
+
+The response grammar is strict: one `<think>` block, then exactly one action
+block and nothing after it. A response that breaks it may still carry an
+action, which is executed, but it counts as badly formed.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import re
+
+Message = dict[str, str]
+ELLIPSIS = " ... "
+
+
+@dataclasses.dataclass(frozen=True)
+class Grammar:
+  """The form of a response.
+
+  Attributes:
+    actions: the tags that may hold the action, e.g. `("search", "answer")`.
+    closing: the text that is forced when thinking is cut short; it closes the
+      thinking segment and, where only one kind of action exists, opens it.
+  """
+
+  actions: tuple[str, ...] = ("action",)
+  closing: str = "</think>\n<action>"
+
+  @property
+  def stops(self) -> tuple[str, ...]:
+    """The strings at which a response ends."""
+    return tuple(f"</{tag}>" for tag in self.actions)
+
+
+@dataclasses.dataclass(frozen=True)
+class Response:
+  """A parsed response.
+
+  Attributes:
+    thought: the text of the first `<think>` block, or None.
+    kind: the tag of the first action block, or None if there is none.
+    content: the text of that block, stripped.
+    format_valid: whether the whole response follows the grammar.
+  """
+
+  thought: str | None
+  kind: str | None
+  content: str
+  format_valid: bool
+
+
+def parse(text: str, grammar: Grammar) -> Response:
+  """Parses one response; see the module docstring for the grammar."""
+  tags = "|".join(re.escape(tag) for tag in grammar.actions)
+  thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
+  action = re.search(rf"<({tags})>(.*?)</\1>", text, re.DOTALL)
+  strict = re.fullmatch(
+    rf"\s*<think>(.*?)</think>\s*<({tags})>(.*?)</\2>\s*", text, re.DOTALL
+  )
+  # A lazy match may still span a second tag, so every tag is counted too.
+  counts = [
+    text.count(f"<{slash}{tag}>")
+    for tag in ("think", *grammar.actions)
+    for slash in ("", "/")
+  ]
+  once = counts[:2] == [1, 1] and sum(counts) == 4
+  return Response(
+    thought=thought.group(1).strip() if thought else None,
+    kind=action.group(1) if action else None,
+    content=action.group(2).strip() if action else "",
+    format_valid=strict is not None and once,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+  """What a prompt may show at one turn.
+
+  Attributes:
+    task: the task in words.
+    memory: (observation, action) pairs of the last turns, oldest first.
+    observation: the current observation.
+    admissible: the possible actions, or empty.
+    turn: the number of this turn, from 1.
+    max_turns: turns until the episode ends by itself.
+  """
+
+  task: str
+  memory: tuple[tuple[str, str], ...]
+  observation: str
+  admissible: tuple[str, ...]
+  turn: int
+  max_turns: int
+
+
+def shorten(text: str, keep: int) -> str:
+  """Cuts the middle out of a text so that at most `keep` characters stay."""
+  if len(text) <= keep:
+    return text
+  head = max(keep - len(ELLIPSIS), 0)
+  tail = head // 2
+  return text[: head - tail] + ELLIPSIS + (text[-tail:] if tail else "")
+
+
+def fit(view: View, fits: Callable[[View], bool]) -> tuple[View, bool]:
+  """Shrinks a view until its prompt fits.
+
+  Args:
+    view: the whole view.
+    fits: whether the prompt of a view is short enough.
+
+  Returns:
+    The shrunk view, and whether anything was dropped or shortened.
+
+  Raises:
+    ValueError: if task and admissible actions alone do not fit.
+  """
+  if fits(view):
+    return view, False
+  while view.memory:
+    view = dataclasses.replace(view, memory=view.memory[1:])
+    if fits(view):
+      return view, True
+
+  def cut(keep: int) -> View:
+    return dataclasses.replace(
+      view, observation=shorten(view.observation, keep)
+    )
+
+  low, high = 0, len(view.observation)
+  if not fits(cut(low)):
+    raise ValueError(
+      f"prompt too long: the task of {len(view.task)} characters and "
+      f"{len(view.admissible)} admissible actions do not fit even without an "
+      "observation; raise the prompt length"
+    )
+  while low + 1 < high:
+    middle = (low + high) // 2
+    low, high = (middle, high) if fits(cut(middle)) else (low, middle)
+  return cut(low), True

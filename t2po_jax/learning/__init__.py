@@ -1,0 +1,1 @@
+"""Improving: advantages, losses, batches and the sharded update."""

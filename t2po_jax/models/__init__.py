@@ -1,0 +1,1 @@
+"""The policy network: architecture, weights and tokenizer."""

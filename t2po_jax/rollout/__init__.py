@@ -1,0 +1,1 @@
+"""Acting: the sampler on the device, environments on the host."""
