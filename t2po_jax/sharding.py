@@ -1,0 +1,230 @@
+"""Where arrays live: a mesh of devices, and one table from axis to mesh axis.
+
+The mesh has three axes: `data` holds copies of the weights, `fsdp` splits
+weights and optimizer state and, like `data`, the rows of a batch, `tensor`
+splits heads, feed-forward width and vocabulary. One device is the mesh
+(1, 1, 1) and takes the same road.
+
+Whoever looks for `jax.pmap` finds its successor here: functions are compiled
+once with `jax.jit` for the whole mesh, `NamedSharding` says how arguments and
+results are laid out, and XLA inserts the collectives that pmap left to its
+user. The same program then runs on one core and on a pod.
+"""
+
+from collections.abc import Mapping, Sequence
+import difflib
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from t2po_jax import types
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. A dimension that the mesh axes do not divide stays
+# whole: 3 key/value heads on 2 devices are simply kept by both.
+RULES: Mapping[str, tuple[str, ...]] = {
+  # Axes of batches and activations.
+  "rows": ("data", "fsdp"),
+  "length": (),
+  "activation_width": (),
+  "activation_heads": ("tensor",),
+  "activation_mlp": ("tensor",),
+  "activation_vocab": ("tensor",),
+  # Axes of weights.
+  "layers": (),
+  "vocab": ("tensor",),
+  "embed": ("fsdp",),
+  "heads": ("tensor",),
+  "kv_heads": ("tensor",),
+  "head_dim": (),
+  "mlp": ("tensor",),
+}
+
+Axes = Any  # A pytree like the parameters, of tuples of logical axis names.
+
+
+def create_mesh(
+  *,
+  data: int = 1,
+  fsdp: int = -1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> jax.sharding.Mesh:
+  """Builds the device mesh.
+
+  Args:
+    data: devices that hold copies of the weights, >= 1, or -1 for the rest.
+    fsdp: devices that share weights and rows, >= 1, or -1 for the rest.
+    tensor: devices that share every matrix product, >= 1, or -1 for the rest.
+    devices: the devices to use; by default all devices of all processes.
+
+  Returns:
+    A mesh with the axes `data`, `fsdp` and `tensor`.
+
+  Raises:
+    ValueError: if the three sizes do not multiply to the device count.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+  for name, size in sizes.items():
+    if size < 1 and size != -1:
+      raise ValueError(
+        f"mesh.{name} is {size}; it must be at least 1, or -1 to take the "
+        "remaining devices"
+      )
+  free = [name for name, size in sizes.items() if size == -1]
+  if len(free) > 1:
+    raise ValueError(
+      f"mesh.{free[0]} and mesh.{free[1]} are both -1; only one axis can take "
+      "the remaining devices"
+    )
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  shown = " x ".join(f"{name} {size}" for name, size in sizes.items())
+  if free and len(devices) % fixed == 0:
+    sizes[free[0]] = len(devices) // fixed
+  elif math.prod(sizes.values()) != len(devices):
+    raise ValueError(
+      f"mesh {shown} does not fit {len(devices)} devices; the axes must "
+      f"multiply to {len(devices)}, and one of them may be -1"
+    )
+  # The partitioner, not the type system, decides the layout of intermediates.
+  auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
+  return jax.make_mesh(
+    tuple(sizes.values()), MESH_AXES, axis_types=auto, devices=devices
+  )
+
+
+def row_shards(mesh: jax.sharding.Mesh) -> int:
+  """Into how many parts the rows of a batch are split."""
+  return math.prod(mesh.shape[axis] for axis in RULES["rows"])
+
+
+def partition_spec(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+  axes: Sequence[str | None],
+  shape: Sequence[int],
+) -> jax.sharding.PartitionSpec:
+  """Looks up the mesh axes of each dimension of one array.
+
+  Args:
+    mesh: the mesh.
+    axes: the logical name of each dimension; None is not split.
+    shape: the array's shape.
+
+  Returns:
+    One entry per dimension; a dimension that cannot be divided is not split.
+
+  Raises:
+    ValueError: if a name is not in `RULES` or the ranks differ.
+  """
+  if len(axes) != len(shape):
+    raise ValueError(
+      f"logical axes {tuple(axes)} name {len(axes)} dimensions, but the array "
+      f"has shape {tuple(shape)}"
+    )
+  entries = []
+  for name, size in zip(axes, shape, strict=True):
+    if name is not None and name not in RULES:
+      near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.0)[0]
+      raise ValueError(f"logical axis {name!r} has no rule; nearest: {near!r}")
+    split = RULES[name] if name is not None else ()
+    parts = math.prod(mesh.shape[axis] for axis in split)
+    entries.append(split if parts > 1 and size % parts == 0 else None)
+  return jax.sharding.PartitionSpec(*entries)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  """The sharding of what every device holds whole."""
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def row_sharding(
+  mesh: jax.sharding.Mesh, *, dimension: int = 0
+) -> jax.sharding.NamedSharding:
+  """The sharding that splits one dimension, the rows of a batch.
+
+  Args:
+    mesh: the mesh.
+    dimension: which dimension holds the rows; those before it stay whole.
+
+  Returns:
+    A sharding for arrays of any rank above `dimension`.
+  """
+  spec = jax.sharding.PartitionSpec(*[None] * dimension, RULES["rows"])
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+def params_sharding(
+  mesh: jax.sharding.Mesh, params: types.Params, axes: Axes
+) -> Any:
+  """The sharding of every parameter.
+
+  Args:
+    mesh: the mesh.
+    params: the parameters, or anything of their structure with shapes.
+    axes: the same structure with a tuple of logical axis names per array.
+
+  Returns:
+    The same structure with a `NamedSharding` per array.
+
+  Raises:
+    ValueError: if a name has no rule, or names and shape disagree in rank.
+  """
+  return jax.tree.map(
+    lambda array, names: jax.sharding.NamedSharding(
+      mesh, partition_spec(mesh, names, array.shape)
+    ),
+    params,
+    axes,
+  )
+
+
+def put(tree: Any, shardings: Any) -> Any:
+  """Lays a tree of arrays out on the devices.
+
+  Every process must hold the same values; each keeps only its own part.
+
+  Args:
+    tree: arrays on the host or on devices.
+    shardings: one sharding, or a tree of shardings that prefixes `tree`.
+
+  Returns:
+    The tree of device arrays.
+  """
+  return jax.device_put(tree, shardings)
+
+
+def gather(tree: Any) -> Any:
+  """Brings a tree of device arrays to every host, whole, as numpy arrays."""
+
+  def whole(array):
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+      mesh = array.sharding.mesh
+      array = jax.jit(lambda x: x, out_shardings=replicated(mesh))(array)
+    return np.asarray(array)
+
+  return jax.tree.map(whole, tree)
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+  """Fixes the layout of an activation inside a compiled function.
+
+  Args:
+    x: the activation.
+    *axes: the logical name of each dimension; None is not split.
+
+  Returns:
+    The same values. Outside of a mesh (`jax.set_mesh`) this does nothing.
+
+  Raises:
+    ValueError: if a name has no rule, or names and shape disagree in rank.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(
+    x, partition_spec(mesh, axes, x.shape)
+  )
