@@ -1,0 +1,592 @@
+"""The policy network: one apply function for acting, learning and reference.
+
+A decoder-only transformer of the Llama, Qwen2 and Qwen3 families (RMSNorm,
+rotary positions, grouped-query attention, SwiGLU). The layers are Flax NNX
+modules; `Policy` splits them once and from there on parameters are plain
+nested dicts, so that whatever is jitted is a pure function of arrays.
+
+There are two ways through the same modules: `hidden` runs whole packed rows
+for training, `extend` runs new tokens against a cache for prefill and
+decoding. Training parameters stack the layers on a leading axis, which
+compiles fast and allows rematerialisation; `decode_params` unstacks them,
+because a scan that slices stacked layers is several times slower on CPU.
+Products accumulate in float32; norms, rotations and softmax run in float32.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import math
+
+from flax import nnx
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2po_jax import types
+from t2po_jax.models import config as config_lib
+
+ModelConfig = config_lib.ModelConfig
+
+# Finite, so that a row without any allowed key still has a gradient.
+MASKED = -1e30
+
+REMATS = ("none", "dots", "full")
+
+# Logical axis names by the end of a parameter's path. Parameters of the
+# stacked layers have "layers" in front.
+LOGICAL_AXES = {
+  "embed/table": ("vocab", "width"),
+  "head/kernel": ("width", "vocab"),
+  "norm/scale": ("width",),
+  "attention_norm/scale": ("width",),
+  "mlp_norm/scale": ("width",),
+  "query/kernel": ("width", "heads"),
+  "query/bias": ("heads",),
+  "key/kernel": ("width", "kv_heads"),
+  "key/bias": ("kv_heads",),
+  "value/kernel": ("width", "kv_heads"),
+  "value/bias": ("kv_heads",),
+  "query_norm/scale": ("head_width",),
+  "key_norm/scale": ("head_width",),
+  "out/kernel": ("heads", "width"),
+  "out/bias": ("width",),
+  "gate/kernel": ("width", "mlp"),
+  "up/kernel": ("width", "mlp"),
+  "down/kernel": ("mlp", "width"),
+}
+
+
+@flax.struct.dataclass
+class Cache:
+  """Keys and values of every slot, one array per layer.
+
+  Attributes:
+    keys: L arrays [B, M, H, S]; positions last, which CPUs read faster.
+    values: L arrays [B, M, S, H].
+  """
+
+  keys: tuple[types.Array, ...]
+  values: tuple[types.Array, ...]
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+  """Angular frequencies of the rotary pairs, stretched as configured.
+
+  theta^(-2i/H) for pair i; llama3 divides the frequencies whose wavelength
+  exceeds the original length by the factor, yarn does so by the number of
+  rotations (arXiv 2309.00071, section 3.2).
+
+  Args:
+    config: the model's config.
+
+  Returns:
+    [H/2] float32 radians per position, and the scale of cosine and sine.
+  """
+  half = np.arange(config.head_width // 2)
+  plain = config.rope_theta ** (-2.0 * half / config.head_width)
+  scaling = config.rope_scaling
+  if scaling is None:
+    return plain.astype(np.float32), 1.0
+  slow = plain / scaling.factor
+  if scaling.kind == "linear":
+    return slow.astype(np.float32), 1.0
+  rotations = scaling.original_max_positions * plain / (2 * np.pi)
+  if scaling.kind == "llama3":
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    keep = np.clip((rotations - low) / (high - low), 0, 1)
+    return (keep * plain + (1 - keep) * slow).astype(np.float32), 1.0
+
+  def pair_with(count: float) -> float:
+    wavelength = scaling.original_max_positions / (2 * np.pi * count)
+    return half.size * math.log(wavelength) / math.log(config.rope_theta)
+
+  first = max(math.floor(pair_with(scaling.beta_fast)), 0)
+  last = min(math.ceil(pair_with(scaling.beta_slow)), config.head_width - 1)
+  ramp = np.clip((half - first) / max(last - first, 1e-3), 0, 1)
+  scale = scaling.attention_factor
+  if scale is None:
+    scale = 0.1 * math.log(max(scaling.factor, 1.0)) + 1.0
+  return ((1 - ramp) * plain + ramp * slow).astype(np.float32), scale
+
+
+def rotary_angles(
+  positions: types.Array, config: ModelConfig
+) -> tuple[types.Array, types.Array]:
+  """Cosines and sines, each [B, T, H/2] float32, of positions [B, T]."""
+  frequencies, scale = rope_frequencies(config)
+  angles = positions[..., None].astype(jnp.float32) * frequencies
+  return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def rotate(
+  x: types.Array, angles: tuple[types.Array, types.Array]
+) -> types.Array:
+  """Rotates pair (i, i + H/2) of each head of `x` [B, T, heads, H]."""
+  cosine, sine = (part[:, :, None, :] for part in angles)
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  rotated = (
+    first * cosine - second * sine,
+    second * cosine + first * sine,
+  )
+  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+
+
+def rms_norm(x: types.Array, scale: types.Array, eps: float) -> types.Array:
+  """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32."""
+  wide = x.astype(jnp.float32)
+  mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+  return (wide * jax.lax.rsqrt(mean + eps) * scale).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+  """`rms_norm` with a learned scale."""
+
+  def __init__(self, width: int, eps: float):
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones(width))
+
+  def __call__(self, x: types.Array) -> types.Array:
+    return rms_norm(x, self.scale[...], self.eps)
+
+
+class Linear(nnx.Module):
+  """x @ kernel + bias in the dtype of x.
+
+  No wider result type is asked for: hardware accumulates in float32 anyway,
+  and a float32 cotangent would make the backward pass a float32 product.
+  """
+
+  def __init__(self, inputs, outputs, *, bias=False, std, rngs: nnx.Rngs):
+    self.kernel = nnx.Param(
+      std * jax.random.normal(rngs.params(), (inputs, outputs))
+    )
+    if bias:
+      self.bias = nnx.Param(jnp.zeros(outputs))
+    self.biased = bias
+
+  def __call__(self, x: types.Array) -> types.Array:
+    y = jnp.dot(x, self.kernel[...].astype(x.dtype))
+    return y + self.bias[...].astype(x.dtype) if self.biased else y
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention; keys and values are never repeated."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    queries = config.heads * config.head_width
+    keys = config.kv_heads * config.head_width
+    project = functools.partial(
+      Linear,
+      config.width,
+      bias=config.attention_bias,
+      std=config.width**-0.5,
+      rngs=rngs,
+    )
+    self.query = project(queries)
+    self.key = project(keys)
+    self.value = project(keys)
+    self.out = Linear(
+      queries,
+      config.width,
+      bias=config.output_bias,
+      std=(2 * config.layers * queries) ** -0.5,
+      rngs=rngs,
+    )
+    if config.qk_norm:
+      self.query_norm = RMSNorm(config.head_width, config.norm_eps)
+      self.key_norm = RMSNorm(config.head_width, config.norm_eps)
+
+  def project(self, x, angles):
+    """Rotated queries [B, T, M, N/M, H], keys and values [B, T, M, H]."""
+    config = self.config
+    lead = x.shape[:2]
+    queries = self.query(x).reshape(*lead, config.heads, config.head_width)
+    keys = self.key(x).reshape(*lead, config.kv_heads, config.head_width)
+    values = self.value(x).reshape(keys.shape)
+    if config.qk_norm:
+      queries, keys = self.query_norm(queries), self.key_norm(keys)
+    queries, keys = rotate(queries, angles), rotate(keys, angles)
+    grouped = (*lead, config.kv_heads, -1, config.head_width)
+    return queries.reshape(grouped), keys, values
+
+  def output(self, mixed):
+    """Projects mixed values [B, T, M, N/M, H] back to [B, T, D]."""
+    return self.out(mixed.reshape(*mixed.shape[:2], -1))
+
+  def __call__(self, x, angles, allowed):
+    queries, keys, values = self.project(x, angles)
+    if jax.default_backend() == "gpu" and x.dtype == jnp.bfloat16:
+      mixed = _attend_fused(queries, keys, values, allowed)
+    else:
+      mixed = attend(
+        queries,
+        keys.transpose(0, 2, 3, 1),
+        values.transpose(0, 2, 1, 3),
+        allowed,
+      )
+    return self.output(mixed)
+
+  def extend(self, x, angles, keys, values, slots, allowed):
+    """Writes new keys and values into the cache and attends to it.
+
+    Args:
+      x: [B, T, D].
+      angles: of the new positions.
+      keys: [B, M, H, S].
+      values: [B, M, S, H].
+      slots: [B, T] cache offsets of the new tokens; beyond S is dropped.
+      allowed: [B, T, live] bool.
+
+    Returns:
+      [B, T, D] and the updated keys and values.
+    """
+    queries, new_keys, new_values = self.project(x, angles)
+    rows = jnp.arange(x.shape[0])[:, None]
+    keys = keys.at[rows, :, :, slots].set(
+      new_keys.astype(keys.dtype), mode="drop", unique_indices=True
+    )
+    values = values.at[rows, :, slots].set(
+      new_values.astype(values.dtype), mode="drop", unique_indices=True
+    )
+    live = allowed.shape[-1]
+    mixed = attend(queries, keys[..., :live], values[:, :, :live], allowed)
+    return self.output(mixed.astype(x.dtype)), keys, values
+
+
+def _contract(equation: str, left, right) -> types.Array:
+  """Einsum with a float32 result; CPUs lack the batched bfloat16 product."""
+  if jax.default_backend() == "cpu":
+    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
+  return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+
+
+def attend(queries, keys, values, allowed) -> types.Array:
+  """Softmax attention of grouped queries, the softmax in float32.
+
+  Args:
+    queries: [B, T, M, N/M, H].
+    keys: [B, M, H, S].
+    values: [B, M, S, H].
+    allowed: [B, T, S] bool, True where a query may look.
+
+  Returns:
+    [B, T, M, N/M, H] in the dtype of the queries.
+  """
+  scores = _contract("btmrh,bmhs->bmrts", queries, keys)
+  scores = scores * queries.shape[-1] ** -0.5
+  scores = jnp.where(allowed[:, None, None], scores, MASKED)
+  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+  mixed = _contract("bmrts,bmsh->btmrh", weights, values)
+  return mixed.astype(queries.dtype)
+
+
+def _attend_fused(queries, keys, values, allowed) -> types.Array:
+  """The same by JAX's fused kernel; untested, chosen on GPUs in bfloat16."""
+  lead = queries.shape[:2]
+  mixed = jax.nn.dot_product_attention(
+    queries.reshape(*lead, -1, queries.shape[-1]),
+    keys,
+    values,
+    mask=allowed[:, None],
+  )
+  return mixed.reshape(queries.shape)
+
+
+class MLP(nnx.Module):
+  """down(silu(gate(x)) * up(x))."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    width, inner = config.width, config.mlp_width
+    self.gate = Linear(width, inner, std=width**-0.5, rngs=rngs)
+    self.up = Linear(width, inner, std=width**-0.5, rngs=rngs)
+    self.down = Linear(
+      inner, width, std=(2 * config.layers * inner) ** -0.5, rngs=rngs
+    )
+
+  def __call__(self, x: types.Array) -> types.Array:
+    gate = jax.nn.silu(self.gate(x).astype(jnp.float32)).astype(x.dtype)
+    return self.down(gate * self.up(x))
+
+
+class Block(nnx.Module):
+  """One layer: attention, then the MLP, each on a normed residual."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(config.width, config.norm_eps)
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+    self.mlp = MLP(config, rngs=rngs)
+
+  def __call__(self, x, angles, allowed):
+    x = x + self.attention(self.attention_norm(x), angles, allowed)
+    return x + self.mlp(self.mlp_norm(x))
+
+  def extend(self, x, angles, keys, values, slots, allowed):
+    """As `Attention.extend`, for the whole layer."""
+    mixed, keys, values = self.attention.extend(
+      self.attention_norm(x), angles, keys, values, slots, allowed
+    )
+    x = x + mixed
+    return x + self.mlp(self.mlp_norm(x)), keys, values
+
+
+class Ends(nnx.Module):
+  """What is not a layer: embedding, final norm, vocabulary projection."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    std = config.width**-0.5
+    self.embed = nnx.Dict(
+      table=nnx.Param(
+        std
+        * jax.random.normal(rngs.params(), (config.vocab_size, config.width))
+      )
+    )
+    self.norm = RMSNorm(config.width, config.norm_eps)
+    if not config.tied_embeddings:
+      self.head = nnx.Dict(
+        kernel=nnx.Param(
+          std
+          * jax.random.normal(rngs.params(), (config.width, config.vocab_size))
+        )
+      )
+
+
+@functools.cache
+def _split_block(config: ModelConfig) -> nnx.GraphDef:
+  block = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
+  return nnx.split(block)[0]
+
+
+def _init_block(config: ModelConfig, key) -> types.Params:
+  return nnx.to_pure_dict(nnx.state(Block(config, rngs=nnx.Rngs(key))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+  """A decoder as pure functions of its parameters.
+
+  Parameters are nested dicts: `embed/table`, `layers/...`, `norm/scale` and,
+  unless tied, `head/kernel`. Everything under `layers` has a leading axis L.
+
+  Attributes:
+    config: the sizes.
+    dtype: dtype of the computation; parameters are cast where they are used.
+    remat: what the backward pass recomputes: `none`, `full` (each layer from
+      its input) or `dots` (all but the products with weights).
+    scan_layers: one compiled layer in a loop, or all layers written out.
+  """
+
+  config: ModelConfig
+  dtype: jnp.dtype = jnp.float32
+  remat: str = "none"
+  scan_layers: bool = True
+
+  def __post_init__(self):
+    if self.remat not in REMATS:
+      raise ValueError(
+        f"remat {self.remat!r} is unknown; use one of {', '.join(REMATS)}"
+      )
+
+  def init(self, key: types.Array) -> types.Params:
+    """Random float32 parameters.
+
+    Kernels have deviation 1/sqrt(inputs), those that write into the residual
+    stream divided by sqrt(2 L) as well.
+
+    Args:
+      key: a PRNG key.
+
+    Returns:
+      The parameters.
+    """
+    ends_key, layers_key = jax.random.split(key)
+    ends = Ends(self.config, rngs=nnx.Rngs(ends_key))
+    layers = jax.vmap(functools.partial(_init_block, self.config))(
+      jax.random.split(layers_key, self.config.layers)
+    )
+    return {**nnx.to_pure_dict(nnx.state(ends)), "layers": layers}
+
+  def _block(self, layer: types.Params) -> Block:
+    return nnx.merge(_split_block(self.config), layer)
+
+  def _embed(self, params, tokens):
+    return params["embed"]["table"][tokens].astype(self.dtype)
+
+  def _final_norm(self, params, x):
+    return rms_norm(x, params["norm"]["scale"], self.config.norm_eps)
+
+  def _layer_function(self) -> Callable:
+    """(x, layer params, angles, allowed) -> x, with the remat option."""
+
+    def run(x, layer, angles, allowed):
+      return self._block(layer)(x, angles, allowed)
+
+    if self.remat == "full":
+      return jax.checkpoint(run)
+    if self.remat == "dots":
+      saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      return jax.checkpoint(run, policy=saved)
+    return run
+
+  def hidden(
+    self,
+    params: types.Params,
+    tokens: types.Array,
+    positions: types.Array,
+    segments: types.Array,
+  ) -> types.Array:
+    """Hidden states of whole packed rows.
+
+    A token attends to itself and to earlier tokens of its own segment.
+    Padding (segment 0) sees only padding, so nothing else depends on it.
+
+    Args:
+      params: as from `init`.
+      tokens: [B, T] int32.
+      positions: [B, T] int32, position inside the segment, from 0.
+      segments: [B, T] int32, 0 is padding.
+
+    Returns:
+      [B, T, D] final-normed hidden states in `dtype`.
+    """
+    angles = rotary_angles(positions, self.config)
+    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
+    allowed = causal & (segments[:, :, None] == segments[:, None, :])
+    run = self._layer_function()
+    x = self._embed(params, tokens)
+    if self.scan_layers:
+      x, _ = jax.lax.scan(
+        lambda x, layer: (run(x, layer, angles, allowed), None),
+        x,
+        params["layers"],
+      )
+    else:
+      for layer in unstack_layers(params["layers"]):
+        x = run(x, layer, angles, allowed)
+    return self._final_norm(params, x)
+
+  def logits(self, params: types.Params, hidden: types.Array) -> types.Array:
+    """Logits [..., V] float32 of hidden states [..., D]; any params layout."""
+    hidden = hidden.astype(self.dtype)
+    if self.config.tied_embeddings:
+      table = params["embed"]["table"].astype(self.dtype)
+      return jnp.einsum(
+        "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
+      )
+    kernel = params["head"]["kernel"].astype(self.dtype)
+    return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+
+  def decode_params(self, params: types.Params) -> types.Params:
+    """The layout for `extend`: a list of layers, matrices cast to `dtype`.
+
+    Norm scales and biases keep their dtype, as they do in `hidden`.
+
+    Args:
+      params: as from `init`.
+
+    Returns:
+      The same tree with `layers` as a list of L trees.
+    """
+
+    def cast(path, leaf):
+      matrix = path[-1].key in ("kernel", "table")
+      return leaf.astype(self.dtype) if matrix else leaf
+
+    params = {**params, "layers": unstack_layers(params["layers"])}
+    return jax.tree.map_with_path(cast, params)
+
+  def init_cache(self, slots: int, length: int, dtype=None) -> Cache:
+    """An empty cache.
+
+    Args:
+      slots: B.
+      length: S.
+      dtype: of keys and values; the policy's own if None.
+
+    Returns:
+      The cache, zeros.
+    """
+    config, dtype = self.config, self.dtype if dtype is None else dtype
+    keys = (slots, config.kv_heads, config.head_width, length)
+    values = (slots, config.kv_heads, length, config.head_width)
+    layers = range(config.layers)
+    return Cache(
+      keys=tuple(jnp.zeros(keys, dtype) for _ in layers),
+      values=tuple(jnp.zeros(values, dtype) for _ in layers),
+    )
+
+  def extend(
+    self,
+    decode_params: types.Params,
+    cache: Cache,
+    tokens: types.Array,
+    start: types.Array,
+    *,
+    live: int,
+  ) -> tuple[types.Array, Cache]:
+    """Runs T new tokens per row against the cache.
+
+    Row b's tokens get the positions start[b], start[b] + 1, ... and are
+    written to the cache at the same offsets; offsets of S or more are
+    dropped. A token attends to keys at offsets up to its own.
+
+    Args:
+      decode_params: as from `decode_params`.
+      cache: of B slots.
+      tokens: [B, T] int32; T = 1 decodes, longer rows prefill. Padding on
+        the right leaves entries that later writes replace.
+      start: [B] int32, tokens already in each slot.
+      live: static; only the first `live` offsets are attended to, so every
+        start + T that matters must be <= live <= S.
+
+    Returns:
+      [B, T, D] final-normed hidden states, and the cache.
+    """
+    slots = start[:, None] + jnp.arange(tokens.shape[1])
+    angles = rotary_angles(slots, self.config)
+    allowed = jnp.arange(live) <= slots[:, :, None]
+    x = self._embed(decode_params, tokens)
+    all_keys, all_values = [], []
+    for layer, keys, values in zip(
+      decode_params["layers"], cache.keys, cache.values, strict=True
+    ):
+      x, keys, values = self._block(layer).extend(
+        x, angles, keys, values, slots, allowed
+      )
+      all_keys.append(keys)
+      all_values.append(values)
+    cache = Cache(keys=tuple(all_keys), values=tuple(all_values))
+    return self._final_norm(decode_params, x), cache
+
+
+def unstack_layers(layers: types.Params) -> list[types.Params]:
+  """Stacked layers -> one tree per layer."""
+  count = jax.tree.leaves(layers)[0].shape[0]
+  return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count)]
+
+
+def stack_layers(layers: list[types.Params]) -> types.Params:
+  """One tree per layer -> stacked layers."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+
+
+def logical_axes(params: types.Params) -> types.Params:
+  """Names of every parameter's axes, for sharding.
+
+  Args:
+    params: as from `Policy.init` or `Policy.decode_params`, or their shapes.
+
+  Returns:
+    The same structure with a tuple of axis names from `LOGICAL_AXES` for
+    every array, preceded by `layers` where layers are stacked.
+  """
+
+  def names(path, leaf):
+    keys = [str(part.key) for part in path if hasattr(part, "key")]
+    axes = LOGICAL_AXES["/".join(keys[-2:])]
+    return ("layers", *axes) if len(leaf.shape) > len(axes) else axes
+
+  return jax.tree.map_with_path(names, params)
