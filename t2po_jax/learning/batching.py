@@ -1,0 +1,399 @@
+"""From trajectories to packed rows of a fixed shape.
+
+A turn is one training sequence, prompt | response; here it is called a
+segment. Several segments share a row, first-fit decreasing, kept apart by
+segment ids, so that little of a row is padding. A turn whose prompt starts
+with the whole previous turn (a dialogue that only grows) extends the previous
+segment instead of repeating it: attention is causal, so nothing changes but
+the work.
+
+Shapes come from few buckets, and every optimizer step of one rollout has the
+same shape: the number of programs that get compiled is bounded. Rows that are
+left over are empty, have mask 0 and stand at the end, where the learner skips
+whole micro-batches of them. Rows are never repeated to fill a batch: that
+would weigh some turns twice.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from t2po_jax import types
+
+# The response positions R of a row are a multiple of a sixteenth of its length.
+RESPONSE_STEPS = 16
+# Response room per row above the average need, so that rows can fill up.
+RESPONSE_SLACK = 1.125
+
+# Of one turn: a number for all response tokens, or one number per token.
+TurnAdvantage = float | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+  """Tokens that attend to each other, and what is trained on them.
+
+  Attributes:
+    tokens: [T] int32.
+    index: [R] int32 into T; position `index[r]` predicts `targets[r]`.
+    targets: [R] int32 token ids.
+    mask: [R] float32, 1 for sampled tokens, 0 for forced ones.
+    turn: [R] int32, index of the turn in the rollout.
+    advantages: [R] float32.
+    logprobs: [R] float32, as recorded while sampling.
+  """
+
+  tokens: np.ndarray
+  index: np.ndarray
+  targets: np.ndarray
+  mask: np.ndarray
+  turn: np.ndarray
+  advantages: np.ndarray
+  logprobs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Packed:
+  """One rollout, ready for the learner.
+
+  Attributes:
+    batches: one batch of numpy arrays per optimizer step, of equal shapes.
+    stats: `rows`, `row_length`, `tokens` (not padding), `segments`, `padding`
+      (fraction of the computed token positions), and `response_padding` (the
+      same for response positions).
+  """
+
+  batches: tuple[types.Batch, ...]
+  stats: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shape:
+  """Row length T and response positions R of one packing."""
+
+  length: int
+  responses: int
+
+
+def trajectory_segments(
+  trajectories: Sequence[types.Trajectory],
+  advantages: Sequence[Sequence[TurnAdvantage]],
+  *,
+  max_length: int,
+  drop_void: bool = False,
+) -> list[Segment]:
+  """The segments to train on.
+
+  Aborted trajectories and responses without tokens are left out, discarded
+  attempts as well.
+
+  Args:
+    trajectories: the rollout.
+    advantages: per trajectory one entry per turn: a number, or [T] numbers
+      for the tokens of the response.
+    max_length: tokens of the longest row; a growing dialogue is cut there.
+    drop_void: whether to leave out trajectories with any turn that has no
+      valid action (void turn filtering, a baseline).
+
+  Returns:
+    Segments in the order of the rollout. Turns are numbered over the whole
+    rollout, those left out included.
+
+  Raises:
+    ValueError: if trajectories and advantages do not match, or a prompt is
+      empty.
+  """
+  if len(trajectories) != len(advantages):
+    raise ValueError(
+      f"found advantages of {len(advantages)} trajectories; there are "
+      f"{len(trajectories)}"
+    )
+  segments, first = [], 0
+  for trajectory, values in zip(trajectories, advantages, strict=True):
+    if len(values) != len(trajectory.turns):
+      raise ValueError(
+        f"found {len(values)} advantages for the {len(trajectory.turns)} turns "
+        f"of task {trajectory.task_id!r}; each turn needs one"
+      )
+    void = any(not turn.action_valid for turn in trajectory.turns)
+    if not trajectory.aborted and not (drop_void and void):
+      segments += _chain(trajectory.turns, values, first, max_length)
+    first += len(trajectory.turns)
+  return segments
+
+
+def pair_segments(
+  pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> list[Segment]:
+  """Segments of demonstrations: every response token counts, advantage 1.
+
+  Args:
+    pairs: prompt ids [T] and response ids [T] of each demonstration.
+
+  Returns:
+    One segment per pair, numbered in order; empty responses are left out.
+
+  Raises:
+    ValueError: if a prompt is empty.
+  """
+  return [
+    _segment(prompt, response, number, mask=1.0, advantages=1.0, logprobs=0.0)
+    for number, (prompt, response) in enumerate(pairs)
+    if len(response)
+  ]
+
+
+def pack(
+  segments: Sequence[Segment],
+  *,
+  lengths: Sequence[int],
+  rows: int,
+  minibatches: int = 1,
+  max_padding: float = 0.1,
+  seed: int = 0,
+) -> Packed:
+  """Packs segments into rows, and rows into batches.
+
+  The row length is the shortest bucket that keeps padding under
+  `max_padding`, else the one with the least padding.
+
+  Args:
+    segments: what to train on.
+    lengths: allowed row lengths in tokens, each a multiple of 16.
+    rows: rows of a micro-batch over the whole mesh, >= 1.
+    minibatches: optimizer steps to split the segments over, >= 1.
+    max_padding: fraction in [0, 1] at which a shorter row is good enough.
+    seed: draws which segment goes to which mini-batch, if there are several.
+
+  Returns:
+    The batches, fewer than `minibatches` if there are fewer segments, none if
+    there is no segment. The number of rows is a power of two micro-batches.
+
+  Raises:
+    ValueError: if a segment is longer than the longest row, or a number is
+      out of range.
+  """
+  lengths = _check(lengths, rows, minibatches)
+  parts = _split(segments, minibatches, seed)
+  if not parts:
+    return Packed(batches=(), stats={})
+  longest = max(segments, key=lambda segment: len(segment.tokens))
+  if len(longest.tokens) > lengths[-1]:
+    raise ValueError(
+      f"turn {longest.turn[0]} has {len(longest.tokens)} tokens, "
+      f"{len(longest.index)} of them response; rows hold at most {lengths[-1]}"
+    )
+  fitting = [length for length in lengths if length >= len(longest.tokens)]
+  best = None
+  for length in fitting:
+    shape = _Shape(length, _response_room(segments, length))
+    bins = [_first_fit(part, shape) for part in parts]
+    stats = _measure(segments, bins, shape, rows)
+    if best is None or stats["padding"] < best[2]["padding"]:
+      best = (shape, bins, stats)
+    if stats["padding"] <= max_padding:
+      break
+  shape, bins, stats = best
+  micro = max(-(-len(filled) // rows) for filled in bins)
+  height = rows * 2 ** (micro - 1).bit_length()
+  batches = tuple(_fill(filled, shape, height) for filled in bins)
+  return Packed(batches=batches, stats=stats)
+
+
+def turn_sums(
+  batch: types.Batch, values: np.ndarray, *, turns: int
+) -> np.ndarray:
+  """Sums a quantity over the sampled tokens of each turn.
+
+  Args:
+    batch: a packed batch.
+    values: [B, R] numbers, e.g. log-ratios to the reference policy.
+    turns: number of turns in the rollout.
+
+  Returns:
+    [turns] float64, 0 for turns that are not in the batch.
+  """
+  keep = np.asarray(batch.mask) > 0
+  chosen = np.asarray(batch.turn)[keep]
+  return np.bincount(chosen, np.asarray(values)[keep], minlength=turns)
+
+
+def with_advantages(batch: types.Batch, advantages: np.ndarray) -> types.Batch:
+  """Replaces the advantages of a batch.
+
+  Args:
+    batch: a packed batch.
+    advantages: [turns], one number per turn of the rollout.
+
+  Returns:
+    The batch with the new numbers on all response tokens, 0 on padding.
+  """
+  turn = np.asarray(batch.turn)
+  spread = np.asarray(advantages, np.float32)[np.maximum(turn, 0)]
+  return batch.replace(advantages=np.where(turn >= 0, spread, 0.0))
+
+
+def _segment(prompt, response, number, *, mask, advantages, logprobs):
+  """One turn; the last three are a number or one number per token."""
+  if not len(prompt):
+    raise ValueError(
+      f"turn {number} has an empty prompt; its first response token cannot be "
+      "predicted from anything"
+    )
+  size = (len(response),)
+  return Segment(
+    tokens=np.concatenate([prompt, response]).astype(np.int32),
+    index=np.arange(len(response), dtype=np.int32) + len(prompt) - 1,
+    targets=np.asarray(response, np.int32),
+    mask=np.broadcast_to(np.asarray(mask, np.float32), size),
+    turn=np.full(size, number, np.int32),
+    advantages=np.broadcast_to(np.asarray(advantages, np.float32), size),
+    logprobs=np.broadcast_to(np.asarray(logprobs, np.float32), size),
+  )
+
+
+def _chain(turns, values, first, max_length):
+  """The segments of one trajectory; a growing dialogue becomes one."""
+  chain = []
+  for offset, (turn, value) in enumerate(zip(turns, values, strict=True)):
+    response = turn.response
+    if not len(response.tokens):
+      continue
+    segment = _segment(
+      turn.prompt,
+      response.tokens,
+      first + offset,
+      mask=1.0 - response.forced,
+      advantages=value,
+      logprobs=response.logprobs,
+    )
+    if chain and _continues(chain[-1], segment, len(turn.prompt), max_length):
+      segment = _extend(chain.pop(), segment)
+    chain.append(segment)
+  return chain
+
+
+def _continues(before, after, prompt_length, max_length):
+  """Whether a turn's prompt starts with the whole segment before it."""
+  size = len(before.tokens)
+  return (
+    size <= prompt_length
+    and len(after.tokens) <= max_length
+    and np.array_equal(before.tokens, after.tokens[:size])
+  )
+
+
+def _extend(before, after):
+  """One segment out of a segment and the turn that continues it."""
+  joined = {
+    field.name: np.concatenate(
+      [getattr(before, field.name), getattr(after, field.name)]
+    )
+    for field in dataclasses.fields(Segment)
+    if field.name != "tokens"
+  }
+  return Segment(tokens=after.tokens, **joined)
+
+
+def _check(lengths, rows, minibatches):
+  """Returns the row lengths in ascending order, or says what is wrong."""
+  lengths = sorted(lengths)
+  if not lengths or lengths[0] < 1:
+    raise ValueError(f"row lengths are {lengths}; at least one is needed")
+  for length in lengths:
+    if length % RESPONSE_STEPS:
+      raise ValueError(
+        f"row length {length} is not a multiple of {RESPONSE_STEPS}; nearest: "
+        f"{max(1, round(length / RESPONSE_STEPS)) * RESPONSE_STEPS}"
+      )
+  for name, number in (("rows", rows), ("minibatches", minibatches)):
+    if number < 1:
+      raise ValueError(f"{name} is {number}; it must be at least 1")
+  return lengths
+
+
+def _split(segments, minibatches, seed):
+  """Deals the segments to at most `minibatches` parts of equal count."""
+  order = np.arange(len(segments))
+  if minibatches > 1:
+    order = np.random.default_rng(seed).permutation(len(segments))
+  dealt = [order[start::minibatches] for start in range(minibatches)]
+  return [[segments[i] for i in part] for part in dealt if len(part)]
+
+
+def _response_room(segments, length):
+  """Response positions R of a row: a little above the average need."""
+  tokens = sum(len(segment.tokens) for segment in segments)
+  responses = sum(len(segment.index) for segment in segments)
+  longest = max(len(segment.index) for segment in segments)
+  need = max(longest, RESPONSE_SLACK * length * responses / tokens)
+  step = length // RESPONSE_STEPS
+  return min(length, step * int(np.ceil(need / step)))
+
+
+def _first_fit(segments, shape):
+  """Assigns segments, longest first, to the first row with room for them."""
+  order = sorted(
+    range(len(segments)), key=lambda i: (-len(segments[i].tokens), i)
+  )
+  space = np.full(len(segments), shape.length)
+  room = np.full(len(segments), shape.responses)
+  bins = [[] for _ in segments]
+  for i in order:
+    size, responses = len(segments[i].tokens), len(segments[i].index)
+    row = int(np.argmax((space >= size) & (room >= responses)))
+    space[row] -= size
+    room[row] -= responses
+    bins[row].append(segments[i])
+  return [filled for filled in bins if filled]
+
+
+def _measure(segments, bins, shape, rows):
+  """The numbers of one packing; only micro-batches in use are computed."""
+  used = sum(-(-len(filled) // rows) for filled in bins) * rows
+  tokens = sum(len(segment.tokens) for segment in segments)
+  responses = sum(len(segment.index) for segment in segments)
+  return {
+    "rows": float(sum(len(filled) for filled in bins)),
+    "row_length": float(shape.length),
+    "tokens": float(tokens),
+    "segments": float(len(segments)),
+    "padding": 1.0 - tokens / (used * shape.length),
+    "response_padding": 1.0 - responses / (used * shape.responses),
+  }
+
+
+def _fill(bins, shape, height):
+  """Writes rows of segments into the arrays of a batch."""
+  by_token = (height, shape.length)
+  by_response = (height, shape.responses)
+  batch = types.Batch(
+    tokens=np.zeros(by_token, np.int32),
+    positions=np.zeros(by_token, np.int32),
+    segments=np.zeros(by_token, np.int32),
+    index=np.zeros(by_response, np.int32),
+    targets=np.zeros(by_response, np.int32),
+    mask=np.zeros(by_response, np.float32),
+    turn=np.full(by_response, -1, np.int32),
+    advantages=np.zeros(by_response, np.float32),
+    sampler_logprobs=np.zeros(by_response, np.float32),
+    old_logprobs=np.zeros(by_response, np.float32),
+    ref_logprobs=np.zeros(by_response, np.float32),
+  )
+  for row, filled in enumerate(bins):
+    start = begin = 0
+    for number, segment in enumerate(filled, 1):
+      stop, end = start + len(segment.tokens), begin + len(segment.index)
+      batch.tokens[row, start:stop] = segment.tokens
+      batch.positions[row, start:stop] = np.arange(stop - start)
+      batch.segments[row, start:stop] = number
+      batch.index[row, begin:end] = segment.index + start
+      batch.targets[row, begin:end] = segment.targets
+      batch.mask[row, begin:end] = segment.mask
+      batch.turn[row, begin:end] = segment.turn
+      batch.advantages[row, begin:end] = segment.advantages
+      batch.sampler_logprobs[row, begin:end] = segment.logprobs
+      batch.old_logprobs[row, begin:end] = segment.logprobs
+      start, begin = stop, end
+  return batch

@@ -1,0 +1,311 @@
+"""Packing turns into rows: nothing lost or repeated, little padding."""
+
+from absl.testing import absltest, parameterized
+import chex
+import numpy as np
+
+from t2po_jax import types
+from t2po_jax.learning import batching
+
+
+def make_turn(prompt, response, *, forced=(), action_valid=True):
+  response = np.asarray(response, np.int32)
+  size = len(response)
+  zeros = np.zeros(size, np.float32)
+  attempt = types.Attempt(
+    tokens=response,
+    logprobs=-np.arange(1, size + 1, dtype=np.float32) / 10,
+    uncertainty=zeros,
+    entropy=zeros,
+    confidence=zeros,
+    forced=np.isin(np.arange(size), forced),
+    text="",
+    finish="stop",
+    fired_at=-1,
+    thinking_tokens=0,
+    phi=0.5,
+  )
+  return types.Turn(
+    prompt=np.asarray(prompt, np.int32),
+    response=attempt,
+    anchor="",
+    action="",
+    reward=0.0,
+    penalty=0.0,
+    format_valid=True,
+    action_valid=action_valid,
+    gamma=float("nan"),
+    prompt_shortened=False,
+  )
+
+
+def make_trajectory(*turns, aborted=False):
+  return types.Trajectory(
+    task_id="task",
+    category="",
+    group=0,
+    member=0,
+    turns=turns,
+    success=False,
+    aborted=aborted,
+  )
+
+
+def random_rollout(seed, trajectories, *, longest=40):
+  """Trajectories of 1 to 4 turns with random ids, and their advantages."""
+  rng = np.random.default_rng(seed)
+  rollout, advantages = [], []
+  for _ in range(trajectories):
+    turns = []
+    for _ in range(rng.integers(1, 5)):
+      prompt = rng.integers(1, 99, rng.integers(1, longest))
+      response = rng.integers(1, 99, rng.integers(1, longest // 2))
+      turns.append(make_turn(prompt, response, forced=rng.integers(0, 9, 2)))
+    rollout.append(make_trajectory(*turns))
+    advantages.append(rng.normal(size=len(turns)))
+  return rollout, advantages
+
+
+def unpack(packed):
+  """Every response position as (turn, context, target, mask, numbers)."""
+  found = []
+  for batch in packed.batches:
+    for row, position in np.argwhere(batch.turn >= 0):
+      at = batch.index[row, position]
+      same = batch.segments[row] == batch.segments[row, at]
+      context = batch.tokens[row, : at + 1][same[: at + 1]]
+      assert batch.positions[row, at] == len(context) - 1
+      found.append(
+        (
+          int(batch.turn[row, position]),
+          tuple(context.tolist()),
+          int(batch.targets[row, position]),
+          float(batch.mask[row, position]),
+          float(batch.advantages[row, position]),
+          float(batch.sampler_logprobs[row, position]),
+        )
+      )
+  return sorted(found)
+
+
+def expected(rollout, advantages):
+  """The same list by a plain loop over turns and tokens."""
+  found, number = [], 0
+  for trajectory, values in zip(rollout, advantages, strict=True):
+    for turn, value in zip(trajectory.turns, values, strict=True):
+      tokens = [*turn.prompt.tolist(), *turn.response.tokens.tolist()]
+      for i in range(len(turn.response.tokens)):
+        end = len(turn.prompt) + i
+        found.append(
+          (
+            number,
+            tuple(tokens[:end]),
+            tokens[end],
+            0.0 if turn.response.forced[i] else 1.0,
+            float(np.float32(value)),
+            float(turn.response.logprobs[i]),
+          )
+        )
+      number += 1
+  return sorted(found)
+
+
+def pack_rollout(rollout, advantages, **options):
+  segments = batching.trajectory_segments(
+    rollout, advantages, max_length=max(options["lengths"])
+  )
+  return batching.pack(segments, **options)
+
+
+class PackTest(chex.TestCase):
+  def test_two_turns_in_one_row_by_hand(self):
+    turns = [make_turn([5, 6], [7, 8, 9], forced=[1]), make_turn([3], [4])]
+    packed = pack_rollout(
+      [make_trajectory(*turns)], [[2.0, -1.0]], lengths=[16], rows=1
+    )
+    (batch,) = packed.batches
+    chex.assert_shape(batch.tokens, (1, 16))
+    np.testing.assert_array_equal(batch.tokens[0, :8], [5, 6, 7, 8, 9, 3, 4, 0])
+    np.testing.assert_array_equal(
+      batch.positions[0, :8], [0, 1, 2, 3, 4, 0, 1, 0]
+    )
+    np.testing.assert_array_equal(
+      batch.segments[0, :8], [1, 1, 1, 1, 1, 2, 2, 0]
+    )
+    np.testing.assert_array_equal(batch.index[0, :4], [1, 2, 3, 5])
+    np.testing.assert_array_equal(batch.targets[0, :4], [7, 8, 9, 4])
+    np.testing.assert_array_equal(batch.mask[0, :4], [1, 0, 1, 1])
+    np.testing.assert_array_equal(batch.turn[0, :4], [0, 0, 0, 1])
+    np.testing.assert_array_equal(batch.advantages[0, :4], [2, 2, 2, -1])
+    np.testing.assert_allclose(
+      batch.sampler_logprobs[0, :4], [-0.1, -0.2, -0.3, -0.1], rtol=1e-6
+    )
+    np.testing.assert_array_equal(batch.old_logprobs, batch.sampler_logprobs)
+    np.testing.assert_array_equal(batch.mask[0, 4:], 0)
+    np.testing.assert_array_equal(batch.turn[0, 4:], -1)
+    self.assertAlmostEqual(packed.stats["padding"], 9 / 16)
+
+  @parameterized.product(
+    rows=(1, 3, 4), lengths=((64,), (64, 256)), minibatches=(1, 3)
+  )
+  def test_every_token_is_there_once(self, rows, lengths, minibatches):
+    rollout, advantages = random_rollout(3, 12)
+    packed = pack_rollout(
+      rollout,
+      advantages,
+      lengths=lengths,
+      rows=rows,
+      minibatches=minibatches,
+      seed=5,
+    )
+    self.assertLen(packed.batches, minibatches)
+    self.assertEqual(unpack(packed), expected(rollout, advantages))
+    shapes = {batch.tokens.shape for batch in packed.batches}
+    self.assertLen(shapes, 1)
+    micro, left = divmod(shapes.pop()[0], rows)
+    self.assertEqual(left, 0)
+    self.assertEqual(micro & (micro - 1), 0)
+
+  def test_empty_rows_stand_at_the_end(self):
+    rollout, advantages = random_rollout(4, 9)
+    (batch,) = pack_rollout(rollout, advantages, lengths=[64], rows=4).batches
+    filled = np.any(batch.segments > 0, axis=1)
+    self.assertTrue(np.all(filled[:-1] >= filled[1:]))
+    self.assertFalse(np.any(batch.mask[~filled]))
+
+  def test_same_input_gives_same_rows(self):
+    rollout, advantages = random_rollout(5, 8)
+    options = dict(lengths=[64, 128], rows=2, minibatches=2)
+    first = pack_rollout(rollout, advantages, seed=1, **options)
+    again = pack_rollout(rollout, advantages, seed=1, **options)
+    other = pack_rollout(rollout, advantages, seed=2, **options)
+    chex.assert_trees_all_equal(first.batches, again.batches)
+    self.assertFalse(
+      np.array_equal(first.batches[0].tokens, other.batches[0].tokens)
+    )
+
+  def test_padding_is_small_on_turns_of_many_lengths(self):
+    rng = np.random.default_rng(0)
+    pairs = [
+      (np.ones(int(a)), np.ones(int(b)))
+      for a, b in zip(
+        np.clip(rng.lognormal(5.0, 0.6, 400), 30, 700),
+        np.clip(rng.lognormal(4.0, 0.5, 400), 10, 300),
+        strict=True,
+      )
+    ]
+    packed = batching.pack(
+      batching.pair_segments(pairs), lengths=[1024], rows=4
+    )
+    self.assertLess(packed.stats["padding"], 0.1)
+    self.assertLess(packed.stats["response_padding"], 0.3)
+
+  def test_shortest_row_that_is_full_enough_wins(self):
+    pairs = [(np.ones(30), np.ones(34))] * 8
+    segments = batching.pair_segments(pairs)
+    packed = batching.pack(segments, lengths=[512, 64, 128], rows=2)
+    self.assertEqual(packed.stats["row_length"], 64)
+    pairs = [(np.ones(30), np.ones(12))] * 9
+    segments = batching.pair_segments(pairs)
+    packed = batching.pack(segments, lengths=[64, 128], rows=1)
+    self.assertEqual(packed.stats["row_length"], 128)
+
+  def test_nothing_to_train_on_gives_no_batch(self):
+    rollout = [make_trajectory(make_turn([1], [2]), aborted=True)]
+    packed = pack_rollout(rollout, [[1.0]], lengths=[16], rows=1)
+    self.assertEqual(packed.batches, ())
+
+
+class SelectionTest(chex.TestCase):
+  def test_aborted_and_void_trajectories_are_left_out(self):
+    rollout = [
+      make_trajectory(make_turn([1], [2]), aborted=True),
+      make_trajectory(
+        make_turn([1], [3]), make_turn([1], [4], action_valid=False)
+      ),
+      make_trajectory(make_turn([1], [5]), make_turn([1], [])),
+    ]
+    values = [[1.0], [1.0, 1.0], [1.0, 1.0]]
+    segments = batching.trajectory_segments(rollout, values, max_length=8)
+    self.assertEqual([int(s.targets[0]) for s in segments], [3, 4, 5])
+    self.assertEqual([int(s.turn[0]) for s in segments], [1, 2, 3])
+    segments = batching.trajectory_segments(
+      rollout, values, max_length=8, drop_void=True
+    )
+    self.assertEqual([int(s.targets[0]) for s in segments], [5])
+
+  def test_advantages_may_differ_by_token(self):
+    rollout = [make_trajectory(make_turn([1], [2, 3, 4]))]
+    values = [[np.array([0.5, 0.25, -1.0])]]
+    (segment,) = batching.trajectory_segments(rollout, values, max_length=8)
+    np.testing.assert_array_equal(segment.advantages, [0.5, 0.25, -1.0])
+
+  def test_growing_dialogue_becomes_one_segment(self):
+    turns = [
+      make_turn([1, 2], [3, 4]),
+      make_turn([1, 2, 3, 4, 5], [6]),
+      make_turn([1, 2, 3, 4, 5, 6, 7], [8, 9]),
+    ]
+    rollout, values = [make_trajectory(*turns)], [[1.0, 2.0, 3.0]]
+    (whole,) = batching.trajectory_segments(rollout, values, max_length=9)
+    np.testing.assert_array_equal(whole.tokens, np.arange(1, 10))
+    np.testing.assert_array_equal(whole.turn, [0, 0, 1, 2, 2])
+    packed = pack_rollout(rollout, values, lengths=[16], rows=1)
+    self.assertEqual(unpack(packed), expected(rollout, values))
+    cut = batching.trajectory_segments(rollout, values, max_length=8)
+    self.assertEqual([len(segment.tokens) for segment in cut], [6, 9])
+
+
+class PerTurnTest(chex.TestCase):
+  def test_sums_and_advantages_go_by_turn(self):
+    rollout, advantages = random_rollout(6, 5)
+    flat = np.concatenate(advantages)
+    turns = len(flat)
+    (batch,) = pack_rollout(rollout, advantages, lengths=[64], rows=2).batches
+    sums = batching.turn_sums(batch, batch.sampler_logprobs, turns=turns)
+    everything = [turn for one in rollout for turn in one.turns]
+    wanted = [
+      sum(
+        float(p)
+        for p, f in zip(
+          turn.response.logprobs, turn.response.forced, strict=True
+        )
+        if not f
+      )
+      for turn in everything
+    ]
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5)
+    other = batching.with_advantages(batch, np.zeros(turns))
+    self.assertFalse(np.any(other.advantages))
+    back = batching.with_advantages(other, flat)
+    np.testing.assert_array_equal(back.advantages, batch.advantages)
+
+
+class RefusalTest(chex.TestCase):
+  @parameterized.parameters(
+    (dict(lengths=[16], rows=1), "turn 0 has 20 tokens, 2 of them response;"),
+    (dict(lengths=[30], rows=1), "row length 30 is not a multiple of 16.*32"),
+    (dict(lengths=[], rows=1), "row lengths are"),
+    (dict(lengths=[32], rows=0), "rows is 0"),
+    (dict(lengths=[32], rows=1, minibatches=0), "minibatches is 0"),
+  )
+  def test_bad_input_gets_one_line(self, options, message):
+    segments = batching.pair_segments([(np.ones(18), np.ones(2))])
+    with self.assertRaisesRegex(ValueError, message) as raised:
+      batching.pack(segments, **options)
+    self.assertNotIn("\n", str(raised.exception))
+
+  def test_advantages_must_match_the_rollout(self):
+    rollout = [make_trajectory(make_turn([1], [2]))]
+    with self.assertRaisesRegex(ValueError, "2 advantages for the 1 turns"):
+      batching.trajectory_segments(rollout, [[1.0, 2.0]], max_length=8)
+    with self.assertRaisesRegex(ValueError, "advantages of 0 trajectories"):
+      batching.trajectory_segments(rollout, [], max_length=8)
+
+  def test_empty_prompt_is_refused(self):
+    with self.assertRaisesRegex(ValueError, "turn 0 has an empty prompt"):
+      batching.pair_segments([(np.zeros(0), np.ones(2))])
+
+
+if __name__ == "__main__":
+  absltest.main()
