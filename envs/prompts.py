@@ -45,12 +45,14 @@ class Response:
     thought: the text of the first `<think>` block, or None.
     kind: the tag of the first action block, or None if there is none.
     content: the text of that block, stripped.
+    blocks: number of action blocks, of any kind.
     format_valid: whether the whole response follows the grammar.
   """
 
   thought: str | None
   kind: str | None
   content: str
+  blocks: int
   format_valid: bool
 
 
@@ -58,7 +60,8 @@ def parse(text: str, grammar: Grammar) -> Response:
   """Parses one response; see the module docstring for the grammar."""
   tags = "|".join(re.escape(tag) for tag in grammar.actions)
   thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
-  action = re.search(rf"<({tags})>(.*?)</\1>", text, re.DOTALL)
+  blocks = re.findall(rf"<({tags})>(.*?)</\1>", text, re.DOTALL)
+  kind, content = blocks[0] if blocks else (None, "")
   strict = re.fullmatch(
     rf"\s*<think>(.*?)</think>\s*<({tags})>(.*?)</\2>\s*", text, re.DOTALL
   )
@@ -71,8 +74,9 @@ def parse(text: str, grammar: Grammar) -> Response:
   once = counts[:2] == [1, 1] and sum(counts) == 4
   return Response(
     thought=thought.group(1).strip() if thought else None,
-    kind=action.group(1) if action else None,
-    content=action.group(2).strip() if action else "",
+    kind=kind,
+    content=content.strip(),
+    blocks=len(blocks),
     format_valid=strict is not None and once,
   )
 
@@ -102,7 +106,9 @@ def shorten(text: str, keep: int) -> str:
   """Cuts the middle out of a text so that at most `keep` characters stay."""
   if len(text) <= keep:
     return text
-  head = max(keep - len(ELLIPSIS), 0)
+  if keep < len(ELLIPSIS):
+    return text[:keep]
+  head = keep - len(ELLIPSIS)
   tail = head // 2
   return text[: head - tail] + ELLIPSIS + (text[-tail:] if tail else "")
 

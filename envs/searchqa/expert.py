@@ -1,0 +1,138 @@
+"""A scripted searcher of the embedded world, with a habit to cure.
+
+It thinks in one line: the facts found since its last turn, then the fact that
+is missing, which it searches. Every fact that a passage has shown counts, so
+without noise it needs as few turns as the retrieval allows. Two knobs spoil
+it. `hesitation` makes it repeat its line word for word before it acts; the
+repetition carries no information, which is what a thinking intervention
+should cut. `doubt` makes it lose the thread in such a round and act on a
+wrong entity. A policy cloned from the spoiled expert hesitates and fails in
+the same way.
+"""
+
+import random
+
+from envs.searchqa import world as world_lib
+
+# Needless rounds per turn at most, so that responses stay bounded.
+MAX_ROUNDS = 5
+
+
+class ScriptedExpert:
+  """Answers questions of the embedded world; see `envs.base.Expert`."""
+
+  def __init__(
+    self,
+    world: world_lib.World,
+    question: world_lib.Question,
+    shown: list[str],
+    wording,
+    *,
+    hesitation: float,
+    doubt: float,
+    seed: int,
+  ):
+    """Binds the expert to a running episode.
+
+    Args:
+      world: the world that the question is about.
+      question: the question of the episode.
+      shown: ids of the passages shown so far; the episode appends to it.
+      wording: the module that words the episode.
+      hesitation: mean number of needless rounds per turn, >= 0; the number
+        is geometric, cut off at `MAX_ROUNDS`.
+      doubt: probability per round to go wrong, in [0, 1].
+      seed: seed of the expert's draws.
+    """
+    self._world = world
+    self._question = question
+    self._shown = shown
+    self._wording = wording
+    self._hesitation = hesitation
+    self._doubt = doubt
+    self._random = random.Random(seed)
+    self._stated = 0
+
+  def respond(self) -> str:
+    """The response to the episode's current state."""
+    question, wording = self._question, self._wording
+    known = self._count_known()
+    first = min(self._stated, max(known - 1, 0))
+    facts = [
+      wording.state(
+        question.path[hop], question.relations[hop], question.path[hop + 1]
+      )
+      for hop in range(first, known)
+    ]
+    self._stated = known
+    entity = question.path[known]
+    relation = question.relations[min(known, question.hops - 1)]
+    complete = known == question.hops
+    line = facts if complete else [*facts, wording.plan(entity, relation)]
+    thought = list(line)
+    continued = self._hesitation / (1.0 + self._hesitation)
+    for _ in range(MAX_ROUNDS):
+      if self._random.random() >= continued:
+        break
+      thought.append(wording.AGAIN)
+      if self._random.random() < self._doubt:
+        derailed, act = self._derail(known)
+        thought.extend((*line[:-1], derailed))
+        return self._say(thought, *act)
+      thought.extend(line)
+    if complete:
+      return self._say(thought, "answer", wording.name(entity))
+    return self._say(thought, "search", wording.query(entity, relation))
+
+  def _count_known(self) -> int:
+    """Hops whose facts stand in the passages shown so far."""
+    known = 0
+    for entity in self._question.path[:-1]:
+      if entity not in self._shown:
+        break
+      known += 1
+    return known
+
+  def _derail(self, known: int) -> tuple[str, tuple[str, str]]:
+    """A wrong last sentence, and the action that follows from it.
+
+    Either a fact with a wrong value that is taken for the answer, or a
+    search about a wrong entity, with equal chances.
+    """
+    question, wording = self._question, self._wording
+    hop = min(known, question.hops - 1)
+    relation = question.relations[hop]
+    if self._random.random() < 0.5:
+      value = self._confuse(question.path[hop + 1])
+      sentence = wording.state(question.path[hop], relation, value)
+      return sentence, ("answer", wording.name(value))
+    entity = self._confuse(question.path[hop])
+    return wording.plan(entity, relation), (
+      "search",
+      wording.query(entity, relation),
+    )
+
+  def _confuse(self, entity: str) -> str:
+    """Another entity of the same kind, if possible from the passages."""
+    world = self._world
+    seen = [
+      name
+      for shown in self._shown
+      for name in (shown, *world.facts[shown].values())
+    ]
+    for names in (seen, world.kinds):
+      others = [
+        name
+        for name in names
+        if world.kinds[name] == world.kinds[entity]
+        and name not in self._question.path
+      ]
+      if others:
+        return self._random.choice(others)
+    return self._question.start
+
+  def _say(self, thought: list[str], kind: str, content: str) -> str:
+    """The words of a response."""
+    wording = self._wording
+    segment = wording.think(" ".join(thought))
+    return segment + wording.SEPARATOR + wording.action(kind, content)

@@ -1,0 +1,212 @@
+"""A string bandit of three turns: instant, deterministic, for tests.
+
+Each turn shows one word and asks for one word back: the same word in the
+category `echo`, its partner in the category `swap`. Turns do not depend on
+each other, each right answer pays a third of the reward, and eight words are
+all there is, so that a tiny model learns it within a few updates. Failures
+can be ordered: an infrastructure error or a slow step at a chosen turn.
+"""
+
+from collections.abc import Mapping, Sequence
+import itertools
+import random
+import time
+
+from envs import base, prompts
+
+TURNS = 3
+COLOURS = ("red", "green", "blue", "pink")
+# The partner of each colour: the right answer in the category `swap`.
+PARTNERS = {"red": "green", "green": "red", "blue": "pink", "pink": "blue"}
+CATEGORIES = ("echo", "swap")
+
+
+def right_answer(category: str, shown: str) -> str:
+  """The word that is asked for when `shown` is on display."""
+  return shown if category == "echo" else PARTNERS[shown]
+
+
+def _draw_splits(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
+  """Cuts the shuffled tasks of each category into the splits."""
+  splits: dict[str, list[str]] = {name: [] for name in sizes}
+  for category in CATEGORIES:
+    tasks = [
+      "-".join((category, *shown))
+      for shown in itertools.product(COLOURS, repeat=TURNS)
+    ]
+    random.Random(base.SPLIT_SEED).shuffle(tasks)
+    start = 0
+    for name, size in sizes.items():
+      splits[name].extend(tasks[start : start + size])
+      start += size
+  for tasks in splits.values():
+    random.Random(base.SPLIT_SEED).shuffle(tasks)
+  return {name: tuple(tasks) for name, tasks in splits.items()}
+
+
+class ToyBenchmark:
+  """The string bandit; implements `envs.base.Benchmark`.
+
+  Task ids read `category-word-word-word`, the words in order of turns: 64
+  tasks per category, of which 40 train, 8 valid and 16 test.
+  """
+
+  max_turns = TURNS
+  grammar = prompts.Grammar(actions=("action",), closing="</think><action>")
+
+  def __init__(
+    self,
+    *,
+    reward_success: float = 1.0,
+    expert_thoughts: int = 3,
+    expert_slip: float = 0.0,
+    error_turn: int = 0,
+    sleep_turn: int = 0,
+    sleep_seconds: float = 0.0,
+    faulty_tasks: Sequence[str] = (),
+  ):
+    """Sets the game up.
+
+    Args:
+      reward_success: reward of an episode without a mistake; every right
+        answer pays an equal share at once.
+      expert_thoughts: longest thought of the expert, in words, >= 1; the
+        length is uniform between 1 and this.
+      expert_slip: probability per turn that the expert gives a wrong colour.
+      error_turn: turn (from 1) whose step raises `EnvError`; 0: never.
+      sleep_turn: turn (from 1) whose step sleeps first; 0: never.
+      sleep_seconds: how long that step sleeps.
+      faulty_tasks: tasks that the faults hit; empty: all of them.
+
+    Raises:
+      ValueError: if an argument is out of range.
+    """
+    if expert_thoughts < 1:
+      raise ValueError(
+        f"env.expert_thoughts: {expert_thoughts} words; must be at least 1"
+      )
+    if not 0.0 <= expert_slip <= 1.0:
+      raise ValueError(
+        f"env.expert_slip: {expert_slip} is no probability in [0, 1]"
+      )
+    for name, turn in (("error_turn", error_turn), ("sleep_turn", sleep_turn)):
+      if not 0 <= turn <= TURNS:
+        raise ValueError(f"env.{name}: {turn} is not between 0 and {TURNS}")
+    self.splits = _draw_splits({"train": 40, "valid": 8, "test": 16})
+    self.tasks = frozenset(itertools.chain(*self.splits.values()))
+    self.reward_success = reward_success
+    self.expert_thoughts = expert_thoughts
+    self.expert_slip = expert_slip
+    self.error_turn = error_turn
+    self.sleep_turn = sleep_turn
+    self.sleep_seconds = sleep_seconds
+    self.faulty_tasks = frozenset(faulty_tasks)
+
+  def env(self) -> "ToyEnv":
+    """A new environment."""
+    return ToyEnv(self)
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """One line: the category and the word on display."""
+    return [{"role": "user", "content": f"{view.task} {view.observation}"}]
+
+  def category(self, task_id: str) -> str:
+    """`echo` or `swap`."""
+    return task_id.split("-")[0]
+
+  def corpus(self) -> list[str]:
+    """Every prompt with every response, thoughts of one to three words."""
+    return [
+      f"{category} {shown} {_response([answer] * words, answer)}"
+      for category in CATEGORIES
+      for shown in COLOURS
+      for answer in COLOURS
+      for words in range(1, 4)
+    ]
+
+
+def _response(thought: Sequence[str], answer: str) -> str:
+  """A strictly formed response; every word follows a space."""
+  return f"<think> {' '.join(thought)}</think><action> {answer}</action>"
+
+
+class ToyEnv:
+  """One game of three turns."""
+
+  def __init__(self, benchmark: ToyBenchmark):
+    self._benchmark = benchmark
+    self._task = ""
+    self.category = ""
+    self.shown: tuple[str, ...] = ()
+    self.turn = 0
+    self._right = 0
+    self._done = True
+
+  def reset(self, task_id: str) -> base.Observation:
+    """Starts the game of a task; see `envs.base.Env.reset`."""
+    if task_id not in self._benchmark.tasks:
+      raise KeyError(f"toy: unknown task {task_id!r}")
+    self._task = task_id
+    self.category, *shown = task_id.split("-")
+    self.shown = tuple(shown)
+    self.turn, self._right, self._done = 0, 0, False
+    return self._observe()
+
+  def _observe(self) -> base.Observation:
+    """The word on display, or nothing after the last turn."""
+    text = self.shown[self.turn] if self.turn < TURNS else "over"
+    return base.Observation(task=self.category, text=text)
+
+  def step(self, response: str) -> base.StepResult:
+    """Judges one answer; see `envs.base.Env.step`."""
+    if self._done:
+      raise RuntimeError("toy: the episode is over; call reset first")
+    benchmark = self._benchmark
+    if not benchmark.faulty_tasks or self._task in benchmark.faulty_tasks:
+      if self.turn + 1 == benchmark.sleep_turn:
+        time.sleep(benchmark.sleep_seconds)
+      if self.turn + 1 == benchmark.error_turn:
+        self._done = True
+        raise base.EnvError(f"toy: ordered failure at turn {self.turn + 1}")
+    parsed = prompts.parse(response, benchmark.grammar)
+    action = parsed.content.lower()
+    right = action == right_answer(self.category, self.shown[self.turn])
+    self.turn += 1
+    self._right += right
+    self._done = self.turn == TURNS
+    return base.StepResult(
+      observation=self._observe(),
+      action=action,
+      reward=benchmark.reward_success / TURNS if right else 0.0,
+      done=self._done,
+      format_valid=parsed.format_valid,
+      action_valid=parsed.format_valid and action in COLOURS,
+      success=self._done and self._right == TURNS,
+      info={"right": float(right)},
+    )
+
+  def expert(self, seed: int) -> "ToyExpert":
+    """A player who knows the rule."""
+    return ToyExpert(self, self._benchmark, seed)
+
+  def close(self) -> None:
+    """Nothing to release."""
+
+
+class ToyExpert:
+  """Repeats the answer in its thought a random number of times."""
+
+  def __init__(self, env: ToyEnv, benchmark: ToyBenchmark, seed: int):
+    self._env = env
+    self._benchmark = benchmark
+    self._random = random.Random(seed)
+
+  def respond(self) -> str:
+    """The response to the word on display."""
+    env = self._env
+    answer = right_answer(env.category, env.shown[env.turn])
+    words = self._random.randint(1, self._benchmark.expert_thoughts)
+    if self._random.random() < self._benchmark.expert_slip:
+      wrong = [colour for colour in COLOURS if colour != answer]
+      answer = self._random.choice(wrong)
+    return _response([answer] * words, answer)
