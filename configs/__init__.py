@@ -1,0 +1,1 @@
+"""Configurations; see base.py for every key."""

@@ -1,0 +1,173 @@
+"""Every key of a configuration, with its unit and meaning.
+
+A task file (`searchqa.py`, `webshop.py`, ...) starts from `get_config()` and
+states only what differs. The result is locked: a key that is not listed here
+is refused, with the nearest name that exists.
+
+Presets are joined by commas after a colon, later ones win:
+`--config=configs/searchqa.py:smollm2,grpo`.
+"""
+
+from collections.abc import Callable, Mapping
+import difflib
+
+from ml_collections import config_dict
+
+ConfigDict = config_dict.ConfigDict
+
+
+def get_config() -> ConfigDict:
+  """All keys with defaults that train a tiny model on a CPU."""
+  c = ConfigDict()
+  c.name = "base"  # Names the run and its directory.
+  c.seed = 0  # Everything random derives from it.
+
+  # The environment: `name` and its constructor's own arguments.
+  c.env = ConfigDict({"name": "toy"})
+
+  c.model = model = ConfigDict()
+  # Where the policy comes from: a Hugging Face directory or hub id, a GGUF
+  # file, or `scratch` for a model of `size` trained here from the start.
+  model.source = "scratch"
+  model.size = "tiny"  # Named size, for `scratch` only.
+  model.vocab_size = 1024  # Most pieces of the tokenizer, for `scratch` only.
+  model.dtype = "float32"  # Compute type; master weights are float32.
+  model.scan_layers = True  # Training: scan over layers, or unroll them.
+  model.remat = "none"  # Training: `none`, or `full` to recompute layers.
+
+  c.rollout = rollout = ConfigDict()
+  rollout.tasks = 16  # Task groups per update.
+  rollout.group_size = 8  # Trajectories per group, G.
+  rollout.memory = 4  # (observation, action) pairs in a prompt.
+  rollout.prefix = "<think>"  # Text that every response is begun with.
+  rollout.max_prompt = 192  # Tokens, the prefix included.
+  rollout.max_response = 48  # Tokens.
+  rollout.slots = 64  # Responses decoded at the same time.
+  rollout.chunk = 16  # Most tokens decoded per device call.
+  rollout.env_threads = 8  # Environment calls at the same time.
+  rollout.env_timeout = 0.0  # Seconds per environment call; 0 = no limit.
+  rollout.temperature = 1.0
+  rollout.top_k = 0  # 0 = off.
+  rollout.top_p = 1.0  # 1 = off.
+  rollout.min_p = 0.0  # 0 = off.
+
+  c.control = control = ConfigDict()
+  # Uncertainty signal: `calibrated`, `entropy`, `confidence`, `released`.
+  control.signal = "calibrated"
+  control.normalizer = "running"  # `running` extremes, or `vocab`.
+  control.alpha = 0.4  # Weight of the entropy in the calibrated signal.
+  control.top_j = 20  # Tokens the confidence averages over.
+  control.tempered = False  # Measure after the temperature.
+  control.thinking = thinking = ConfigDict()
+  thinking.enabled = True  # The token-level thinking intervention.
+  thinking.epsilon = "auto(0.2)"  # Threshold of mean |dM|, or a quantile.
+  thinking.window = 8  # N: the mean is over N + 1 changes.
+  thinking.min_tokens = 8  # L_min: never fires before.
+  thinking.max_tokens = 450  # L_max: always fires here; the hard budget.
+  thinking.require_past_peak = True  # Only after the signal's peak.
+  control.resampling = again = ConfigDict()
+  again.eta = "auto(0.1)"  # Threshold of |dPhi|, or a quantile.
+  again.max_tries = 2  # B_max: samplings beyond the first; 0 = off.
+  control.calibration = calibration = ConfigDict()
+  calibration.rollouts = 1  # Rollouts that an `auto` threshold waits for.
+  calibration.every = 10  # Updates between recalibrations; 0 = never.
+
+  c.reward = reward = ConfigDict()
+  reward.format_penalty = 0.1  # Per response that breaks the grammar.
+  reward.invalid_penalty = 0.1  # Per action that is not possible.
+  reward.drop_void = False  # Leave out episodes with a turn without action.
+
+  c.advantage = advantage = ConfigDict()
+  advantage.estimator = "gigpo"  # `grpo` or `gigpo`.
+  advantage.discount = 0.95  # beta, per turn.
+  advantage.norm_std = True  # Divide by the group's standard deviation.
+  advantage.step_weight = 1.0  # gigpo: weight of the step advantage.
+  advantage.step_norm = "mean_norm"  # gigpo: or `mean_std_norm`.
+  advantage.similarity = 1.0  # gigpo: anchors match from this ratio; 1 = equal.
+  advantage.per = "trajectory"  # gigpo: group statistics; or `turn`.
+
+  c.loss = loss = ConfigDict()
+  loss.clip_low = 0.2
+  loss.clip_high = 0.28
+  loss.dual_clip = 3.0  # 0 = off.
+  loss.aggregation = "token_mean"
+  loss.kl = "off"  # Loss term against the reference: `k1`, `k2`, `k3`.
+  loss.kl_coefficient = 0.0
+  loss.entropy_coefficient = 0.0
+  loss.old_logprobs = "sampler"  # Or `recompute` before each update.
+  loss.importance_cap = 2.0  # With `recompute`; 0 = off.
+
+  c.optimizer = optimizer = ConfigDict()
+  optimizer.learning_rate = 3e-4
+  optimizer.schedule = "constant"  # Or `linear`, `cosine`: decay to 0.
+  optimizer.warmup = 0  # Steps of linear warm-up.
+  optimizer.b1 = 0.9
+  optimizer.b2 = 0.95
+  optimizer.weight_decay = 0.0
+  optimizer.clip_norm = 1.0  # Global gradient norm; 0 = off.
+
+  c.train = train = ConfigDict()
+  train.updates = 30  # Rollouts, each followed by gradient steps.
+  train.mini_batches = 1  # Optimizer steps per pass over a rollout.
+  train.epochs = 1  # Passes over a rollout.
+  train.row_tokens = 256  # Length of packed rows; at least prompt + response.
+  train.micro_rows = 16  # Rows per gradient accumulation step.
+  train.eval_every = 5  # Updates between evaluations; 0 = only at the end.
+  train.save_every = 5  # Updates between checkpoints; 0 = only at the end.
+  train.keep = 2  # Newest checkpoints kept, beside the best.
+  train.split = "train"
+
+  c.cold_start = cold = ConfigDict()
+  cold.kind = "none"  # `expert`, `rft`, `expert+rft` or `none`.
+  cold.episodes = 512  # Demonstrations of the scripted expert.
+  cold.epochs = 1  # Passes over the demonstrations.
+  cold.learning_rate = 1e-3  # Peak; cosine decay.
+  cold.micro_rows = 16  # Rows per optimizer step.
+  cold.rft_rounds = 1  # Rounds of sampling and fine-tuning on successes.
+  cold.rft_tasks = 64  # Tasks per round, `rollout.group_size` tries each.
+  cold.rft_epochs = 1
+
+  c.eval = evaluation = ConfigDict()
+  evaluation.split = "valid"
+  evaluation.tasks = 64  # Tasks of the fixed panel, from the split's start.
+  evaluation.temperature = 0.6
+  evaluation.top_k = 20
+  evaluation.top_p = 0.95
+
+  c.mesh = mesh = ConfigDict()
+  mesh.data = -1  # Devices per axis; one of them may be -1, the rest.
+  mesh.fsdp = 1
+  mesh.tensor = 1
+
+  c.log = log = ConfigDict()
+  log.tensorboard = True
+  log.wandb = False
+  log.mlflow = False
+  log.trajectories = 4  # Episodes written to trajectories.jsonl per update.
+
+  # Cold starts, search indexes and compiled programs; relative to the home
+  # directory's cache unless absolute. Empty = `~/.cache/t2po_jax`.
+  c.cache_dir = ""
+  return c
+
+
+def apply_presets(
+  config: ConfigDict,
+  names: str,
+  presets: Mapping[str, Callable[[ConfigDict], None]],
+) -> ConfigDict:
+  """Applies comma-separated presets in order and locks the result.
+
+  Raises:
+    ValueError: if a preset is unknown.
+  """
+  for name in filter(None, (part.strip() for part in names.split(","))):
+    if name not in presets:
+      near = difflib.get_close_matches(name, presets, n=1)
+      hint = f"; did you mean {near[0]!r}?" if near else ""
+      raise ValueError(
+        f"config preset {name!r} is unknown{hint} "
+        f"(known: {', '.join(sorted(presets))})"
+      )
+    presets[name](config)
+  return config.lock()

@@ -1,0 +1,350 @@
+"""The multi-turn loop: prompt, act, maybe resample, step, record.
+
+There is one loop for every algorithm. Plain multi-turn sampling is this loop
+with the thinking intervention off and no second tries; T2PO turns both on.
+All episodes of a rollout are under way at once: while some responses are being
+decoded, environments step, and prompts of the next turns wait for free slots.
+
+Turn-level resampling (T2PO, arXiv 2605.02178) discards a response whose turn
+score moved by less than eta and samples it again from the same state. Ours
+takes the score from what the decode loop recorded, acts only on running
+episodes and on responses of any length; discarded attempts stay in the
+trajectory for analysis and are never trained on.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
+import dataclasses
+import itertools
+
+from absl import logging
+import numpy as np
+
+from envs import base, prompts
+from t2po_jax import types
+from t2po_jax.control import resampling
+from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.rollout import draw, environments
+from t2po_jax.rollout import scheduler as schedulers
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+  """How episodes are played.
+
+  Attributes:
+    memory: (observation, action) pairs that a prompt shows.
+    max_prompt: most tokens of a prompt, the prefix included.
+    max_response: most tokens of a response.
+    prefix: text that every response begins with, given to the model.
+    format_penalty: subtracted from a turn's reward when its response breaks
+      the grammar, >= 0.
+    invalid_penalty: subtracted when its action is not possible, >= 0.
+    max_tries: how often a turn may be sampled again; 0 turns resampling off.
+    eta: turns whose score moves by less are sampled again.
+    epsilon: threshold of the thinking intervention.
+    sampling: how tokens are drawn.
+  """
+
+  memory: int
+  max_prompt: int
+  max_response: int
+  prefix: str = ""
+  format_penalty: float = 0.0
+  invalid_penalty: float = 0.0
+  max_tries: int = 0
+  eta: float = 0.0
+  epsilon: float = 0.0
+  sampling: draw.Sampling = draw.Sampling()
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """What one call of `collect` gives.
+
+  Attributes:
+    trajectories: all episodes, by group and member.
+    deltas: [n] float32, windowed mean |dM| at steps where the thinking
+      intervention was allowed to fire; calibrates epsilon.
+    gammas: [n] float32, |Phi^k - Phi^{k-1}| of every first attempt at a turn
+      after the first; calibrates eta.
+    aborted: number of episodes that the infrastructure ended.
+  """
+
+  trajectories: list[types.Trajectory]
+  deltas: np.ndarray
+  gammas: np.ndarray
+  aborted: int
+
+
+@dataclasses.dataclass
+class _Episode:
+  """An episode under way."""
+
+  task_id: str
+  group: int
+  member: int
+  seat: environments.Seat
+  observation: base.Observation | None = None
+  memory: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+  turns: list[types.Turn] = dataclasses.field(default_factory=list)
+  prompt: np.ndarray | None = None
+  shortened: bool = False
+  discarded: list[types.Attempt] = dataclasses.field(default_factory=list)
+  attempt: types.Attempt | None = None
+  gamma: float = float("nan")
+  extremes: np.ndarray = dataclasses.field(
+    default_factory=schedulers.fresh_extremes
+  )
+  success: bool = False
+
+
+class _Loop:
+  """One rollout; `run` drives it to the end."""
+
+  def __init__(
+    self,
+    benchmark: base.Benchmark,
+    pool: environments.EnvironmentPool,
+    tokenizer: tokenizers.Tokenizer,
+    scheduler: schedulers.Scheduler,
+    rules: Rules,
+    seed: tuple[int, ...],
+  ):
+    self._benchmark = benchmark
+    self._pool = pool
+    self._tokenizer = tokenizer
+    self._scheduler = scheduler
+    self._rules = rules
+    self._seed = seed
+    self._tickets = itertools.count()
+    self._waiting: dict[futures.Future, _Episode] = {}
+    self._sampling: dict[int, _Episode] = {}
+    self.deltas: list[np.ndarray] = []
+    self.gammas: list[float] = []
+
+  def run(
+    self, tasks: Sequence[tuple[str, int, int]]
+  ) -> Iterator[types.Trajectory]:
+    """Plays (task id, group, member) episodes; yields them as they end."""
+    for task_id, group, member in tasks:
+      episode = _Episode(task_id, group, member, self._pool.take())
+      future = self._pool.reset(episode.seat, task_id)
+      self._waiting[future] = episode
+    while self._waiting or self._sampling:
+      # With nothing to decode there is nothing to do but to wait.
+      done, _ = futures.wait(
+        self._waiting,
+        timeout=0 if self._sampling else None,
+        return_when=futures.FIRST_COMPLETED,
+      )
+      # In order of submission, whatever the order of completion.
+      for future in [f for f in self._waiting if f in done]:
+        yield from self._answered(self._waiting.pop(future), future)
+      completions = self._scheduler.poll(
+        self._rules.sampling, self._rules.epsilon
+      )
+      for completion in completions:
+        self._sampled(self._sampling.pop(completion.ticket), completion)
+
+  def _answered(
+    self, episode: _Episode, future: futures.Future
+  ) -> Iterator[types.Trajectory]:
+    """Takes an environment's answer; yields the trajectory if it ended."""
+    try:
+      answer = future.result()
+    except base.EnvError as error:
+      logging.warning("episode %s aborted: %s", episode.task_id, error)
+      yield self._finish(episode, aborted=True)
+      return
+    if isinstance(answer, base.StepResult):
+      self._record(episode, answer)
+      if answer.done:
+        episode.success = answer.success
+        yield self._finish(episode)
+        return
+      answer = answer.observation
+    episode.observation = answer
+    try:
+      episode.prompt, episode.shortened = self._prompt(episode)
+    except ValueError as error:
+      logging.warning("episode %s aborted: %s", episode.task_id, error)
+      yield self._finish(episode, aborted=True)
+      return
+    self._scheduler.submit(self._request(episode))
+
+  def _sampled(
+    self, episode: _Episode, completion: schedulers.Completion
+  ) -> None:
+    """Takes a response: samples again, or lets the environment answer."""
+    attempt = dataclasses.replace(
+      completion.attempt,
+      text=self._rules.prefix
+      + self._tokenizer.decode(completion.attempt.tokens.tolist()),
+    )
+    self.deltas.append(completion.deltas)
+    previous = episode.turns[-1].response.phi if episode.turns else None
+    gamma = float("nan")
+    if previous is not None:
+      gamma = abs(attempt.phi - previous)
+      if not episode.discarded:
+        self.gammas.append(gamma)
+    again = previous is not None and resampling.should_resample(
+      gamma,
+      eta=self._rules.eta,
+      tries=len(episode.discarded),
+      max_tries=self._rules.max_tries,
+    )
+    if again:
+      episode.discarded.append(attempt)
+      self._scheduler.retry(completion.ticket, self._request(episode))
+      return
+    self._scheduler.release(completion.ticket)
+    episode.attempt, episode.gamma = attempt, gamma
+    episode.extremes = completion.extremes
+    future = self._pool.step(episode.seat, attempt.text)
+    self._waiting[future] = episode
+
+  def _record(self, episode: _Episode, result: base.StepResult) -> None:
+    """Appends the finished turn."""
+    rules, observation = self._rules, episode.observation
+    penalty = rules.format_penalty * (not result.format_valid)
+    penalty += rules.invalid_penalty * (not result.action_valid)
+    episode.turns.append(
+      types.Turn(
+        prompt=episode.prompt,
+        response=episode.attempt,
+        anchor=observation.text,
+        action=result.action,
+        reward=float(result.reward),
+        penalty=float(penalty),
+        format_valid=result.format_valid,
+        action_valid=result.action_valid,
+        gamma=episode.gamma,
+        prompt_shortened=episode.shortened,
+        discarded=tuple(episode.discarded),
+        info=dict(result.info),
+      )
+    )
+    episode.memory.append((observation.text, result.action))
+    episode.discarded = []
+
+  def _finish(
+    self, episode: _Episode, *, aborted: bool = False
+  ) -> types.Trajectory:
+    self._pool.give_back(episode.seat)
+    return types.Trajectory(
+      task_id=episode.task_id,
+      category=self._benchmark.category(episode.task_id),
+      group=episode.group,
+      member=episode.member,
+      turns=tuple(episode.turns),
+      success=episode.success and not aborted,
+      aborted=aborted,
+    )
+
+  def _prompt(self, episode: _Episode) -> tuple[np.ndarray, bool]:
+    """The prompt's token ids, and whether it had to be shortened."""
+    view = prompts.View(
+      task=episode.observation.task,
+      memory=tuple(episode.memory[-self._rules.memory :])
+      if self._rules.memory
+      else (),
+      observation=episode.observation.text,
+      admissible=episode.observation.admissible,
+      turn=len(episode.turns) + 1,
+      max_turns=self._benchmark.max_turns,
+    )
+    return fit_prompt(self._benchmark, self._tokenizer, view, self._rules)
+
+  def _request(self, episode: _Episode) -> schedulers.Request:
+    """A request whose randomness belongs to trajectory, turn and attempt."""
+    place = (
+      episode.group,
+      episode.member,
+      len(episode.turns),
+      len(episode.discarded),
+    )
+    key = np.random.SeedSequence((*self._seed, *place)).generate_state(2)
+    ticket = next(self._tickets)
+    self._sampling[ticket] = episode
+    return schedulers.Request(
+      ticket=ticket,
+      prompt=episode.prompt,
+      key=key,
+      limit=self._rules.max_response,
+      extremes=episode.extremes,
+    )
+
+
+def fit_prompt(
+  benchmark: base.Benchmark,
+  tokenizer: tokenizers.Tokenizer,
+  view: prompts.View,
+  rules: Rules,
+) -> tuple[np.ndarray, bool]:
+  """Renders a view so that it fits `rules.max_prompt` tokens.
+
+  Returns:
+    [T] int32 token ids, and whether memory or observation was cut.
+
+  Raises:
+    ValueError: if it does not fit even without memory and observation.
+  """
+
+  def encode(candidate: prompts.View) -> list[int]:
+    messages = benchmark.render(candidate)
+    return tokenizer.render_chat(messages, rules.prefix)
+
+  view, shortened = prompts.fit(
+    view, lambda candidate: len(encode(candidate)) <= rules.max_prompt
+  )
+  return np.asarray(encode(view), np.int32), shortened
+
+
+def collect(
+  tasks: Sequence[str],
+  *,
+  group_size: int,
+  benchmark: base.Benchmark,
+  pool: environments.EnvironmentPool,
+  tokenizer: tokenizers.Tokenizer,
+  scheduler: schedulers.Scheduler,
+  rules: Rules,
+  seed: tuple[int, ...],
+  progress: Callable[[int], None] = lambda count: None,
+) -> Rollout:
+  """Plays every task `group_size` times with the scheduler's parameters.
+
+  Args:
+    tasks: task ids, one per group.
+    group_size: trajectories per task, G.
+    benchmark: what words the prompts.
+    pool: the environments.
+    tokenizer: the policy's tokenizer.
+    scheduler: samples the responses.
+    rules: how episodes are played.
+    seed: non-negative integers that name this rollout, e.g. (seed, update).
+    progress: called with the number of finished episodes.
+
+  Returns:
+    The rollout; the same for any number of slots and any order of serving.
+  """
+  scheduler.forget()
+  loop = _Loop(benchmark, pool, tokenizer, scheduler, rules, seed)
+  plan = [
+    (task, group, member)
+    for group, task in enumerate(tasks)
+    for member in range(group_size)
+  ]
+  trajectories = []
+  for trajectory in loop.run(plan):
+    trajectories.append(trajectory)
+    progress(len(trajectories))
+  trajectories.sort(key=lambda t: (t.group, t.member))
+  return Rollout(
+    trajectories=trajectories,
+    deltas=np.sort(np.concatenate([*loop.deltas, np.zeros(0, np.float32)])),
+    gammas=np.sort(np.asarray(loop.gammas, np.float32)),
+    aborted=sum(trajectory.aborted for trajectory in trajectories),
+  )

@@ -1,0 +1,149 @@
+"""Draws tokens from logits.
+
+Filters follow the usual order: temperature, top-k, top-p, min-p. The draw is
+an exact inverse of the cumulative distribution from one uniform number a row,
+in two stages (which block of the vocabulary, then where in it): adding Gumbel
+noise to every logit costs a random number per vocabulary entry, which on a
+CPU takes longer than the model's own projection.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from t2po_jax import types
+
+_BLOCK = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+  """How tokens are drawn.
+
+  Attributes:
+    temperature: divides the logits; 0 takes the most likely token.
+    top_k: keep the k most likely tokens; 0 keeps all.
+    top_p: keep the smallest set of tokens with at least this probability; 1
+      keeps all.
+    min_p: keep tokens with at least this fraction of the largest probability;
+      0 keeps all.
+  """
+
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  min_p: float = 0.0
+
+  def __post_init__(self):
+    for name, ok, want in (
+      ("temperature", self.temperature >= 0, ">= 0"),
+      ("top_k", self.top_k >= 0, ">= 0"),
+      ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+      ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+    ):
+      if not ok:
+        raise ValueError(
+          f"sampling.{name}: found {getattr(self, name)}, must be {want}"
+        )
+
+
+def filter_logits(logits, sampling: Sampling) -> types.Array:
+  """Sets the logits that top-k, top-p and min-p exclude to -inf.
+
+  Args:
+    logits: [B, V] float32, already divided by the temperature.
+    sampling: the filters.
+
+  Returns:
+    [B, V] float32. The most likely token always stays.
+  """
+  size = logits.shape[-1]
+  limit = min(sampling.top_k, size) if sampling.top_k else size
+  if limit < size:
+    kept = jax.lax.top_k(logits, limit)[0]
+  elif sampling.top_p < 1:
+    kept = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+  else:
+    kept = jnp.max(logits, axis=-1, keepdims=True)
+  threshold = jnp.full_like(kept[:, 0], -jnp.inf)
+  if limit < size:
+    threshold = kept[:, -1]
+  if sampling.top_p < 1:
+    probs = jax.nn.softmax(kept, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    count = jnp.sum(before < sampling.top_p, axis=-1)
+    nucleus = jnp.take_along_axis(kept, count[:, None] - 1, axis=-1)[:, 0]
+    threshold = jnp.maximum(threshold, nucleus)
+  if sampling.min_p > 0:
+    threshold = jnp.maximum(threshold, kept[:, 0] + jnp.log(sampling.min_p))
+  return jnp.where(logits >= threshold[:, None], logits, -jnp.inf)
+
+
+def invert_cdf(probs, uniform) -> types.Array:
+  """The first token whose cumulative probability exceeds the uniform number.
+
+  Args:
+    probs: [B, V] float32, non-negative, not necessarily summing to 1.
+    uniform: [B] float32 in [0, 1).
+
+  Returns:
+    [B] int32 token ids; a token of probability 0 is never returned.
+  """
+  rows, size = probs.shape
+  pad = -size % _BLOCK
+  blocks = jnp.pad(probs, ((0, 0), (0, pad))).reshape(rows, -1, _BLOCK)
+  cumulative = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
+  target = uniform * cumulative[:, -1]
+  block = jnp.argmax(cumulative > target[:, None], axis=-1)
+  # Rounding may leave no block above the target; then take the likeliest.
+  none = ~jnp.any(cumulative > target[:, None], axis=-1)
+  before = jnp.where(
+    block > 0,
+    jnp.take_along_axis(cumulative, (block - 1)[:, None], axis=-1)[:, 0],
+    0.0,
+  )
+  row = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+  inside = jnp.cumsum(row, axis=-1) > (target - before)[:, None]
+  # The sum of a block and its running sum may differ in the last bit.
+  last = _BLOCK - 1 - jnp.argmax(jnp.flip(row > 0, axis=-1), axis=-1)
+  offset = jnp.where(jnp.any(inside, -1), jnp.argmax(inside, -1), last)
+  token = block * _BLOCK + offset
+  return jnp.where(none, jnp.argmax(probs, axis=-1), token).astype(jnp.int32)
+
+
+def draw(logits, log_z, uniform, sampling: Sampling) -> types.Array:
+  """Draws one token a row.
+
+  Args:
+    logits: [B, V] float32, divided by the temperature (if that is not 0).
+    log_z: [B] float32, their log-sum-exp.
+    uniform: [B] float32 in [0, 1).
+    sampling: temperature and filters.
+
+  Returns:
+    [B] int32 token ids.
+  """
+  if sampling.temperature == 0:
+    return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+  if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
+    logits = filter_logits(logits, sampling)
+  return invert_cdf(jnp.exp(logits - log_z[:, None]), uniform)
+
+
+def uniforms(keys, index) -> types.Array:
+  """One uniform number a row, a pure function of the row's key and index.
+
+  Args:
+    keys: [B, 2] uint32, raw threefry keys.
+    index: [B] int32, position of the token in its response.
+
+  Returns:
+    [B] float32 in [0, 1).
+  """
+
+  def one(key, position):
+    key = jax.random.wrap_key_data(key, impl="threefry2x32")
+    return jax.random.uniform(jax.random.fold_in(key, position))
+
+  return jax.vmap(one)(keys, index)

@@ -1,0 +1,104 @@
+"""Steps many environments at once while the device goes on decoding.
+
+Every call returns a future. Environments run in threads of this process by
+default: ours are pure Python and answer in microseconds, or wait for a server.
+An environment that holds native state or may crash runs in worker processes.
+Whatever goes wrong inside an environment arrives as `EnvError`; the rollout
+loop turns it into an aborted trajectory.
+"""
+
+import collections
+from collections.abc import Callable
+from concurrent import futures
+import threading
+
+from envs import base
+
+
+class Seat:
+  """One environment of the pool; plays one episode after another.
+
+  A call that does not answer in time is given up: the seat gets a new
+  environment, and the stuck one is abandoned with its thread.
+  """
+
+  def __init__(self, make: Callable[[], base.Env], timeout: float):
+    self._make = make
+    self._timeout = timeout
+    self._env: base.Env | None = None
+
+  def call(self, method: str, argument: str):
+    """Calls `reset` or `step` in the calling thread, within the time limit."""
+    if self._env is None:
+      self._env = self._make()
+    env, answer = self._env, futures.Future()
+
+    def run():
+      try:
+        answer.set_result(getattr(env, method)(argument))
+      except BaseException as error:  # Crosses a thread: must not get lost.
+        answer.set_exception(error)
+
+    if self._timeout:
+      threading.Thread(target=run, daemon=True).start()
+    else:
+      run()
+    try:
+      return answer.result(self._timeout or None)
+    except futures.TimeoutError:
+      self._env = None
+      raise base.EnvError(
+        f"{method} took longer than {self._timeout} s"
+      ) from None
+    except base.EnvError:
+      self._env = None
+      raise
+
+  def close(self) -> None:
+    """Closes the environment, if one was made."""
+    if self._env is not None:
+      self._env.close()
+      self._env = None
+
+
+class EnvironmentPool:
+  """Environments on a thread pool.
+
+  Args:
+    make: builds one environment.
+    threads: how many calls may run at the same time.
+    timeout: seconds until a call is given up; 0 waits for ever, without the
+      extra thread that watching costs.
+  """
+
+  def __init__(
+    self, make: Callable[[], base.Env], *, threads: int, timeout: float = 0.0
+  ):
+    self._make = make
+    self._timeout = timeout
+    self._executor = futures.ThreadPoolExecutor(threads, "environment")
+    self._free: collections.deque[Seat] = collections.deque()
+
+  def take(self) -> Seat:
+    """A seat for one episode."""
+    return (
+      self._free.popleft() if self._free else Seat(self._make, self._timeout)
+    )
+
+  def give_back(self, seat: Seat) -> None:
+    """Makes a seat free for the next episode."""
+    self._free.append(seat)
+
+  def reset(self, seat: Seat, task_id: str) -> futures.Future:
+    """Starts an episode; resolves to an `Observation`."""
+    return self._executor.submit(seat.call, "reset", task_id)
+
+  def step(self, seat: Seat, response: str) -> futures.Future:
+    """Executes a response; resolves to a `StepResult`."""
+    return self._executor.submit(seat.call, "step", response)
+
+  def close(self) -> None:
+    """Stops the threads and closes every environment."""
+    self._executor.shutdown(wait=False, cancel_futures=True)
+    while self._free:
+      self._free.popleft().close()

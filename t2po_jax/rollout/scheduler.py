@@ -1,0 +1,251 @@
+"""Host side of sampling: requests in, completions out.
+
+The scheduler owns the sampler's slots. A request waits until a slot is free;
+its prompt is then compared with what every slot's cache still holds, and only
+the part that no slot holds is computed: members of a group share one prefill,
+a trajectory's next turn reuses what its last prompt began with, and a
+resampled turn rewinds its slot and computes nothing. Randomness belongs to the
+request, so that the order of serving changes nothing.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+import dataclasses
+
+import numpy as np
+
+from t2po_jax import types
+from t2po_jax.rollout import draw
+from t2po_jax.rollout import sampler as samplers
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One response to sample.
+
+  Attributes:
+    ticket: the caller's name for it, unique among those under way.
+    prompt: [T] int32, at least one token.
+    key: [2] uint32, the request's own randomness.
+    limit: the most tokens the response may have.
+    extremes: [4] float32, the uncertainty signal's running extremes of the
+      trajectory so far.
+  """
+
+  ticket: int
+  prompt: np.ndarray
+  key: np.ndarray
+  limit: int
+  extremes: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """One sampled response.
+
+  Attributes:
+    ticket: as in the request.
+    attempt: tokens and what was measured about them; `text` is still empty.
+    extremes: [4] float32, running extremes after this response.
+    deltas: [n] float32, windowed mean |dM| where the intervention was allowed
+      to fire; what its threshold is calibrated on.
+  """
+
+  ticket: int
+  attempt: types.Attempt
+  extremes: np.ndarray
+  deltas: np.ndarray
+
+
+def fresh_extremes() -> np.ndarray:
+  """The extremes of a trajectory that has no token yet, [4] float32."""
+  return np.asarray([np.inf, -np.inf, np.inf, -np.inf], np.float32)
+
+
+def _completion(
+  request: Request, record: Mapping[str, np.ndarray]
+) -> Completion:
+  """A completion from what the sampler recorded of its slot."""
+  forced = record["forced"] > 0
+  means = record["window_mean"]
+  return Completion(
+    ticket=request.ticket,
+    attempt=types.Attempt(
+      tokens=record["tokens"],
+      logprobs=record["logprob"],
+      uncertainty=record["uncertainty"],
+      entropy=record["entropy"],
+      confidence=record["confidence"],
+      forced=forced,
+      text="",
+      finish=record["finish"],
+      fired_at=record["fired_at"],
+      thinking_tokens=record["thinking_tokens"],
+      phi=record["phi"],
+    ),
+    extremes=record["extremes"],
+    deltas=means[np.isfinite(means)],
+  )
+
+
+@dataclasses.dataclass
+class _Slot:
+  """What the host knows of one slot."""
+
+  content: np.ndarray  # Tokens whose keys and values the cache holds.
+  request: Request | None = None  # Held from serving until release.
+  served: int = 0  # When it was last filled, for least-recently-used.
+
+
+def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+  """Number of equal leading tokens."""
+  size = min(len(left), len(right))
+  differ = np.flatnonzero(left[:size] != right[:size])
+  return int(differ[0]) if differ.size else size
+
+
+class Scheduler:
+  """Serves requests on the slots of one sampler.
+
+  Attributes:
+    counters: what was done so far: prompt tokens asked for, computed and
+      reused; rewinds; decode steps; slot-steps run and used.
+  """
+
+  def __init__(self, sampler: samplers.Sampler):
+    self._sampler = sampler
+    self._slots = [
+      _Slot(content=np.zeros(0, np.int32)) for _ in range(sampler.slots)
+    ]
+    self._queue: collections.deque[Request] = collections.deque()
+    self._where: dict[int, int] = {}
+    self._clock = 0
+    self.counters: collections.Counter[str] = collections.Counter()
+
+  @property
+  def busy(self) -> bool:
+    """Whether anything is waiting or being sampled."""
+    return bool(self._queue) or any(self._running())
+
+  def submit(self, request: Request) -> None:
+    """Queues a request.
+
+    Raises:
+      ValueError: if the prompt and its response do not fit the cache.
+    """
+    room = self._sampler.max_prompt
+    if not 1 <= len(request.prompt) <= room:
+      raise ValueError(
+        f"prompt of {len(request.prompt)} tokens does not fit: the sampler "
+        f"was built for 1 to {room} (rollout.max_prompt)"
+      )
+    if not 1 <= request.limit <= self._sampler.max_response:
+      raise ValueError(
+        f"response limit {request.limit} must lie in 1 to "
+        f"{self._sampler.max_response} (rollout.max_response)"
+      )
+    self._queue.append(request)
+
+  def release(self, ticket: int) -> None:
+    """Gives the slot of a completed request back."""
+    self._slots[self._where.pop(ticket)].request = None
+
+  def retry(self, ticket: int, request: Request) -> None:
+    """Samples again from the same prompt: rewinds, computes no prefill."""
+    index = self._where.pop(ticket)
+    self._slots[index].request = request
+    self._slots[index].content = request.prompt[:-1]
+    self._where[request.ticket] = index
+    self.counters["rewinds"] += 1
+    self._sampler.assign([index], [request])
+
+  def poll(self, sampling: draw.Sampling, epsilon: float) -> list[Completion]:
+    """Fills free slots, decodes one chunk and returns what has finished.
+
+    Args:
+      sampling: how tokens are drawn.
+      epsilon: threshold of the thinking intervention.
+
+    Returns:
+      Finished responses; the caller releases or retries each of them.
+    """
+    self._refill()
+    running = list(self._running())
+    if not running:
+      return []
+    steps, used, finished = self._sampler.decode(sampling, epsilon)
+    self.counters["decode_steps"] += steps
+    self.counters["slot_steps"] += steps * len(self._slots)
+    self.counters["slot_steps_used"] += used
+    completions = []
+    records = self._sampler.fetch(finished) if finished else []
+    for index, record in zip(finished, records, strict=True):
+      slot = self._slots[index]
+      # The last token was drawn but never entered the cache.
+      slot.content = np.concatenate(
+        [slot.request.prompt, record["tokens"][:-1]]
+      )
+      completions.append(_completion(slot.request, record))
+    return completions
+
+  def _running(self):
+    return (
+      index
+      for index, slot in enumerate(self._slots)
+      if slot.request is not None and self._sampler.active[index]
+    )
+
+  def _refill(self) -> None:
+    """Moves requests from the queue into free slots."""
+    free = [i for i, slot in enumerate(self._slots) if slot.request is None]
+    served: list[tuple[int, Request]] = []
+    forks, prefills, copies = [], [], []
+    fresh: dict[bytes, int] = {}
+    contents = [slot.content for slot in self._slots]
+    while free and self._queue:
+      request = self._queue.popleft()
+      need = request.prompt[:-1]  # The last token starts the decoding.
+      name = need.tobytes()
+      if name in fresh:
+        target, reused = self._least_recent(free), len(need)
+        copies.append((fresh[name], target))
+      else:
+        shared = [common_prefix(content, need) for content in contents]
+        best = max(shared)
+        # A free slot that holds as much needs no copy.
+        own = [i for i in free if shared[i] == best]
+        target = self._least_recent(own or free)
+        reused = best
+        if best and not own:
+          forks.append((shared.index(best), target))
+        if reused < len(need):
+          prefills.append((target, need, reused))
+        fresh[name] = target
+      # From here on the slot's old content is spoken for.
+      contents[target] = contents[target][:0]
+      free.remove(target)
+      served.append((target, request))
+      self.counters["prompt_tokens"] += len(need)
+      self.counters["prompt_tokens_reused"] += reused
+      self.counters["prompt_tokens_computed"] += len(need) - reused
+    if not served:
+      return
+    self._sampler.fork(forks)
+    self._sampler.prefill(prefills)
+    self._sampler.fork(copies)
+    self._sampler.assign([t for t, _ in served], [r for _, r in served])
+    for target, request in served:
+      self._clock += 1
+      self._slots[target] = _Slot(request.prompt[:-1], request, self._clock)
+      self._where[request.ticket] = target
+
+  def _least_recent(self, candidates: Sequence[int]) -> int:
+    return min(candidates, key=lambda index: self._slots[index].served)
+
+  def forget(self) -> None:
+    """Drops all cached content: the parameters have changed."""
+    held = [s.request.ticket for s in self._slots if s.request is not None]
+    if held or self._queue:
+      raise RuntimeError(f"requests still under way: {held or 'queued'}")
+    for slot in self._slots:
+      slot.content = slot.content[:0]
