@@ -36,10 +36,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
   # Axes of weights.
   "layers": (),
   "vocab": ("tensor",),
-  "embed": ("fsdp",),
+  "width": ("fsdp",),
   "heads": ("tensor",),
   "kv_heads": ("tensor",),
-  "head_dim": (),
+  "head_width": (),
   "mlp": ("tensor",),
 }
 

@@ -36,23 +36,23 @@ class TableTest(chex.TestCase):
     self.mesh = jax.sharding.AbstractMesh((2, 2, 2), sharding.MESH_AXES)
 
   def test_names_map_to_mesh_axes(self):
-    spec = sharding.partition_spec(self.mesh, ("vocab", "embed"), (6, 8))
+    spec = sharding.partition_spec(self.mesh, ("vocab", "width"), (6, 8))
     self.assertEqual(spec, jax.sharding.PartitionSpec("tensor", "fsdp"))
     spec = sharding.partition_spec(self.mesh, ("rows", None), (8, 5))
     self.assertEqual(spec, jax.sharding.PartitionSpec(("data", "fsdp"), None))
 
   def test_what_cannot_be_divided_stays_whole(self):
-    axes = ("embed", "kv_heads", "head_dim")
+    axes = ("width", "kv_heads", "head_width")
     spec = sharding.partition_spec(self.mesh, axes, (8, 3, 4))
     self.assertEqual(spec, jax.sharding.PartitionSpec("fsdp", None, None))
 
   def test_unknown_name_is_refused_with_the_nearest(self):
-    with self.assertRaisesRegex(ValueError, "'embd' has no rule.*'embed'"):
-      sharding.partition_spec(self.mesh, ("embd",), (8,))
+    with self.assertRaisesRegex(ValueError, "'widht' has no rule.*'width'"):
+      sharding.partition_spec(self.mesh, ("widht",), (8,))
 
   def test_wrong_rank_is_refused(self):
     with self.assertRaisesRegex(ValueError, "name 1 dimensions"):
-      sharding.partition_spec(self.mesh, ("embed",), (8, 8))
+      sharding.partition_spec(self.mesh, ("width",), (8, 8))
 
   def test_every_rule_names_mesh_axes(self):
     used = {axis for axes in sharding.RULES.values() for axis in axes}
@@ -63,7 +63,7 @@ class LayoutTest(chex.TestCase):
   def test_put_and_gather_are_inverse(self):
     mesh = sharding.create_mesh(devices=jax.devices()[:1])
     params = {"a": np.arange(6.0).reshape(2, 3), "b": [np.ones(4)]}
-    axes = {"a": ("vocab", "embed"), "b": [("embed",)]}
+    axes = {"a": ("vocab", "width"), "b": [("width",)]}
     placed = sharding.put(params, sharding.params_sharding(mesh, params, axes))
     chex.assert_trees_all_equal(sharding.gather(placed), params)
     self.assertIsInstance(sharding.gather(placed)["a"], np.ndarray)
