@@ -44,7 +44,9 @@ def get_config() -> ConfigDict:
   rollout.max_response = 48  # Tokens.
   rollout.slots = 64  # Responses decoded at the same time.
   rollout.chunk = 16  # Most tokens decoded per device call.
-  rollout.env_threads = 8  # Environment calls at the same time.
+  rollout.env_threads = (
+    0  # Environment calls at the same time; 0 = on the spot.
+  )
   rollout.env_timeout = 0.0  # Seconds per environment call; 0 = no limit.
   rollout.temperature = 1.0
   rollout.top_k = 0  # 0 = off.

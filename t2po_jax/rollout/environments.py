@@ -1,10 +1,11 @@
 """Steps many environments at once while the device goes on decoding.
 
-Every call returns a future. Environments run in threads of this process by
-default: ours are pure Python and answer in microseconds, or wait for a server.
-An environment that holds native state or may crash runs in worker processes.
-Whatever goes wrong inside an environment arrives as `EnvError`; the rollout
-loop turns it into an aborted trajectory.
+Every call returns a future. Environments that answer in microseconds are
+called on the spot: then the rollout, and with it every later number, is the
+same to the last bit in every run. Environments that wait for a server run in
+threads; the order of their answers may change which prompts share a device
+call, and so the rounding of the results. When the infrastructure fails or does
+not answer in time, the future raises `EnvError`.
 """
 
 import collections
@@ -61,12 +62,24 @@ class Seat:
       self._env = None
 
 
+class _OnTheSpot(futures.Executor):
+  """Runs a call when it is submitted."""
+
+  def submit(self, function, /, *args):
+    future = futures.Future()
+    try:
+      future.set_result(function(*args))
+    except Exception as error:
+      future.set_exception(error)
+    return future
+
+
 class EnvironmentPool:
-  """Environments on a thread pool.
+  """Environments, in threads or on the spot.
 
   Args:
     make: builds one environment.
-    threads: how many calls may run at the same time.
+    threads: how many calls may run at the same time; 0 calls on the spot.
     timeout: seconds until a call is given up; 0 waits for ever, without the
       extra thread that watching costs.
   """
@@ -76,7 +89,11 @@ class EnvironmentPool:
   ):
     self._make = make
     self._timeout = timeout
-    self._executor = futures.ThreadPoolExecutor(threads, "environment")
+    self._executor = (
+      futures.ThreadPoolExecutor(threads, "environment")
+      if threads
+      else _OnTheSpot()
+    )
     self._free: collections.deque[Seat] = collections.deque()
 
   def take(self) -> Seat:

@@ -1,0 +1,162 @@
+"""What a rollout's trajectories say, as numbers by name.
+
+Generic: nothing here knows which environment was played. What an environment
+reports of itself (`StepResult.info`) is averaged under its own name.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from t2po_jax import types
+
+
+def _mean(values) -> float:
+  return float(np.mean(values)) if len(values) else float("nan")
+
+
+def _spread(name: str, values) -> dict[str, float]:
+  """Mean and quantiles; NaN where there is nothing to describe."""
+  values = np.asarray(values, np.float64)
+  if not values.size:
+    return {f"{name}_mean": float("nan")}
+  quantiles = np.quantile(values, (0.1, 0.5, 0.9))
+  return {
+    f"{name}_mean": float(values.mean()),
+    **{
+      f"{name}_p{percent}": float(value)
+      for percent, value in zip((10, 50, 90), quantiles, strict=True)
+    },
+  }
+
+
+def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
+  """Scores, lengths, control and format of a rollout.
+
+  Args:
+    trajectories: the episodes; aborted ones are only counted.
+
+  Returns:
+    Numbers by name. `return` is the undiscounted reward less penalties and
+    `reward` the environment's own part of it; `tokens` are response tokens of
+    kept attempts per trajectory, forced ones included, and `tokens_discarded`
+    those of the others. Rates are per response.
+  """
+  played = [t for t in trajectories if not t.aborted]
+  turns = [turn for t in played for turn in t.turns]
+  kept = [turn.response for turn in turns]
+  fired = [attempt for attempt in kept if attempt.fired_at >= 0]
+  gammas = [turn.gamma for turn in turns if np.isfinite(turn.gamma)]
+  sampled = [attempt.entropy[~attempt.forced] for attempt in kept]
+  numbers = {
+    "episodes": float(len(trajectories)),
+    "aborted": float(len(trajectories) - len(played)),
+    "return": _mean([t.episode_return for t in played]),
+    "reward": _mean([sum(turn.reward for turn in t.turns) for t in played]),
+    "success": _mean([t.success for t in played]),
+    "turns": _mean([len(t.turns) for t in played]),
+    "tokens": _mean(
+      [sum(len(turn.response.tokens) for turn in t.turns) for t in played]
+    ),
+    "tokens_discarded": _mean(
+      [
+        sum(len(a.tokens) for turn in t.turns for a in turn.discarded)
+        for t in played
+      ]
+    ),
+    "response_tokens": _mean([len(attempt.tokens) for attempt in kept]),
+    "thinking_tokens": _mean([attempt.thinking_tokens for attempt in kept]),
+    "prompt_tokens": _mean([len(turn.prompt) for turn in turns]),
+    "prompt_shortened": _mean([turn.prompt_shortened for turn in turns]),
+    "format_valid": _mean([turn.format_valid for turn in turns]),
+    "action_valid": _mean([turn.action_valid for turn in turns]),
+    "cut_off": _mean([attempt.finish == "length" for attempt in kept]),
+    "intervention_rate": _mean([a.fired_at >= 0 for a in kept]),
+    "intervention_at": _mean([attempt.fired_at for attempt in fired]),
+    "resample_rate": _mean([bool(turn.discarded) for turn in turns]),
+    "entropy": _mean(np.concatenate([*sampled, np.zeros(0)])),
+    **_spread("phi", [attempt.phi for attempt in kept]),
+    **_spread("gamma", gammas),
+  }
+  for name in sorted({name for turn in turns for name in turn.info}):
+    numbers[name] = _mean(
+      [turn.info[name] for turn in turns if name in turn.info]
+    )
+  return numbers
+
+
+def mixed_groups(trajectories: Sequence[types.Trajectory]) -> float:
+  """Fraction of groups whose returns are not all equal: those that teach."""
+  groups: dict[int, set[float]] = {}
+  for trajectory in trajectories:
+    if not trajectory.aborted:
+      returns = groups.setdefault(trajectory.group, set())
+      returns.add(round(trajectory.episode_return, 6))
+  return _mean([len(returns) > 1 for returns in groups.values()])
+
+
+def by_category(
+  trajectories: Sequence[types.Trajectory],
+) -> dict[str, tuple[float, int]]:
+  """Success and number of episodes per category, sorted by name."""
+  groups: dict[str, list[bool]] = {}
+  for trajectory in trajectories:
+    if not trajectory.aborted:
+      groups.setdefault(trajectory.category, []).append(trajectory.success)
+  return {
+    name: (_mean(values), len(values))
+    for name, values in sorted(groups.items())
+  }
+
+
+def to_record(trajectory: types.Trajectory, decode) -> dict:
+  """A trajectory as a JSON-able dict, for reading and later analysis.
+
+  Args:
+    trajectory: the episode.
+    decode: token ids -> text, for the prompts.
+
+  Returns:
+    Everything recorded, discarded attempts included; arrays as lists.
+  """
+
+  def attempt(response: types.Attempt) -> dict:
+    return {
+      "text": response.text,
+      "finish": response.finish,
+      "fired_at": response.fired_at,
+      "thinking_tokens": response.thinking_tokens,
+      "phi": round(response.phi, 6),
+      "tokens": response.tokens.tolist(),
+      "forced": np.flatnonzero(response.forced).tolist(),
+      **{
+        name: [round(float(x), 5) for x in getattr(response, name)]
+        for name in ("logprobs", "uncertainty", "entropy", "confidence")
+      },
+    }
+
+  return {
+    "task_id": trajectory.task_id,
+    "category": trajectory.category,
+    "group": trajectory.group,
+    "member": trajectory.member,
+    "success": trajectory.success,
+    "aborted": trajectory.aborted,
+    "return": trajectory.episode_return,
+    "turns": [
+      {
+        "prompt": decode(turn.prompt.tolist()),
+        **attempt(turn.response),
+        "action": turn.action,
+        "observation": turn.anchor,
+        "reward": turn.reward,
+        "penalty": turn.penalty,
+        "format_valid": turn.format_valid,
+        "action_valid": turn.action_valid,
+        "gamma": None if np.isnan(turn.gamma) else round(turn.gamma, 6),
+        "discarded": [attempt(other) for other in turn.discarded],
+        **({"info": turn.info} if turn.info else {}),
+      }
+      for turn in trajectory.turns
+    ],
+  }
