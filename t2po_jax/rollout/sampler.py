@@ -14,7 +14,7 @@ the decode loop feeds. So to sample a turn again the slot only steps back to
 its prompt's end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -349,12 +349,12 @@ def _decode(
   return slots, done
 
 
-def _buckets(smallest: int, largest: int) -> tuple[int, ...]:
-  """Doubling sizes from the smallest up to the largest, which is the last."""
+def _buckets(smallest: int, largest: int, factor: int = 2) -> tuple[int, ...]:
+  """Growing sizes from the smallest up to the largest, which is the last."""
   sizes = []
   while smallest < largest:
     sizes.append(smallest)
-    smallest *= 2
+    smallest *= factor
   return (*sizes, largest)
 
 
@@ -410,7 +410,8 @@ class Sampler:
     self._chunk = chunk
     self._length = max_prompt + max_response
     self._prefill_tokens = _buckets(prefill_tokens, max_prompt)
-    self._prefill_rows = _buckets(1, min(prefill_rows, slots))
+    self._prefill_rows = _buckets(1, min(prefill_rows, slots), 4)
+    self._row_counts = _buckets(1, slots, 4)
     self._live = _buckets(live_tokens, self._length)
     self._params = None
     self._lengths = np.zeros(slots, np.int64)
@@ -453,41 +454,97 @@ class Sampler:
     Args:
       parts: (slot, prompt tokens, how many of them the cache already holds).
     """
-    most = self._prefill_rows[-1]
-    by_size = sorted(parts, key=lambda part: len(part[1]) - part[2])
-    for first in range(0, len(by_size), most):
-      some = by_size[first : first + most]
+    # Equal sizes together, and only as many rows a call as are needed.
+    left = sorted(parts, key=lambda part: len(part[1]) - part[2])
+    while left:
+      height = max(n for n in self._prefill_rows if n <= len(left))
+      some, left = left[:height], left[height:]
       width = _bucket(max(len(p) - n for _, p, n in some), self._prefill_tokens)
-      height = _bucket(len(some), self._prefill_rows)
       tokens = np.zeros((height, width), np.int32)
       start = np.zeros(height, np.int32)
-      rows = np.full(height, self.slots, np.int32)
-      for i, (slot, prompt, held) in enumerate(some):
+      for i, (_, prompt, held) in enumerate(some):
         # A padded part must end inside the cache; then more is recomputed.
-        held = min(held, self._length - width)
-        tokens[i, : len(prompt) - held] = prompt[held:]
-        start[i], rows[i] = held, slot
-      self._state = _prefill(
-        self._params,
-        self._state,
-        tokens,
-        start,
-        rows,
-        policy=self._policy,
-        live=self._length,
+        start[i] = min(held, self._length - width)
+        tokens[i, : len(prompt) - start[i]] = prompt[start[i] :]
+      rows = np.asarray([slot for slot, _, _ in some], np.int32)
+      self._prefill(tokens, start, rows)
+
+  def _prefill(self, tokens, start, rows) -> None:
+    self._state = _prefill(
+      self._params,
+      self._state,
+      tokens,
+      start,
+      rows,
+      policy=self._policy,
+      live=self._length,
+    )
+
+  def warm_up(
+    self,
+    samplings: Sequence[draw.Sampling],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+  ) -> int:
+    """Compiles every program that sampling may need; changes no slot.
+
+    Args:
+      samplings: the ways in which tokens will be drawn.
+      progress: called with the programs compiled so far and their number.
+
+    Returns:
+      The number of programs.
+    """
+    outside = {n: np.full(n, self.slots, np.int32) for n in self._row_counts}
+    jobs = [
+      functools.partial(
+        self._prefill,
+        np.zeros((height, width), np.int32),
+        np.zeros(height, np.int32),
+        np.full(height, self.slots, np.int32),
       )
+      for height in self._prefill_rows
+      for width in self._prefill_tokens
+    ]
+    jobs += [
+      functools.partial(self._fork, np.zeros_like(rows), rows)
+      for rows in outside.values()
+    ]
+    jobs += [
+      functools.partial(
+        self._assign,
+        rows,
+        np.zeros((n, 3), np.int32),
+        np.zeros((n, 2), np.uint32),
+        np.zeros((n, 4), np.float32),
+      )
+      for n, rows in outside.items()
+    ]
+    jobs += [
+      functools.partial(self._decode, sampling, 0.0, live)
+      for sampling in dict.fromkeys(samplings)
+      for live in self._live
+    ]
+    jobs.append(functools.partial(self.fetch, []))
+    for done, job in enumerate(jobs):
+      progress(done, len(jobs))
+      job()
+    progress(len(jobs), len(jobs))
+    return len(jobs)
 
   def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
     """Copies cache rows from source to target slots, all at once."""
     if pairs:
-      height = _bucket(len(pairs), _buckets(1, self.slots))
+      height = _bucket(len(pairs), self._row_counts)
       padded = [*pairs, *[(0, self.slots)] * (height - len(pairs))]
       source, target = np.asarray(padded, np.int32).T
-      self._state = _fork(self._state, source, target)
+      self._fork(source, target)
+
+  def _fork(self, source, target) -> None:
+    self._state = _fork(self._state, source, target)
 
   def assign(self, rows: Sequence[int], requests: Sequence[Any]) -> None:
     """Begins (or, after a rewind, begins anew) a response in each slot."""
-    height = _bucket(len(rows), _buckets(1, self.slots))
+    height = _bucket(len(rows), self._row_counts)
     slots = np.full(height, self.slots, np.int32)
     numbers = np.zeros((height, 3), np.int32)
     keys = np.zeros((height, 2), np.uint32)
@@ -499,8 +556,11 @@ class Sampler:
       keys[i], extremes[i] = request.key, request.extremes
       self._lengths[row], self._counts[row], self._finish[row] = held, 0, 0
       self.active[row] = True
+    self._assign(slots, numbers, keys, extremes)
+
+  def _assign(self, rows, numbers, keys, extremes) -> None:
     self._state = _assign(
-      self._state, slots, numbers, keys, extremes, control=self._control
+      self._state, rows, numbers, keys, extremes, control=self._control
     )
 
   def decode(
@@ -512,17 +572,8 @@ class Sampler:
       Steps done, slot-steps that produced a token, slots that finished.
     """
     longest = int(self._lengths[self.active].max()) + self._chunk
-    self._state, steps = _decode(
-      self._params,
-      self._tables,
-      self._state,
-      np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
-      np.float32(epsilon),
-      policy=self._policy,
-      control=self._control,
-      sampling=sampling,
-      live=_bucket(min(longest, self._length), self._live),
-    )
+    live = _bucket(min(longest, self._length), self._live)
+    steps = self._decode(sampling, epsilon, live)
     steps, finish, counts = jax.device_get(
       (steps, self._state.finish, self._state.count)
     )
@@ -533,6 +584,20 @@ class Sampler:
     finished = np.flatnonzero(self.active & (self._finish > 0)).tolist()
     self.active[finished] = False
     return int(steps), used, finished
+
+  def _decode(self, sampling, epsilon, live) -> types.Array:
+    self._state, steps = _decode(
+      self._params,
+      self._tables,
+      self._state,
+      np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
+      np.float32(epsilon),
+      policy=self._policy,
+      control=self._control,
+      sampling=sampling,
+      live=live,
+    )
+    return steps
 
   def fetch(self, rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
     """What was recorded of finished slots.
