@@ -1,38 +1,67 @@
 """Masked statistics: the only place with an epsilon.
 
-A mask is 1 where a value counts and 0 where it does not. An empty mask gives
-0, never NaN, and its gradient is 0 as well.
+A mask is 1 where a value counts and 0 where it does not; bool, int and float
+masks are all fine, and a float mask may hold weights. What is masked out may
+be NaN or infinite without leaking. An empty mask gives 0, never NaN, and so
+does its gradient.
 """
 
 import jax.numpy as jnp
 
 from t2po_jax import types
 
+# Keeps a division by an empty count finite.
 EPSILON = 1e-8
+# Added to a standard deviation that divides, as the estimators define it.
+SPREAD_EPSILON = 1e-6
 
 
 def masked_sum(values, mask, axis=None) -> types.Array:
-  """Sum of the values where the mask is 1; masked NaNs do not leak in."""
-  return jnp.sum(jnp.where(mask > 0, values, 0.0) * mask, axis=axis)
+  """Sum of mask * values; masked NaNs do not leak in."""
+  return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axis)
 
 
 def masked_mean(values, mask, axis=None) -> types.Array:
-  """Mean of the values where the mask is 1, else 0."""
+  """Mean of the values, weighted with the mask; 0 if the mask is empty."""
+  return _divide(masked_sum(values, mask, axis), jnp.sum(mask, axis=axis))
+
+
+def masked_std(values, mask, axis=None, *, ddof: int = 0) -> types.Array:
+  """Standard deviation of the kept values; 0 if there are at most `ddof`.
+
+  Args:
+    values: any shape.
+    mask: broadcastable to values.
+    axis: reduced axes; None means all.
+    ddof: subtracted from the count, as in numpy.
+
+  Returns:
+    The deviation. Its gradient is 0 where all kept values are equal.
+  """
   count = jnp.sum(mask, axis=axis)
-  return masked_sum(values, mask, axis) / jnp.maximum(count, EPSILON)
-
-
-def masked_std(values, mask, *, ddof: int = 0) -> types.Array:
-  """Standard deviation over all kept values, `ddof` as in numpy; else 0."""
-  mean = masked_mean(values, mask)
-  count = jnp.sum(mask)
-  total = masked_sum(jnp.square(values - mean), mask)
-  variance = total / jnp.maximum(count - ddof, EPSILON)
-  return jnp.where(count > ddof, jnp.sqrt(variance), 0.0)
+  mean = _divide(
+    jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axis, keepdims=True),
+    jnp.sum(mask, axis=axis, keepdims=True),
+  )
+  # Selected before the subtraction: a masked infinity must not meet it.
+  centred = jnp.where(mask > 0, values, mean) - mean
+  total = masked_sum(jnp.square(centred), mask, axis)
+  variance = jnp.where(count > ddof, _divide(total, count - ddof), 0)
+  # The slope of a root is infinite at 0, and 0 * inf would be NaN.
+  positive = variance > 0
+  return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
 
 def masked_whiten(values, mask) -> types.Array:
-  """Shifts and scales kept values to mean 0 and deviation 1; others are 0."""
-  centred = values - masked_mean(values, mask)
-  scaled = centred / (masked_std(values, mask, ddof=1) + EPSILON)
-  return jnp.where(mask > 0, scaled, 0.0)
+  """Shifts and scales the kept values to mean 0 and deviation 1 (ddof 1).
+
+  Masked values become 0.
+  """
+  mean = masked_mean(values, mask)
+  centred = jnp.where(mask > 0, values, mean) - mean
+  return centred / (masked_std(values, mask, ddof=1) + SPREAD_EPSILON)
+
+
+def _divide(total, count) -> types.Array:
+  """total / count, with a count of 0 kept away from the division."""
+  return total / jnp.maximum(count, EPSILON)

@@ -1,0 +1,181 @@
+"""Thresholds that set themselves: epsilon and eta as quantiles.
+
+The paper (arXiv 2605.02178) tunes both thresholds by hand and names that as a
+limitation. Ours: the config may say `auto(q)`, and the threshold becomes the
+q-quantile of what was observed, the windowed mean delta for epsilon and the
+turn gap for eta. Before the first calibration the threshold is 0: no
+intervention by uncertainty, no resampling.
+
+Everything is deterministic: the samples kept are every n-th of the stream, n
+doubling whenever the memory is full, so their choice depends on nothing but
+the order of arrival. While interventions are on they cut off what would have
+followed them, so samples of later calibrations lean towards large values;
+`recalibrate_every=0` keeps the first one.
+"""
+
+from collections.abc import Mapping
+import re
+from typing import Any
+
+import numpy as np
+
+_AUTO = re.compile(r"\s*auto\s*\(\s*([^()\s]+)\s*\)\s*")
+
+
+def parse(value: Any, key: str) -> tuple[float, float | None]:
+  """Reads a threshold from the config.
+
+  Args:
+    value: a number, `"auto(q)"`, or `{"auto": q}` with q between 0 and 1.
+    key: the config key, for the message.
+
+  Returns:
+    The fixed threshold and None, or 0.0 and q.
+
+  Raises:
+    ValueError: if it is none of these.
+  """
+  quantile = None
+  if isinstance(value, str) and (match := _AUTO.fullmatch(value)):
+    quantile = match.group(1)
+  elif isinstance(value, Mapping) and set(value) == {"auto"}:
+    quantile = value["auto"]
+  elif not isinstance(value, bool):
+    fixed = _number(value)
+    if fixed is not None and fixed >= 0.0:
+      return fixed, None
+  number = _number(quantile)
+  if number is None or not 0.0 <= number <= 1.0:
+    raise ValueError(
+      f"{key}: found {value!r}, expected a number >= 0 or 'auto(q)' with q from "
+      "0 to 1"
+    )
+  return 0.0, number
+
+
+class Quantile:
+  """A threshold that is fixed, or calibrated on what `add` brings.
+
+  Attributes:
+    value: the threshold now.
+    quantile: q, or None for a fixed threshold.
+    updates: how often `advance` was called.
+  """
+
+  def __init__(
+    self,
+    setting: Any,
+    *,
+    key: str,
+    calibrate_after: int = 1,
+    recalibrate_every: int = 0,
+    capacity: int = 65_536,
+  ):
+    """Starts uncalibrated.
+
+    Args:
+      setting: what the config says, see `parse`.
+      key: the config key, for messages.
+      calibrate_after: updates until the first calibration, at least 1.
+      recalibrate_every: updates from one calibration to the next; 0 for never
+        again. Each uses the samples since the one before.
+      capacity: samples held at most, at least 2.
+
+    Raises:
+      ValueError: for a bad setting or number.
+    """
+    self.value, self.quantile = parse(setting, key)
+    for name, number, least in (
+      ("calibrate_after", calibrate_after, 1),
+      ("recalibrate_every", recalibrate_every, 0),
+      ("capacity", capacity, 2),
+    ):
+      if number < least:
+        raise ValueError(
+          f"{key}: found {name} = {number}, expected at least {least}"
+        )
+    self.updates = 0
+    self._key = key
+    self._calibrate_after = calibrate_after
+    self._recalibrate_every = recalibrate_every
+    self._capacity = capacity
+    self._forget()
+
+  def add(self, samples) -> None:
+    """Takes observations in a reproducible order; drops what is not finite."""
+    if self.quantile is None:
+      return
+    samples = np.asarray(samples, np.float32).ravel()
+    samples = samples[np.isfinite(samples)]
+    offset = -self._seen % self._stride
+    self._seen += len(samples)
+    self._samples = np.concatenate(
+      [self._samples, samples[offset :: self._stride]]
+    )
+    while len(self._samples) > self._capacity:
+      self._samples = self._samples[::2]
+      self._stride *= 2
+
+  def advance(self) -> bool:
+    """Ends an update; calibrates if it is time.
+
+    Returns:
+      Whether the threshold was calibrated. Without a sample it stays and is
+      tried again at the next update.
+    """
+    self.updates += 1
+    if self.quantile is None:
+      return False
+    since = self.updates - self._calibrated_at
+    due = self._calibrate_after
+    if self._calibrated_at > 0:
+      due = self._recalibrate_every or np.inf
+    if since < due or len(self._samples) == 0:
+      return False
+    self.value = float(np.quantile(self._samples.astype(float), self.quantile))
+    self._forget()
+    self._calibrated_at = self.updates
+    return True
+
+  def state_dict(self) -> dict[str, Any]:
+    """Everything that `load` needs to go on exactly from here."""
+    return {
+      "quantile": self.quantile,
+      "value": self.value,
+      "updates": self.updates,
+      "calibrated_at": self._calibrated_at,
+      "seen": self._seen,
+      "stride": self._stride,
+      "samples": self._samples.tolist(),
+    }
+
+  def load(self, state: Mapping[str, Any]) -> None:
+    """Goes on from a `state_dict`.
+
+    A threshold that the config now fixes, or calibrates at another quantile,
+    begins anew: the config decides.
+    """
+    if state["quantile"] != self.quantile:
+      self.updates = int(state["updates"])
+      return
+    if self.quantile is not None:
+      self.value = float(state["value"])
+    self.updates = int(state["updates"])
+    self._calibrated_at = int(state["calibrated_at"])
+    self._seen, self._stride = int(state["seen"]), int(state["stride"])
+    self._samples = np.asarray(state["samples"], np.float32)
+
+  def _forget(self) -> None:
+    """Drops all samples."""
+    self._samples = np.zeros(0, np.float32)
+    self._seen, self._stride = 0, 1
+    self._calibrated_at = 0
+
+
+def _number(value: Any) -> float | None:
+  """The value as a finite float, or None."""
+  try:
+    number = float(value)
+  except (TypeError, ValueError):
+    return None
+  return number if np.isfinite(number) else None
