@@ -47,8 +47,8 @@ def parse(value: Any, key: str) -> tuple[float, float | None]:
   number = _number(quantile)
   if number is None or not 0.0 <= number <= 1.0:
     raise ValueError(
-      f"{key}: found {value!r}, expected a number >= 0 or 'auto(q)' with q from "
-      "0 to 1"
+      f"{key}: found {value!r}, expected a number >= 0 or 'auto(q)' with q "
+      "from 0 to 1"
     )
   return 0.0, number
 
@@ -99,6 +99,7 @@ class Quantile:
     self._calibrate_after = calibrate_after
     self._recalibrate_every = recalibrate_every
     self._capacity = capacity
+    self._calibrated_at = 0
     self._forget()
 
   def add(self, samples) -> None:
@@ -155,12 +156,10 @@ class Quantile:
     A threshold that the config now fixes, or calibrates at another quantile,
     begins anew: the config decides.
     """
-    if state["quantile"] != self.quantile:
-      self.updates = int(state["updates"])
-      return
-    if self.quantile is not None:
-      self.value = float(state["value"])
     self.updates = int(state["updates"])
+    if self.quantile is None or state["quantile"] != self.quantile:
+      return
+    self.value = float(state["value"])
     self._calibrated_at = int(state["calibrated_at"])
     self._seen, self._stride = int(state["seen"]), int(state["stride"])
     self._samples = np.asarray(state["samples"], np.float32)
@@ -169,7 +168,6 @@ class Quantile:
     """Drops all samples."""
     self._samples = np.zeros(0, np.float32)
     self._seen, self._stride = 0, 1
-    self._calibrated_at = 0
 
 
 def _number(value: Any) -> float | None:

@@ -233,7 +233,7 @@ def gigpo(
   to_go = [returns_to_go(r, discount=discount) for r in data.rewards]
   step = [np.zeros(len(r)) for r in data.rewards]
   sizes = []
-  for members in _groups(data, least=1):
+  for members in _groups(data):
     places = [(e, k) for e in members for k in range(len(step[e]))]
     labels = cluster_anchors(
       [anchors[e][k] for e, k in places], similarity=similarity
@@ -328,7 +328,8 @@ def reinforce_pp(data: Episodes, *, discount: float = 1.0) -> Advantages:
     keeps, or over all turns without it.
   """
   to_go = tuple(returns_to_go(r, discount=discount) for r in data.rewards)
-  return Advantages(_whiten_turns(to_go, data), _group_metrics(data))
+  turns = _whiten_turns(to_go, data, data.counted)
+  return Advantages(turns, _group_metrics(data))
 
 
 def reinforce_pp_baseline(data: Episodes) -> Advantages:
@@ -340,8 +341,8 @@ def reinforce_pp_baseline(data: Episodes) -> Advantages:
   values = np.zeros(len(data.rewards))
   for members in _groups(data):
     values[members] = returns[members] - np.mean(returns[members])
-  turns = _broadcast(values, data)
-  return Advantages(_whiten_turns(turns, data), _group_metrics(data))
+  turns = _whiten_turns(_broadcast(values, data), data, _paired(data))
+  return Advantages(turns, _group_metrics(data))
 
 
 def remax(data: Episodes, *, discount: float = 1.0) -> Advantages:
@@ -459,7 +460,7 @@ def gae_turn(
     targets.append(tuple(of_turns))
   turns = tuple(turns)
   if whiten:
-    turns = _whiten_turns(turns, data)
+    turns = _whiten_turns(turns, data, data.counted)
   return Advantages(turns, _group_metrics(data), targets=tuple(targets))
 
 
@@ -493,7 +494,7 @@ def empg(
   """
   entropies = _required(data.entropies, "entropies", "empg")
   base = grpo(data, norm_std=norm_std)
-  kept = np.flatnonzero(data.counted)
+  kept = np.flatnonzero(_paired(data))
   turns = [np.zeros(len(r)) for r in data.rewards]
   if len(kept) == 0:
     return Advantages(tuple(turns), base.metrics)
@@ -552,6 +553,14 @@ def _groups(data: Episodes, *, least: int = 2) -> Iterable[np.ndarray]:
     members = np.flatnonzero(counted & (data.groups == group))
     if len(members) >= least:
       yield members
+
+
+def _paired(data: Episodes) -> np.ndarray:
+  """[E] bool, trajectories that can be compared with another of their group."""
+  result = np.zeros(len(data.rewards), bool)
+  for members in _groups(data):
+    result[members] = True
+  return result
 
 
 def _group_metrics(data: Episodes) -> dict[str, float]:
@@ -615,19 +624,19 @@ def _whiten_tokens(tokens: Tokens, data: Episodes) -> Tokens:
   )
 
 
-def _whiten_turns(turns: Ragged, data: Episodes) -> Ragged:
+def _whiten_turns(turns: Ragged, data: Episodes, counted: np.ndarray) -> Ragged:
   """As `_whiten_tokens`, a turn counting as often as it has sampled tokens."""
   kept = [
     np.repeat(
       turns[e],
       [np.sum(turn) for turn in data.sampled[e]] if data.sampled else 1,
     )
-    for e in np.flatnonzero(data.counted)
+    for e in np.flatnonzero(counted)
   ]
   mean, deviation = _moments(np.concatenate([np.zeros(0), *kept]))
   return tuple(
-    (turn - mean) / deviation * counted
-    for turn, counted in zip(turns, data.counted, strict=True)
+    (turn - mean) / deviation * keep
+    for turn, keep in zip(turns, counted, strict=True)
   )
 
 
