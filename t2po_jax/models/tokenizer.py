@@ -1,0 +1,399 @@
+"""Text <-> token ids, and chat messages -> prompts.
+
+Two tokenizers behind one small interface: those of Hugging Face checkpoints
+with their chat template, and SentencePiece models for policies that are
+trained here from nothing. Both decode by concatenating the bytes that each
+id stands for (`token_bytes`), so stop strings, forced strings and decoded
+text always agree.
+
+A tokenizer trained here holds whole words, names and numbers of its corpus,
+each with and without the space before it as the corpus has them, then
+characters and fragments, and single bytes below that: a tiny model copies a
+name by emitting one token, and any text can still be encoded.
+"""
+
+import collections
+from collections.abc import Iterable, Sequence
+import io
+import json
+import os
+import pathlib
+import re
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+import transformers
+
+from t2po_jax.models import sources
+
+Message = dict[str, str]
+
+SENTENCEPIECE_FILE = "sentencepiece.model"
+SPACE = "▁"
+ROLES = ("system", "user", "assistant")
+
+# A word, number or punctuation mark with the space before it.
+_SURFACE = re.compile(r" ?\w+| ?[^\w\s]|\s")
+
+
+class Tokenizer(Protocol):
+  """What the rest of the code needs of a tokenizer.
+
+  Attributes:
+    vocab_size: number of ids; a model's V may be larger.
+    eos_ids: ids that end a response.
+    pad_id: id that fills rows.
+  """
+
+  vocab_size: int
+  eos_ids: tuple[int, ...]
+  pad_id: int
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of plain text; adds nothing, and reads no control tokens in it."""
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of ids; control tokens vanish, broken UTF-8 becomes U+FFFD."""
+
+  def render_chat(
+    self, messages: Sequence[Message], prefix: str = ""
+  ) -> list[int]:
+    """Prompt ids of a chat.
+
+    Args:
+      messages: dicts with `role` and `content`.
+      prefix: text that the response starts with, e.g. `<think>`.
+
+    Returns:
+      The ids of the messages, of the generation prompt and of the prefix.
+    """
+
+  def token_bytes(self) -> list[bytes]:
+    """What each id adds to the text; empty for control tokens."""
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """Writes files that `load` reads."""
+
+
+def _join(pieces: list[bytes], ids: Iterable[int]) -> str:
+  """Concatenates the bytes of ids; ids beyond the vocabulary add nothing."""
+  data = b"".join(pieces[i] for i in ids if 0 <= i < len(pieces))
+  return data.decode("utf-8", errors="replace")
+
+
+def _byte_alphabet() -> dict[str, int]:
+  """The printable character that byte-level BPE writes for each byte.
+
+  Printable Latin-1 bytes stand for themselves; the others take the characters
+  from U+0100 on, in order.
+  """
+  kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+  rest = [byte for byte in range(256) if byte not in kept]
+  alphabet = {chr(byte): byte for byte in kept}
+  return alphabet | {chr(256 + i): byte for i, byte in enumerate(rest)}
+
+
+def _piece_bytes(piece: str) -> bytes:
+  """Bytes of a SentencePiece-style piece."""
+  if re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
+    return bytes([int(piece[3:5], 16)])
+  return piece.replace(SPACE, " ").encode()
+
+
+def _without_prefix_space(backend: tokenizers.Tokenizer):
+  """A copy of a fast tokenizer that puts no space before the text."""
+  described = json.loads(backend.to_str())
+
+  def clean(part):
+    if isinstance(part, list):
+      return [clean(p) for p in part if clean(p) is not None]
+    if not isinstance(part, dict):
+      return part
+    if part.get("type") == "Prepend":
+      return None
+    part = {key: clean(value) for key, value in part.items()}
+    if part.get("type") == "Metaspace":
+      part["prepend_scheme"] = "never"
+    if part.get("type") == "ByteLevel":
+      part["add_prefix_space"] = False
+    return part
+
+  for stage in ("normalizer", "pre_tokenizer"):
+    described[stage] = clean(described[stage])
+  return tokenizers.Tokenizer.from_str(json.dumps(described))
+
+
+class HuggingFaceTokenizer:
+  """The tokenizer of a Hugging Face checkpoint or GGUF file."""
+
+  def __init__(self, tokenizer, eos_ids: Sequence[int] = ()):
+    """Wraps a tokenizer.
+
+    Args:
+      tokenizer: a fast `transformers` tokenizer.
+      eos_ids: further ids that end a response, besides the tokenizer's own.
+
+    Raises:
+      ValueError: if it is not a fast tokenizer or has no end-of-text token.
+    """
+    if not tokenizer.is_fast:
+      raise ValueError(
+        f"tokenizer {tokenizer.name_or_path!r}: found a slow tokenizer; a "
+        "tokenizer.json is needed"
+      )
+    own = tokenizer.eos_token_id
+    ends = dict.fromkeys([*([] if own is None else [own]), *eos_ids])
+    if not ends:
+      raise ValueError(
+        f"tokenizer {tokenizer.name_or_path!r}: eos_token is missing"
+      )
+    self._tokenizer = tokenizer
+    self._plain = _without_prefix_space(tokenizer.backend_tokenizer)
+    # Text that looks like a control token must stay text.
+    self._plain.encode_special_tokens = True
+    self._bytes = self._read_bytes()
+    self.vocab_size = len(self._bytes)
+    self.eos_ids = tuple(ends)
+    pad = tokenizer.pad_token_id
+    self.pad_id = self.eos_ids[0] if pad is None else pad
+
+  def _read_bytes(self) -> list[bytes]:
+    vocabulary = self._tokenizer.get_vocab()
+    added = self._tokenizer.added_tokens_decoder
+    described = json.loads(self._tokenizer.backend_tokenizer.to_str())
+    alphabet = _byte_alphabet()
+    byte_level = '"ByteLevel"' in json.dumps(described["decoder"])
+    pieces = [b""] * (max(vocabulary.values()) + 1)
+    for piece, index in vocabulary.items():
+      if index in added:
+        special = added[index].special
+        pieces[index] = b"" if special else added[index].content.encode()
+      elif byte_level and alphabet.keys() >= set(piece):
+        pieces[index] = bytes(alphabet[letter] for letter in piece)
+      else:
+        pieces[index] = _piece_bytes(piece)
+    return pieces
+
+  def encode(self, text: str) -> list[int]:
+    """As `Tokenizer.encode`; a normaliser such as NFC still applies."""
+    return self._plain.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """As `Tokenizer.decode`."""
+    return _join(self._bytes, ids)
+
+  def render_chat(
+    self, messages: Sequence[Message], prefix: str = ""
+  ) -> list[int]:
+    """As `Tokenizer.render_chat`, by the checkpoint's chat template."""
+    if not self._tokenizer.chat_template:
+      raise ValueError(
+        f"tokenizer {self._tokenizer.name_or_path!r}: chat_template is "
+        "missing; use an instruction-tuned checkpoint"
+      )
+    text = self._tokenizer.apply_chat_template(
+      list(messages), tokenize=False, add_generation_prompt=True
+    )
+    ids = self._tokenizer.encode(text, add_special_tokens=False)
+    return ids + self.encode(prefix)
+
+  def token_bytes(self) -> list[bytes]:
+    """As `Tokenizer.token_bytes`."""
+    return list(self._bytes)
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """As `Tokenizer.save`; `transformers` reads the files as well."""
+    self._tokenizer.save_pretrained(directory)
+    settings = {
+      "eos_token_id": list(self.eos_ids),
+      "pad_token_id": self.pad_id,
+    }
+    path = pathlib.Path(directory) / "generation_config.json"
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+class SentencePieceTokenizer:
+  """A SentencePiece model made by `train_sentencepiece`."""
+
+  def __init__(self, model: bytes):
+    """Reads a serialised SentencePiece model."""
+    self._model = model
+    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    self.vocab_size = self._processor.vocab_size()
+    self.eos_ids = (self._processor.eos_id(),)
+    self.pad_id = self._processor.pad_id()
+    self._roles = {
+      role: self._processor.piece_to_id(f"<|{role}|>") for role in ROLES
+    }
+    self._bytes = [
+      b""
+      if self._processor.is_control(i) or self._processor.is_unknown(i)
+      else _piece_bytes(self._processor.id_to_piece(i))
+      for i in range(self.vocab_size)
+    ]
+    # The model writes spaces with this letter, so the letter itself is
+    # spelled in bytes.
+    self._letter = [
+      self._processor.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()
+    ]
+
+  def encode(self, text: str) -> list[int]:
+    """As `Tokenizer.encode`."""
+    first, *rest = text.split(SPACE)
+    ids = self._processor.encode(first)
+    for part in rest:
+      ids += self._letter + self._processor.encode(part)
+    return ids
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """As `Tokenizer.decode`."""
+    return _join(self._bytes, ids)
+
+  def render_chat(
+    self, messages: Sequence[Message], prefix: str = ""
+  ) -> list[int]:
+    """As `Tokenizer.render_chat`: a role's id, then what it says."""
+    ids = []
+    for message in messages:
+      if message["role"] not in self._roles:
+        raise ValueError(
+          f"message role {message['role']!r} is unknown; use one of "
+          f"{', '.join(ROLES)}"
+        )
+      ids += [self._roles[message["role"]], *self.encode(message["content"])]
+      if message["role"] == "assistant":
+        ids.append(self.eos_ids[0])
+    return [*ids, self._roles["assistant"], *self.encode(prefix)]
+
+  def token_bytes(self) -> list[bytes]:
+    """As `Tokenizer.token_bytes`."""
+    return list(self._bytes)
+
+  def save(self, directory: str | os.PathLike) -> None:
+    """As `Tokenizer.save`."""
+    path = pathlib.Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    (path / SENTENCEPIECE_FILE).write_bytes(self._model)
+
+
+def _choose_words(
+  sentences: Sequence[str], symbols: Sequence[str], room: int
+) -> list[str]:
+  """The most frequent words, as written, that fit into the vocabulary.
+
+  If not all fit, some room is left for fragments of the others: as many
+  pieces as there are words too many, at most a quarter.
+  """
+  longest_first = sorted(symbols, key=len, reverse=True)
+  split = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+  counts = collections.Counter(
+    surface
+    for sentence in sentences
+    for part in split.split(sentence)
+    for surface in _SURFACE.findall(part)
+    if len(surface) > 1
+  )
+  words = sorted(counts, key=lambda word: (-counts[word], word))
+  fragments = min(max(len(words) - room, 0), room // 4)
+  return words[: room - fragments]
+
+
+def train_sentencepiece(
+  sentences: Iterable[str],
+  vocab_size: int,
+  symbols: Sequence[str],
+  directory: str | os.PathLike,
+) -> SentencePieceTokenizer:
+  """Trains a tokenizer on a corpus; the same input gives the same model.
+
+  Args:
+    sentences: texts in the environment's language.
+    vocab_size: upper bound; 262 ids are control tokens and bytes.
+    symbols: strings that become one token each, e.g. `<think>`.
+    directory: where the model is written.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: if the bound leaves no room for the corpus' characters.
+  """
+  sentences = [sentence.replace(SPACE, " ") for sentence in sentences]
+  letters = sorted(set("".join(sentences)) - set(symbols) - {" "})
+  # pad, eos, unknown; roles; bytes; the space; one spare for the trainer.
+  taken = 3 + len(ROLES) + 256 + len(symbols) + len(letters) + 2
+  if vocab_size < taken:
+    raise ValueError(
+      f"vocab_size = {vocab_size} is too small for {len(letters)} characters "
+      f"and {len(symbols)} symbols; use at least {taken}"
+    )
+  words = _choose_words(sentences, symbols, vocab_size - taken)
+  defined = [*symbols, SPACE, *(word.replace(" ", SPACE) for word in words)]
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter([*sentences, *letters]),
+    model_writer=model,
+    model_type="unigram",
+    vocab_size=vocab_size,
+    hard_vocab_limit=False,
+    user_defined_symbols=list(dict.fromkeys(defined)),
+    control_symbols=[f"<|{role}|>" for role in ROLES],
+    pad_id=0,
+    eos_id=1,
+    unk_id=2,
+    bos_id=-1,
+    byte_fallback=True,
+    character_coverage=1.0,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=False,
+    max_sentence_length=1 << 20,
+    num_threads=1,
+    minloglevel=2,
+  )
+  tokenizer = SentencePieceTokenizer(model.getvalue())
+  tokenizer.save(directory)
+  return tokenizer
+
+
+def _generation_eos(directory: pathlib.Path) -> list[int]:
+  """End ids that a checkpoint's generation_config.json lists."""
+  path = directory / "generation_config.json"
+  if not path.is_file():
+    return []
+  found = sources.read_json(path).get("eos_token_id")
+  if found is None:
+    return []
+  return list(found) if isinstance(found, list) else [found]
+
+
+def load(source: str | os.PathLike) -> Tokenizer:
+  """Loads the tokenizer of a model.
+
+  Args:
+    source: a directory, a GGUF file, a known name or a hub id; see `sources`.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  path = sources.locate(source, sources.TOKENIZER_FILES)
+  if (path / SENTENCEPIECE_FILE).is_file():
+    return SentencePieceTokenizer((path / SENTENCEPIECE_FILE).read_bytes())
+  gguf = path.suffix == ".gguf" and path.is_file()
+  directory = path.parent if gguf else path
+  if not gguf and not (path / "tokenizer_config.json").is_file():
+    if not (path / "tokenizer.json").is_file():
+      raise ValueError(
+        f"tokenizer {os.fspath(path)!r}: found neither {SENTENCEPIECE_FILE} "
+        "nor tokenizer.json; give a directory that has one of them"
+      )
+  tokenizer = transformers.AutoTokenizer.from_pretrained(
+    directory, gguf_file=path.name if gguf else None
+  )
+  return HuggingFaceTokenizer(
+    tokenizer, [] if gguf else _generation_eos(directory)
+  )
