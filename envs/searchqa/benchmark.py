@@ -3,29 +3,87 @@
 The setting is that of Search-R1: at every turn the agent searches or answers,
 four turns at most, three passages per search, and an answer pays if it
 matches a target exactly. Without a data directory the questions and passages
-come from the embedded world. Deliberate difference: the answer is read from
-the model's own response only.
+come from the embedded world (`world.py`). Deliberate difference from the
+reference: the answer is read from the model's own response only, never from
+retrieved text.
 """
 
+from collections.abc import Mapping
+import difflib
+import os
+import pathlib
+
 from envs import base, prompts
-from envs.searchqa import compact, expert, full, retrieval, score
+from envs.searchqa import (
+  compact,
+  data,
+  dense,
+  expert,
+  full,
+  remote,
+  retrieval,
+  score,
+)
 from envs.searchqa import world as world_lib
 
 _WORDINGS = {"compact": compact, "full": full}
+_RETRIEVERS = ("bm25", "dense", "http")
+# Sentences for a tokenizer, at most.
+_CORPUS_EPISODES = 200
+_CORPUS_PASSAGES = 20_000
+
+
+def _choose(key: str, value: str, known) -> str:
+  """The value, if it is known."""
+  if value not in known:
+    near = difflib.get_close_matches(value, known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+      f"env.{key}: unknown {value!r}{hint} (known: {', '.join(known)})"
+    )
+  return value
+
+
+def default_cache_dir() -> pathlib.Path:
+  """`$T2PO_CACHE`, else `~/.cache/t2po_jax`; indices are kept below it."""
+  folder = os.environ.get("T2PO_CACHE") or "~/.cache/t2po_jax"
+  return pathlib.Path(folder).expanduser()
 
 
 class SearchQA:
-  """Question answering by search; implements `envs.base.Benchmark`."""
+  """Question answering by search; implements `envs.base.Benchmark`.
+
+  Attributes:
+    tasks: the questions by task id.
+    world: the embedded world, or None with real data.
+    questions: the chains behind the embedded tasks; empty with real data.
+    passages: the passages searched; empty with retriever `http` and real
+      data.
+    retriever: what searches them.
+    wording: the module that words prompts and observations.
+  """
 
   grammar = prompts.Grammar(actions=("search", "answer"), closing="</think>")
 
   def __init__(
     self,
     *,
-    wording: str = "compact",
+    data_dir: str | pathlib.Path | None = None,
+    tfds: str = "",
+    tfds_eval_split: str = "validation",
+    wording: str | None = None,
     max_turns: int = 4,
     topk: int = 3,
+    passage_chars: int = 0,
     reward_success: float = 1.0,
+    retriever: str = "bm25",
+    encoder: str = dense.ENCODER,
+    url: str = "http://127.0.0.1:8000/retrieve",
+    dialect: str = "search-r1",
+    timeout: float = 60.0,
+    tries: int = 10,
+    backoff: float = 1.0,
+    cache_dir: str | pathlib.Path | None = None,
     seed: int = 0,
     people: int = 48,
     places: int = 24,
@@ -37,29 +95,128 @@ class SearchQA:
     expert_hesitation: float = 1.0,
     expert_doubt: float = 0.15,
   ):
-    self.wording = _WORDINGS[wording]
+    """Loads or draws the tasks and builds the index.
+
+    Args:
+      data_dir: directory with `train.jsonl` and `eval.jsonl` (or `.parquet`)
+        and `corpus.jsonl` (or `.jsonl.gz`; not needed with retriever
+        `http`); None or empty: the embedded world.
+      tfds: question set of TensorFlow Datasets to ask instead, e.g.
+        `natural_questions_open`; its split `train` trains, and `data_dir`
+        then needs the corpus only. Empty: none.
+      tfds_eval_split: split of that set to evaluate on.
+      wording: `compact` or `full`; None: compact for the embedded world, full
+        for real data.
+      max_turns: turns until the episode ends, >= 1.
+      topk: passages per search at most, >= 1.
+      passage_chars: longest passage shown, in characters; longer ones lose
+        their middle. 0: no limit.
+      reward_success: reward of a right answer; anything else pays 0.
+      retriever: `bm25`, `dense` or `http`.
+      encoder: text encoder of `dense`, a Hugging Face name or a directory.
+      url: address of the server of `http`.
+      dialect: protocol of that server, `search-r1` or `verl-agent`.
+      timeout: seconds to wait for one answer of the server.
+      tries: requests per search until the trajectory is aborted, >= 1.
+      backoff: seconds of the first pause between tries; they grow linearly.
+      cache_dir: where indices of real corpora are kept; None or empty:
+        `default_cache_dir()`.
+      seed: seed of the embedded world, not of the splits.
+      people: size of the embedded world, like the next three; even.
+      places: number of places.
+      works: number of works.
+      regions: number of regions.
+      train_tasks: training questions of the embedded world.
+      valid_tasks: validation questions; with real data a part of `eval`, at
+        most half of each category.
+      test_tasks: test questions of the embedded world; with real data the
+        rest of `eval`.
+      expert_hesitation: needless rounds per turn of the expert, on average.
+      expert_doubt: probability per such round that the expert goes wrong.
+
+    Raises:
+      ValueError: if an argument or a data file is bad.
+    """
+    _choose("retriever", retriever, _RETRIEVERS)
+    for name, value in {"max_turns": max_turns, "topk": topk}.items():
+      if value < 1:
+        raise ValueError(f"env.{name}: {value}; must be at least 1")
+    if valid_tasks < 1:
+      raise ValueError(f"env.valid_tasks: {valid_tasks}; must be at least 1")
+    if expert_hesitation < 0.0:
+      raise ValueError(
+        f"env.expert_hesitation: {expert_hesitation}; must be at least 0"
+      )
+    if not 0.0 <= expert_doubt <= 1.0:
+      raise ValueError(
+        f"env.expert_doubt: {expert_doubt} is no probability in [0, 1]"
+      )
+    real = bool(data_dir) or bool(tfds)
+    chosen = wording or ("full" if real else "compact")
+    self.wording = _WORDINGS[_choose("wording", chosen, _WORDINGS)]
     self.max_turns = max_turns
     self.topk = topk
+    self.passage_chars = passage_chars
     self.reward_success = reward_success
     self.expert_hesitation = expert_hesitation
     self.expert_doubt = expert_doubt
-    self.world = world_lib.build(
-      seed, people=people, places=places, works=works, regions=regions
-    )
-    drawn = world_lib.draw_splits(
-      self.world,
-      {"train": train_tasks, "valid": valid_tasks, "test": test_tasks},
-    )
-    self.questions = {
-      question.task_id: question
-      for questions in drawn.values()
-      for question in questions
+    self.world: world_lib.World | None = None
+    self.questions: dict[str, world_lib.Question] = {}
+    self.passages: list[retrieval.Passage] = []
+    folder = pathlib.Path(data_dir).expanduser() if data_dir else None
+    if real:
+      if retriever != "http":
+        self.passages = _load_passages(folder)
+      splits = _load_splits(folder, tfds, tfds_eval_split, valid_tasks)
+    else:
+      self.world = world_lib.build(
+        seed, people=people, places=places, works=works, regions=regions
+      )
+      sizes = dict(train=train_tasks, valid=valid_tasks, test=test_tasks)
+      splits = self._ask_world(sizes)
+      self.passages = self._describe_world()
+    self.tasks = {
+      task.task_id: task for tasks in splits.values() for task in tasks
     }
-    self.splits = {
-      name: tuple(question.task_id for question in questions)
-      for name, questions in drawn.items()
+    self.splits: Mapping[str, tuple[str, ...]] = {
+      name: tuple(task.task_id for task in tasks)
+      for name, tasks in splits.items()
     }
-    self.passages = [
+    cache = pathlib.Path(cache_dir) if cache_dir else default_cache_dir()
+    self.retriever: retrieval.Retriever
+    if retriever == "http":
+      self.retriever = remote.Remote(
+        url, dialect=dialect, timeout=timeout, tries=tries, backoff=backoff
+      )
+    elif retriever == "dense":
+      self.retriever = dense.Dense(
+        self.passages, encoder=encoder, cache_dir=cache
+      )
+    else:
+      self.retriever = retrieval.BM25(
+        self.passages, cache_dir=cache if real else None
+      )
+
+  def _ask_world(self, sizes: Mapping[str, int]) -> dict[str, list[data.Task]]:
+    """The embedded tasks; remembers the chain of each."""
+    splits: dict[str, list[data.Task]] = {}
+    for name, questions in world_lib.draw_splits(self.world, sizes).items():
+      splits[name] = []
+      for question in questions:
+        self.questions[question.task_id] = question
+        splits[name].append(
+          data.Task(
+            question.task_id,
+            self.wording.ask(question.start, question.relations),
+            (question.answer,),
+            f"{question.hops}-hop",
+          )
+        )
+    return splits
+
+  def _describe_world(self) -> list[retrieval.Passage]:
+    """One passage per entity, named like it."""
+    return [
       retrieval.Passage(
         entity,
         self.wording.name(entity),
@@ -70,7 +227,6 @@ class SearchQA:
       )
       for entity, facts in self.world.facts.items()
     ]
-    self.retriever: retrieval.Retriever = retrieval.BM25(self.passages)
 
   def env(self) -> "SearchEnv":
     """A new environment."""
@@ -81,86 +237,168 @@ class SearchQA:
     return self.wording.render(view)
 
   def category(self, task_id: str) -> str:
-    """Number of hops."""
-    return f"{self.questions[task_id].hops}-hop"
+    """Number of hops, or the question set of real data."""
+    return self.tasks[task_id].category
 
   def corpus(self) -> list[str]:
-    """Passages, questions, and whole episodes of the expert."""
-    sentences = [passage.text for passage in self.passages]
-    for index, task_id in enumerate(self.splits["train"][:200]):
-      env = self.env()
-      observation = env.reset(task_id)
-      parts = [observation.task]
-      player = env.expert(index)
-      done = False
-      while not done:
-        response = player.respond()
-        result = env.step(response)
-        done = result.done
-        parts += [response, " ", result.observation.text]
-      sentences.append("".join(parts))
+    """Passages, training questions, and episodes of the expert, if any."""
+    sentences = [passage.text for passage in self.passages[:_CORPUS_PASSAGES]]
+    train = self.splits["train"]
+    sentences.extend(self.tasks[task_id].text for task_id in train)
+    if self.world is not None:
+      sentences.extend(
+        self._transcribe(task_id, seed)
+        for seed, task_id in enumerate(train[:_CORPUS_EPISODES])
+      )
     return sentences
+
+  def _transcribe(self, task_id: str, seed: int) -> str:
+    """The last prompt of an expert's episode and every response."""
+    env = self.env()
+    observation = env.reset(task_id)
+    player = env.expert(seed)
+    memory: list[tuple[str, str]] = []
+    responses = []
+    for turn in range(1, self.max_turns + 1):
+      view = prompts.View(
+        observation.task,
+        tuple(memory),
+        observation.text,
+        (),
+        turn,
+        self.max_turns,
+      )
+      responses.append(player.respond())
+      result = env.step(responses[-1])
+      memory.append((observation.text, result.action))
+      observation = result.observation
+      if result.done:
+        break
+    prompt = "".join(message["content"] for message in self.render(view))
+    return prompt + "".join(responses)
+
+
+def _load_passages(folder: pathlib.Path | None) -> list[retrieval.Passage]:
+  """The corpus of real data."""
+  if folder is None:
+    raise ValueError(
+      "env.tfds: question sets bring no passages; "
+      "give env.data_dir with a corpus, or env.retriever='http'"
+    )
+  return data.load_corpus(data.find_corpus(folder))
+
+
+def _load_splits(
+  folder: pathlib.Path | None, tfds: str, eval_split: str, valid_tasks: int
+) -> dict[str, list[data.Task]]:
+  """The questions of real data."""
+  if not tfds:
+    return data.load_splits(folder, valid_tasks)
+  return data.draw_splits(
+    data.load_tfds(tfds, "train"),
+    data.load_tfds(tfds, eval_split),
+    valid_tasks,
+  )
 
 
 class SearchEnv:
-  """One episode after another."""
+  """Plays one episode after another; see `envs.base.Env`."""
 
   def __init__(self, benchmark: SearchQA):
     self._benchmark = benchmark
-    self._question: world_lib.Question | None = None
-    self._task = ""
-    self._targets: tuple[str, ...] = ()
+    self._task: data.Task | None = None
     self._shown: list[str] = []
     self._turn = 0
     self._done = True
 
   def reset(self, task_id: str) -> base.Observation:
-    """Starts the episode of a question; see `envs.base.Env.reset`."""
-    benchmark = self._benchmark
-    question = benchmark.questions[task_id]
-    self._question = question
-    self._task = benchmark.wording.ask(question.start, question.relations)
-    self._targets = (question.answer,)
-    self._shown, self._turn, self._done = [], 0, False
-    return base.Observation(self._task, self._task)
+    """Starts the episode of a question.
+
+    Raises:
+      KeyError: if the task is unknown.
+    """
+    tasks = self._benchmark.tasks
+    if task_id not in tasks:
+      raise KeyError(f"searchqa: unknown task {task_id!r}")
+    self._task = tasks[task_id]
+    # A new list, because an expert of the last episode may hold the old one.
+    self._shown = []
+    self._turn, self._done = 0, False
+    return base.Observation(self._task.text, self._task.text)
 
   def step(self, response: str) -> base.StepResult:
-    """Searches or judges an answer; see `envs.base.Env.step`."""
+    """Searches, or judges an answer.
+
+    A response without exactly one action block, or with an empty one, does
+    nothing but use up the turn.
+
+    Raises:
+      EnvError: if the search server is out of reach.
+    """
     if self._done:
       raise RuntimeError("searchqa: the episode is over; call reset first")
     benchmark, wording = self._benchmark, self._benchmark.wording
     parsed = prompts.parse(response, benchmark.grammar)
     self._turn += 1
     action, text, success = "", wording.INVALID, False
-    if parsed.content and parsed.blocks == 1:
+    info: dict[str, float] = {}
+    if parsed.blocks == 1 and parsed.content:
       action = wording.action(parsed.kind, parsed.content)
       if parsed.kind == "answer":
-        success = score.exact_match(parsed.content, self._targets)
+        success = score.exact_match(parsed.content, self._task.targets)
         self._done, text = True, wording.OVER
       else:
-        found = benchmark.retriever.search([parsed.content], benchmark.topk)
-        passages = [passage for passage, _ in found[0]]
-        self._shown.extend(passage.id for passage in passages)
-        text = wording.show(passages)
-    self._done = self._done or self._turn == benchmark.max_turns
+        text = self._search(parsed.content)
+        info["answer_shown"] = float(self._shows_answer(text))
+    self._done = self._done or self._turn >= benchmark.max_turns
     return base.StepResult(
-      observation=base.Observation(self._task, text),
+      observation=base.Observation(self._task.text, text),
       action=action,
       reward=benchmark.reward_success if success else 0.0,
       done=self._done,
       format_valid=parsed.format_valid,
       action_valid=parsed.format_valid and bool(action),
       success=success,
+      info=info,
     )
 
-  def expert(self, seed: int) -> expert.ScriptedExpert:
-    """The scripted searcher; needs the embedded world."""
-    if self._question is None:
-      raise RuntimeError("searchqa: no episode is running; call reset first")
+  def _search(self, query: str) -> str:
+    """What a search shows."""
     benchmark = self._benchmark
+    try:
+      found = benchmark.retriever.search([query], benchmark.topk)[0]
+    except base.EnvError:
+      self._done = True
+      raise
+    passages = [
+      _shorten(passage, benchmark.passage_chars) for passage, _ in found
+    ]
+    self._shown.extend(passage.id for passage in passages)
+    return benchmark.wording.show(passages)
+
+  def _shows_answer(self, text: str) -> bool:
+    """Whether a target stands in the text, word for word."""
+    words = f" {score.normalize(text)} "
+    targets = map(score.normalize, self._task.targets)
+    return any(target and f" {target} " in words for target in targets)
+
+  def expert(self, seed: int) -> expert.ScriptedExpert:
+    """The scripted searcher of the running episode.
+
+    Raises:
+      NotImplementedError: with real data, which carries no solution.
+      RuntimeError: if no episode is running.
+    """
+    benchmark = self._benchmark
+    if benchmark.world is None:
+      raise NotImplementedError(
+        "searchqa: only the embedded world has a scripted expert"
+      )
+    if self._done:
+      raise RuntimeError("searchqa: no episode is running; call reset first")
     return expert.ScriptedExpert(
       benchmark.world,
-      self._question,
+      benchmark.questions[self._task.task_id],
       self._shown,
       benchmark.wording,
       hesitation=benchmark.expert_hesitation,
@@ -170,3 +408,11 @@ class SearchEnv:
 
   def close(self) -> None:
     """Nothing to release."""
+
+
+def _shorten(passage: retrieval.Passage, keep: int) -> retrieval.Passage:
+  """A passage of at most `keep` characters; 0 keeps all."""
+  if not keep:
+    return passage
+  text = prompts.shorten(passage.text, keep)
+  return retrieval.Passage(passage.id, passage.title, text)
