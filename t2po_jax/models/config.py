@@ -436,5 +436,4 @@ def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
     "rope_theta": config.rope_theta,
     "rope_scaling": None if config.rope_scaling is None else rope,
     "rope_parameters": rope,
-    "torch_dtype": "float32",
   }

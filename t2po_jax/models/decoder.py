@@ -493,7 +493,7 @@ class Policy:
 
     def cast(path, leaf):
       matrix = path[-1].key in ("kernel", "table")
-      return leaf.astype(self.dtype) if matrix else leaf
+      return jnp.asarray(leaf, self.dtype if matrix else None)
 
     params = {**params, "layers": unstack_layers(params["layers"])}
     return jax.tree.map_with_path(cast, params)
