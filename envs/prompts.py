@@ -45,14 +45,14 @@ class Response:
     thought: the text of the first `<think>` block, or None.
     kind: the tag of the first action block, or None if there is none.
     content: the text of that block, stripped.
-    blocks: number of action blocks, of any kind.
+    opened: number of opening action tags, of any kind, wherever they stand.
     format_valid: whether the whole response follows the grammar.
   """
 
   thought: str | None
   kind: str | None
   content: str
-  blocks: int
+  opened: int
   format_valid: bool
 
 
@@ -60,24 +60,23 @@ def parse(text: str, grammar: Grammar) -> Response:
   """Parses one response; see the module docstring for the grammar."""
   tags = "|".join(re.escape(tag) for tag in grammar.actions)
   thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
-  blocks = re.findall(rf"<({tags})>(.*?)</\1>", text, re.DOTALL)
-  kind, content = blocks[0] if blocks else (None, "")
-  strict = re.fullmatch(
-    rf"\s*<think>(.*?)</think>\s*<({tags})>(.*?)</\2>\s*", text, re.DOTALL
-  )
-  # A lazy match may still span a second tag, so every tag is counted too.
+  action = re.search(rf"<({tags})>(.*?)</\1>", text, re.DOTALL)
+  # A lazy match may still span a second tag, so every tag is counted first.
   counts = [
     text.count(f"<{slash}{tag}>")
     for tag in ("think", *grammar.actions)
     for slash in ("", "/")
   ]
-  once = counts[:2] == [1, 1] and sum(counts) == 4
+  strict = counts[:2] == [1, 1] and sum(counts) == 4
+  if strict:
+    form = rf"\s*<think>.*</think>\s*<({tags})>.*</\1>\s*"
+    strict = re.fullmatch(form, text, re.DOTALL) is not None
   return Response(
     thought=thought.group(1).strip() if thought else None,
-    kind=kind,
-    content=content.strip(),
-    blocks=len(blocks),
-    format_valid=strict is not None and once,
+    kind=action.group(1) if action else None,
+    content=action.group(2).strip() if action else "",
+    opened=sum(counts[2::2]),
+    format_valid=strict,
   )
 
 

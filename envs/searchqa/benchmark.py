@@ -10,7 +10,6 @@ retrieved text.
 
 from collections.abc import Mapping
 import difflib
-import os
 import pathlib
 
 from envs import base, prompts
@@ -28,6 +27,7 @@ from envs.searchqa import world as world_lib
 
 _WORDINGS = {"compact": compact, "full": full}
 _RETRIEVERS = ("bm25", "dense", "http")
+_CACHE_DIR = "~/.cache/t2po_jax"
 # Sentences for a tokenizer, at most.
 _CORPUS_EPISODES = 200
 _CORPUS_PASSAGES = 20_000
@@ -42,12 +42,6 @@ def _choose(key: str, value: str, known) -> str:
       f"env.{key}: unknown {value!r}{hint} (known: {', '.join(known)})"
     )
   return value
-
-
-def default_cache_dir() -> pathlib.Path:
-  """`$T2PO_CACHE`, else `~/.cache/t2po_jax`; indices are kept below it."""
-  folder = os.environ.get("T2PO_CACHE") or "~/.cache/t2po_jax"
-  return pathlib.Path(folder).expanduser()
 
 
 class SearchQA:
@@ -120,7 +114,7 @@ class SearchQA:
       tries: requests per search until the trajectory is aborted, >= 1.
       backoff: seconds of the first pause between tries; they grow linearly.
       cache_dir: where indices of real corpora are kept; None or empty:
-        `default_cache_dir()`.
+        `~/.cache/t2po_jax`.
       seed: seed of the embedded world, not of the splits.
       people: size of the embedded world, like the next three; even.
       places: number of places.
@@ -182,7 +176,7 @@ class SearchQA:
       name: tuple(task.task_id for task in tasks)
       for name, tasks in splits.items()
     }
-    cache = pathlib.Path(cache_dir) if cache_dir else default_cache_dir()
+    cache = pathlib.Path(cache_dir or _CACHE_DIR).expanduser()
     self.retriever: retrieval.Retriever
     if retriever == "http":
       self.retriever = remote.Remote(
@@ -329,8 +323,8 @@ class SearchEnv:
   def step(self, response: str) -> base.StepResult:
     """Searches, or judges an answer.
 
-    A response without exactly one action block, or with an empty one, does
-    nothing but use up the turn.
+    A response that opens no action block or several, or leaves it open or
+    empty, does nothing but use up the turn.
 
     Raises:
       EnvError: if the search server is out of reach.
@@ -342,7 +336,7 @@ class SearchEnv:
     self._turn += 1
     action, text, success = "", wording.INVALID, False
     info: dict[str, float] = {}
-    if parsed.blocks == 1 and parsed.content:
+    if parsed.opened == 1 and parsed.content:
       action = wording.action(parsed.kind, parsed.content)
       if parsed.kind == "answer":
         success = score.exact_match(parsed.content, self._task.targets)

@@ -11,6 +11,7 @@ import http.server
 import json
 import logging
 import pathlib
+import sys
 from typing import Any
 
 from envs import base
@@ -66,7 +67,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = "HTTP/1.1"
 
   def do_POST(self) -> None:
-    size = int(self.headers.get("Content-Length") or 0)
+    length = self.headers.get("Content-Length") or "0"
+    size = int(length) if length.isdecimal() else _MAX_BYTES + 1
     if size > _MAX_BYTES:
       self.close_connection = True
       return self._send(413, {"error": f"more than {_MAX_BYTES} bytes"})
@@ -103,6 +105,10 @@ class SearchServer(http.server.ThreadingHTTPServer):
     """Binds the address; port 0 picks a free one."""
     super().__init__(address, _Handler)
     self.retriever: retrieval.Retriever = retriever
+
+  def handle_error(self, request: Any, client_address: Any) -> None:
+    """One line for a client that went away, in place of a traceback."""
+    logging.warning("%s: %r", client_address, sys.exception())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
