@@ -331,15 +331,16 @@ def _moments(
   logits: types.Array,
 ) -> tuple[types.Array, types.Array, types.Array]:
   """Maximum m, sum of e^(x - m), sum of e^(x - m) (x - m); [...] each."""
-  top = jnp.max(logits, axis=-1)
+  # The shift cancels out of every result, so it needs no gradient.
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
   top = jnp.where(jnp.isfinite(top), top, 0.0)
   shifted = logits - top[..., None]
   weight = jnp.exp(shifted)
   # 0 * -inf is NaN: entries of probability 0 contribute nothing.
-  product = jnp.where(weight > 0, weight * shifted, 0.0)
+  shifted = jnp.where(weight > 0, shifted, 0.0)
   total = jnp.sum(weight, axis=-1)
   total = jnp.where(total > 0, total, 1.0)
-  return top, total, jnp.sum(product, axis=-1)
+  return top, total, jnp.sum(weight * shifted, axis=-1)
 
 
 def _normalise(value, low, high) -> types.Array:

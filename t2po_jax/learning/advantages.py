@@ -360,8 +360,8 @@ def remax(data: Episodes, *, discount: float = 1.0) -> Advantages:
   """
   baselines = _required(data.baselines, "baselines", "remax")
   turns = tuple(
-    (returns_to_go(r, discount=discount) - b) * kept
-    for r, b, kept in zip(data.rewards, baselines, data.counted, strict=True)
+    returns_to_go(r, discount=discount) - b if keep else np.zeros(len(r))
+    for r, b, keep in zip(data.rewards, baselines, data.counted, strict=True)
   )
   return Advantages(turns, _group_metrics(data))
 
@@ -403,16 +403,14 @@ def gae(
     lengths = [len(v) for v in values[e]]
     border = np.cumsum(lengths)
     flat = np.concatenate([np.zeros(0), *values[e]])
-    rewards, gamma, decay = (
-      np.zeros(len(flat)),
-      np.full(len(flat), discount),
-      np.full(len(flat), trace),
-    )
+    rewards = np.zeros(len(flat))
+    gamma = np.full(len(flat), discount)
+    decay = np.full(len(flat), trace)
     rewards[border - 1] = data.rewards[e]
     gamma[border - 1] = turn_discount
     decay[border - 1] = turn_trace
     found = _trace_back(rewards, flat, gamma, decay)
-    tokens.append(_split(found * kept, border))
+    tokens.append(_split(found if kept else 0 * flat, border))
     targets.append(_split(found + flat, border))
   tokens = tuple(tokens)
   if whiten:
@@ -453,7 +451,7 @@ def gae_turn(
     first = np.array([turn[0] for turn in values[e]], float)
     same = np.ones(len(first))
     found = _trace_back(data.rewards[e], first, discount * same, trace * same)
-    turns.append(found * kept)
+    turns.append(found if kept else 0 * first)
     of_turns = [np.full(len(turn), np.nan) for turn in values[e]]
     for k, target in enumerate(found + first):
       of_turns[k][0] = target
@@ -619,8 +617,8 @@ def _whiten_tokens(tokens: Tokens, data: Episodes) -> Tokens:
   ]
   mean, deviation = _moments(np.concatenate([np.zeros(0), *kept]))
   return tuple(
-    tuple((turn - mean) / deviation * counted for turn in of_turns)
-    for of_turns, counted in zip(tokens, data.counted, strict=True)
+    tuple((turn - mean) / deviation if keep else 0 * turn for turn in of_turns)
+    for of_turns, keep in zip(tokens, data.counted, strict=True)
   )
 
 
@@ -635,7 +633,7 @@ def _whiten_turns(turns: Ragged, data: Episodes, counted: np.ndarray) -> Ragged:
   ]
   mean, deviation = _moments(np.concatenate([np.zeros(0), *kept]))
   return tuple(
-    (turn - mean) / deviation * keep
+    (turn - mean) / deviation if keep else np.zeros(len(turn))
     for turn, keep in zip(turns, counted, strict=True)
   )
 
