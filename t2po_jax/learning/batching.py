@@ -151,7 +151,7 @@ def pack(
   rows: int,
   minibatches: int = 1,
   max_padding: float = 0.1,
-  seed: int = 0,
+  seed: int | Sequence[int] = 0,
 ) -> Packed:
   """Packs segments into rows, and rows into batches.
 
@@ -164,7 +164,8 @@ def pack(
     rows: rows of a micro-batch over the whole mesh, >= 1.
     minibatches: optimizer steps to split the segments over, >= 1.
     max_padding: fraction in [0, 1] at which a shorter row is good enough.
-    seed: draws which segment goes to which mini-batch, if there are several.
+    seed: a number or several; draws which segment goes to which mini-batch,
+      if there are several.
 
   Returns:
     The batches, fewer than `minibatches` if there are fewer segments, none if

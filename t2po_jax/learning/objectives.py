@@ -1,0 +1,247 @@
+"""What an update minimises: a weighted sum over the tokens of a batch.
+
+An objective is a frozen record of options and a function of per-token arrays.
+`PolicyObjective` is the loss of T2PO and its baselines (clipped surrogate, KL
+to a reference, entropy bonus, importance weights against the sampler);
+`LikelihoodObjective` is supervised fine-tuning. Both return the loss of any
+part of a batch, given the weights that `losses.token_weights` computed for the
+whole, so that parts simply add up. Metrics are per-token means over the whole
+batch, which add up in the same way, and maxima.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from t2po_jax import types
+from t2po_jax.learning import losses
+
+OLD_LOGPROBS = ("sampler", "recompute")
+
+# Options of each policy loss, by the names of `PolicyObjective`'s fields.
+_OPTIONS = {
+  "ppo": ("clip_low", "clip_high", "dual_clip"),
+  "gspo": ("clip_low", "clip_high"),
+  "cispo": ("clip_low", "clip_high"),
+  "sapo": ("temperature_positive", "temperature_negative"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+  """The value of an objective on a part of a batch.
+
+  Attributes:
+    loss: scalar; the parts of a batch add up to the loss of the whole.
+    means: scalars that add up to token means over the whole batch.
+    maxima: scalars whose largest is the maximum over the whole batch.
+  """
+
+  loss: types.Array
+  means: dict[str, types.Array]
+  maxima: dict[str, types.Array]
+
+
+class Objective(Protocol):
+  """What the learner asks of an objective.
+
+  Attributes:
+    aggregation: one of `losses.AGGREGATIONS`.
+    horizon: tokens, for `seq_mean_token_sum_norm`.
+    temperature: logits are divided by it, as while sampling.
+    entropy_coefficient: if 0, entropy is measured but not differentiated.
+    needs_reference: whether `ref_logprobs` must be filled.
+    recomputes_old: whether the learner replaces `old_logprobs` by its own.
+  """
+
+  aggregation: str
+  horizon: int | None
+  temperature: float
+  entropy_coefficient: float
+  needs_reference: bool
+  recomputes_old: bool
+
+  def evaluate(
+    self,
+    logprobs: types.Array,
+    entropy: types.Array,
+    batch: types.Batch,
+    weights: types.Array,
+    shares: types.Array,
+  ) -> Parts:
+    """The loss and metrics of some rows of a batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyObjective:
+  """Policy gradient: L = sum_t w_t (L_pg - c_H H + c_KL KL).
+
+  Attributes:
+    kind: one of `losses.POLICY_LOSSES`.
+    clip_low: lower clip range, from 0 to 1.
+    clip_high: upper clip range, at least 0.
+    dual_clip: bound for negative advantages, above 1; None for none; `ppo`.
+    temperature_positive: of the soft gate where A > 0; `sapo`.
+    temperature_negative: of the soft gate elsewhere; `sapo`.
+    aggregation: one of `losses.AGGREGATIONS`.
+    horizon: tokens, >= 1, for `seq_mean_token_sum_norm`.
+    kl: `off`, or one of `losses.KL_KINDS` as a loss term.
+    kl_coefficient: c_KL, at least 0.
+    entropy_coefficient: c_H, at least 0: a bonus.
+    old_logprobs: `sampler` takes the recorded ones; `recompute` runs the
+      policy once more before the first step.
+    importance_cap: C of the truncated importance weights min(old / sampler,
+      C); only when recomputed; None for none.
+    temperature: of sampling, above 0.
+  """
+
+  kind: str = "ppo"
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  dual_clip: float | None = 3.0
+  temperature_positive: float = 1.0
+  temperature_negative: float = 1.05
+  aggregation: str = "token_mean"
+  horizon: int | None = None
+  kl: str = "off"
+  kl_coefficient: float = 0.0
+  entropy_coefficient: float = 0.0
+  old_logprobs: str = "sampler"
+  importance_cap: float | None = 2.0
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    _check_choice("kind", self.kind, tuple(losses.POLICY_LOSSES))
+    _check_choice("kl", self.kl, ("off", *losses.KL_KINDS))
+    _check_choice("old_logprobs", self.old_logprobs, OLD_LOGPROBS)
+    _check_choice("aggregation", self.aggregation, losses.AGGREGATIONS)
+    for name in ("kl_coefficient", "entropy_coefficient"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name}: found {getattr(self, name)}, expected >= 0")
+    if self.temperature <= 0:
+      raise ValueError(
+        f"temperature: found {self.temperature}, expected above 0: log-probs "
+        "of greedy samples cannot be learned from"
+      )
+
+  @property
+  def needs_reference(self) -> bool:
+    """Whether the loss compares with a reference policy."""
+    return self.kl != "off"
+
+  @property
+  def recomputes_old(self) -> bool:
+    """Whether the ratio is against the learner's own log-probs."""
+    return self.old_logprobs == "recompute"
+
+  @property
+  def policy_loss(self) -> Callable[..., tuple[types.Array, losses.Stats]]:
+    """The policy loss per token with its options set."""
+    options = {name: getattr(self, name) for name in _OPTIONS[self.kind]}
+    return functools.partial(losses.POLICY_LOSSES[self.kind], **options)
+
+  def evaluate(
+    self,
+    logprobs: types.Array,
+    entropy: types.Array,
+    batch: types.Batch,
+    weights: types.Array,
+    shares: types.Array,
+  ) -> Parts:
+    """The loss and metrics of some rows of a batch.
+
+    Args:
+      logprobs: [B, R] float32, of the targets; differentiated.
+      entropy: [B, R] float32 nats; differentiated if there is a bonus.
+      batch: those rows.
+      weights: [B, R], the rows' part of `losses.token_weights`.
+      shares: [B, R], the same for `token_mean`, for the metrics.
+
+    Returns:
+      The parts; see `Parts`.
+    """
+    mask = batch.mask
+    per_token, stats = self.policy_loss(
+      logprobs, batch.old_logprobs, batch.advantages, mask, turn=batch.turn
+    )
+    means = {
+      name: losses.aggregate(value, shares)
+      for name, value in stats.items()
+      if name != "ratio"
+    }
+    if self.recomputes_old and self.importance_cap is not None:
+      trust = losses.truncated_importance_weight(
+        batch.old_logprobs,
+        batch.sampler_logprobs,
+        mask,
+        cap=self.importance_cap,
+      )
+      per_token = per_token * trust
+      means["importance_weight"] = losses.aggregate(trust, shares)
+    loss = losses.aggregate(per_token, weights)
+    means |= {"pg_loss": loss, "entropy": losses.aggregate(entropy, shares)}
+    if self.needs_reference:
+      kl = losses.kl_penalty(logprobs, batch.ref_logprobs, mask, kind=self.kl)
+      loss += self.kl_coefficient * losses.aggregate(kl, weights)
+      means["kl"] = losses.aggregate(kl, shares)
+    if self.entropy_coefficient:
+      bonus = losses.aggregate(entropy, weights)
+      loss -= self.entropy_coefficient * bonus
+    maxima = {"ratio_max": jnp.max(jnp.where(mask > 0, stats["ratio"], 0.0))}
+    found = self._mismatch(logprobs, batch)
+    share = jnp.sum(shares)
+    means["mismatch_mean"] = found["mean_abs"] * share
+    means["mismatch_kl"] = found["kl"] * share
+    maxima["mismatch_max"] = found["max_abs"]
+    return Parts(loss=loss, means={"loss": loss, **means}, maxima=maxima)
+
+  def _mismatch(self, logprobs, batch):
+    """Sampler against trainer, both of the policy that sampled."""
+    trainer = batch.old_logprobs if self.recomputes_old else logprobs
+    return losses.mismatch(
+      jax.lax.stop_gradient(trainer), batch.sampler_logprobs, batch.mask
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class LikelihoodObjective:
+  """Supervised fine-tuning: the mean of -log p over the response tokens.
+
+  Attributes:
+    aggregation: one of `losses.AGGREGATIONS`.
+    horizon: tokens, >= 1, for `seq_mean_token_sum_norm`.
+  """
+
+  aggregation: str = "token_mean"
+  horizon: int | None = None
+  temperature = 1.0
+  entropy_coefficient = 0.0
+  needs_reference = False
+  recomputes_old = False
+
+  def __post_init__(self):
+    _check_choice("aggregation", self.aggregation, losses.AGGREGATIONS)
+
+  def evaluate(
+    self,
+    logprobs: types.Array,
+    entropy: types.Array,
+    batch: types.Batch,
+    weights: types.Array,
+    shares: types.Array,
+  ) -> Parts:
+    """As `PolicyObjective.evaluate`; advantages are not looked at."""
+    del batch
+    loss = losses.aggregate(-logprobs, weights)
+    means = {"loss": loss, "entropy": losses.aggregate(entropy, shares)}
+    return Parts(loss=loss, means=means, maxima={})
+
+
+def _check_choice(name, found, choices):
+  """Refuses a value that is not one of the choices."""
+  if found not in choices:
+    raise ValueError(f"{name}: found {found!r}, expected one of {choices}")
