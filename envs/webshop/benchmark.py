@@ -1,0 +1,308 @@
+"""The WebShop benchmark: catalogue, tasks, episodes.
+
+WebShop (arXiv 2207.01206) asks an agent to buy the product that an instruction
+describes. Without files the shop is the embedded catalogue; with the published
+ones it is the real shop, its index and (for a large catalogue) its products
+kept in a cache directory that all workers share. An episode is a success if
+the purchase scores 1. Deliberate difference from the original: the search runs
+in this process, without Java, and prices are drawn per product.
+"""
+
+from collections.abc import Mapping
+import hashlib
+import os
+import pathlib
+import re
+
+from envs import base, prompts
+from envs.webshop import catalogue as catalogues
+from envs.webshop import compact, expert, full, nouns, retrieval, world
+from envs.webshop import goals as goals_lib
+from envs.webshop import session as sessions
+
+_WORDINGS = {"compact": compact, "full": full}
+_STORAGES = ("auto", "memory", "disk")
+_LARGE = 256 * 2**20  # Bytes of a product file that `auto` puts on disk.
+_EMBEDDED_PRODUCTS = 300
+_CORPUS_EPISODES = 200
+
+
+class WebShop:
+  """Shopping by instruction; implements `envs.base.Benchmark`."""
+
+  def __init__(
+    self,
+    *,
+    catalogue: str = "embedded",
+    goals: str = "synthetic",
+    products: int = 0,
+    seed: int = 0,
+    nouns: str = "auto",
+    storage: str = "auto",
+    cache_dir: str = "",
+    show_attributes: bool = False,
+    wording: str = "compact",
+    max_turns: int = 15,
+    reward_success: float = 10.0,
+    reward_score: float = 0.0,
+    expert_hesitation: float = 1.0,
+    expert_doubt: float = 0.15,
+  ):
+    """Opens the shop.
+
+    Args:
+      catalogue: `embedded`, or the path of `items_shuffle*.json`; environment
+        variables in it are expanded. `items_ins_v2*.json` with the same
+        ending and `items_human_ins.json` belong next to it.
+      goals: `synthetic`, or `human` where people's instructions are there.
+      products: number of products, the first ones of a file; 0 takes all
+        (300 embedded ones).
+      seed: draws the embedded catalogue; tasks of a file do not depend on it.
+      nouns: where nouns of real titles come from: `auto`, `spacy`,
+        `approximate`, or the path of a recorded table.
+      storage: `memory`, `disk` (SQLite, shared by all workers), or `auto`.
+      cache_dir: where indexes and catalogues are kept; empty for
+        `~/.cache/t2po_jax/webshop`.
+      show_attributes: whether product pages have a button for attributes.
+      wording: `compact` for tiny models, `full` for language models.
+      max_turns: turns until an episode ends without a purchase.
+      reward_success: reward of a purchase that scores 1.
+      reward_score: reward per unit of score, for every purchase.
+      expert_hesitation: mean number of the expert's needless rounds a turn.
+      expert_doubt: probability per round that the expert goes wrong.
+
+    Raises:
+      ValueError: if an argument or a file is not as described.
+    """
+    if wording not in _WORDINGS:
+      raise ValueError(f"env.wording: {wording!r}; must be compact or full")
+    if storage not in _STORAGES:
+      raise ValueError(
+        f"env.storage: {storage!r}; must be one of {', '.join(_STORAGES)}"
+      )
+    if expert_hesitation < 0.0 or not 0.0 <= expert_doubt <= 1.0:
+      raise ValueError(
+        f"env: expert_hesitation {expert_hesitation} must be at least 0 and "
+        f"expert_doubt {expert_doubt} in [0, 1]"
+      )
+    self.wording = _WORDINGS[wording]
+    self.grammar = self.wording.GRAMMAR
+    self.max_turns = max_turns
+    self.reward_success = reward_success
+    self.reward_score = reward_score
+    self.expert_hesitation = expert_hesitation
+    self.expert_doubt = expert_doubt
+    if catalogue == "embedded":
+      stock = catalogues.MemoryCatalogue(
+        world.build(seed, products=products or _EMBEDDED_PRODUCTS)
+      )
+      index = retrieval.Index.build(map(stock.at, range(len(stock))))
+    else:
+      path = pathlib.Path(os.path.expandvars(catalogue)).expanduser()
+      stock, index = open_shop(
+        path, limit=products, storage=storage, cache_dir=cache_dir
+      )
+    self.shop = sessions.Shop(
+      catalogue=stock,
+      search=lambda query: index.search(query, sessions.RESULTS),
+      nouns=self._choose_nouns(catalogue, nouns),
+      show_attributes=show_attributes,
+    )
+    self._goals = goals_lib.Goals(stock, goals)
+    self._order = goals_lib.draw_order(len(self._goals))
+    self._prefix = "embedded" if catalogue == "embedded" else goals
+    self.splits: Mapping[str, tuple[str, ...]] = {
+      name: tuple(f"{self._prefix}-{number}" for number in numbers)
+      for name, numbers in goals_lib.cut_splits(len(self._order)).items()
+    }
+
+  @staticmethod
+  def _choose_nouns(catalogue: str, source: str) -> nouns.Source:
+    if catalogue == "embedded":
+      return lambda product: product.nouns
+    return nouns.choose(os.path.expandvars(source))
+
+  def goal(self, task_id: str) -> goals_lib.Goal:
+    """The goal of a task.
+
+    Raises:
+      KeyError: if the task is unknown.
+    """
+    prefix, _, number = task_id.rpartition("-")
+    if prefix != self._prefix or not number.isdecimal():
+      raise KeyError(f"webshop: unknown task {task_id!r}")
+    if int(number) >= len(self._order):
+      raise KeyError(
+        f"webshop: task {task_id!r}, but there are {len(self._order)}"
+      )
+    return self._goals.at(self._order[int(number)])
+
+  def env(self) -> "WebShopEnv":
+    """A new environment; shares catalogue and index."""
+    return WebShopEnv(self)
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The prompt of a turn in the benchmark's wording."""
+    return self.wording.render(view)
+
+  def category(self, task_id: str) -> str:
+    """The department of the goal's product."""
+    return self.goal(task_id).product.category
+
+  def corpus(self) -> list[str]:
+    """Whole episodes of the expert on training tasks, prompts included."""
+    sentences = []
+    for task_id in self.splits["train"][:_CORPUS_EPISODES]:
+      env = self.env()
+      observation = env.reset(task_id)
+      shopper = env.expert(0)
+      memory: list[tuple[str, str]] = []
+      for turn in range(1, self.max_turns + 1):
+        view = prompts.View(
+          task=observation.task,
+          memory=tuple(memory[-2:]),
+          observation=observation.text,
+          admissible=observation.admissible,
+          turn=turn,
+          max_turns=self.max_turns,
+        )
+        response = shopper.respond()
+        texts = (message["content"] for message in self.render(view))
+        sentences.append("".join((*texts, response)))
+        result = env.step(response)
+        memory.append((observation.text, result.action))
+        observation = result.observation
+        if result.done:
+          break
+    return sentences
+
+
+def open_shop(
+  items: pathlib.Path, *, limit: int, storage: str, cache_dir: str
+) -> tuple[catalogues.Catalogue, retrieval.Index]:
+  """Opens the published files; what takes long is done once and kept.
+
+  Args:
+    items: `items_shuffle*.json`.
+    limit: only the first products; 0 takes all.
+    storage: `memory`, `disk` or `auto`.
+    cache_dir: where to keep index and catalogue; empty for the default.
+
+  Raises:
+    ValueError: if a file is missing or malformed.
+  """
+  ending = re.fullmatch(r"items_shuffle(.*)\.json", items.name)
+  if ending is None or not items.is_file():
+    raise ValueError(
+      f"env.catalogue: {items} is no file named items_shuffle*.json; give its "
+      "path or `embedded`"
+    )
+  instructions = items.with_name(f"items_ins_v2{ending[1]}.json")
+  people = items.with_name("items_human_ins.json")
+  sources = [items, instructions, *([people] if people.is_file() else [])]
+  cache = pathlib.Path(
+    cache_dir or pathlib.Path.home() / ".cache/t2po_jax/webshop"
+  )
+  # A file that changes gets another name in the cache.
+  identity = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) for s in sources]
+  formats = (limit, catalogues.FORMAT, retrieval.FORMAT)
+  name = hashlib.sha256(repr((identity, formats)).encode()).hexdigest()[:16]
+  cache = cache / f"{items.stem}-{name}"
+
+  def read():
+    return catalogues.read_products(
+      items, instructions, people if people in sources else None, limit=limit
+    )
+
+  stock: catalogues.Catalogue
+  if storage == "memory" or (
+    storage == "auto" and items.stat().st_size < _LARGE
+  ):
+    stock = catalogues.MemoryCatalogue(read())
+  else:
+    file = cache / "products.sqlite"
+    if not file.is_file():
+      catalogues.DiskCatalogue.write(file, read())
+    stock = catalogues.DiskCatalogue(file)
+  folder = cache / "index"
+  if not folder.is_dir():
+    cache.mkdir(parents=True, exist_ok=True)
+    retrieval.Index.build(map(stock.at, range(len(stock)))).save(folder)
+  return stock, retrieval.Index.load(folder)
+
+
+class WebShopEnv:
+  """One episode after another."""
+
+  def __init__(self, benchmark: WebShop):
+    self._benchmark = benchmark
+    self.visit: sessions.Session | None = None
+    self._task = ""
+    self._turn = 0
+    self._done = True
+
+  def reset(self, task_id: str) -> base.Observation:
+    """Enters the shop with a task; see `envs.base.Env.reset`."""
+    benchmark = self._benchmark
+    self.visit = sessions.Session(benchmark.shop, benchmark.goal(task_id))
+    self._task = benchmark.wording.task(self.visit.goal)
+    self._turn, self._done = 0, False
+    return self._observe()
+
+  def step(self, response: str) -> base.StepResult:
+    """Searches, clicks or buys; see `envs.base.Env.step`."""
+    if self._done:
+      raise RuntimeError("webshop: the episode is over; call reset first")
+    benchmark, visit = self._benchmark, self.visit
+    parsed = prompts.parse(response, benchmark.grammar)
+    self._turn += 1
+    action, possible = "", False
+    if parsed.content:
+      name, argument = sessions.parse_action(parsed.content.lower())
+      action = benchmark.wording.action(name, argument)
+      possible = visit.act(f"{name}[{argument}]")
+    score = visit.score.total if visit.score else 0.0
+    success = score == 1.0
+    self._done = visit.score is not None or self._turn == benchmark.max_turns
+    return base.StepResult(
+      observation=self._observe("" if action else benchmark.wording.NO_ACTION),
+      action=action,
+      reward=benchmark.reward_success * success
+      + benchmark.reward_score * score,
+      done=self._done,
+      format_valid=parsed.format_valid,
+      action_valid=parsed.format_valid and possible,
+      success=success,
+      info={"task_score": score} if self._done else {},
+    )
+
+  def expert(self, seed: int) -> expert.ScriptedExpert:
+    """The scripted shopper for the running episode."""
+    if self.visit is None:
+      raise RuntimeError("webshop: no episode is running; call reset first")
+    benchmark = self._benchmark
+    return expert.ScriptedExpert(
+      benchmark.shop,
+      self.visit,
+      benchmark.wording,
+      hesitation=benchmark.expert_hesitation,
+      doubt=benchmark.expert_doubt,
+      seed=seed,
+    )
+
+  def close(self) -> None:
+    """Nothing to release."""
+
+  def _observe(self, remark: str = "") -> base.Observation:
+    """The current page, after a remark."""
+    page = self.visit.page
+    actions = ["search[<words>]"] if page.has_search_bar else []
+    actions += [
+      f"click[{target}]" for target in page.clickables if target != "search"
+    ]
+    text = self._benchmark.wording.page(self.visit)
+    return base.Observation(
+      task=self._task,
+      text=f"{remark} {text}" if remark else text,
+      admissible=tuple(actions),
+    )

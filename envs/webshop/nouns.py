@@ -1,0 +1,105 @@
+"""The nouns of product titles, which the score's type factor compares.
+
+The original tags titles with spaCy's `en_core_web_sm` and keeps tokens that
+are nouns or proper nouns. Three sources stand for it here, in this order:
+spaCy itself where it is installed, a recorded table (a JSON object from
+product id to tokens), and an approximation by words: every word that holds
+a letter, begins with one and is no function word. Product titles are almost
+nothing but nouns, so the approximation agrees on most scores, but not on all.
+A catalogue that carries its nouns needs none of this.
+"""
+
+from collections.abc import Callable, Sequence
+import functools
+import importlib.util
+import json
+import logging
+import pathlib
+import re
+
+from envs.webshop import catalogue
+
+Source = Callable[[catalogue.Product], Sequence[str]]
+
+_MODEL = "en_core_web_sm"
+_TAGS = ("NOUN", "PROPN")
+_FUNCTION_WORDS = frozenset(
+  """
+  a all an and any are as at be but by can each every for from has have i in
+  includes included is it its made make me more my no not of off on one only or
+  other our out over so that the their them this those to two up us very we
+  with without you your designed based compatible original fully pressed
+  resealable comfortable imported
+  """.split()
+)
+
+
+def approximate(title: str) -> tuple[str, ...]:
+  """Words of a title that are probably nouns, lower case."""
+  words = re.findall(r"[a-z0-9]+", re.sub(r"['’]s\b", "", title.lower()))
+  return tuple(
+    word for word in words if word[0].isalpha() and word not in _FUNCTION_WORDS
+  )
+
+
+def _from_spacy() -> Source:
+  import spacy
+
+  pipeline = spacy.load(_MODEL)
+
+  @functools.lru_cache(1 << 14)
+  def tag(title: str) -> tuple[str, ...]:
+    return tuple(
+      token.text.lower() for token in pipeline(title) if token.pos_ in _TAGS
+    )
+
+  return lambda product: tag(product.title)
+
+
+def _from_table(path: pathlib.Path) -> Source:
+  if not path.is_file():
+    raise ValueError(
+      f"env.nouns: {path} is no file; give a table of nouns by product id, "
+      "`auto`, `spacy` or `approximate`"
+    )
+  table = json.loads(path.read_text(encoding="utf-8"))
+
+  def look_up(product: catalogue.Product) -> Sequence[str]:
+    if product.asin in table:
+      return table[product.asin]
+    return approximate(product.title)
+
+  return look_up
+
+
+def choose(name: str) -> Source:
+  """The source of nouns; says in the log which one it is.
+
+  Args:
+    name: `spacy`, `approximate`, `auto` (spaCy if it is there), or the path of
+      a recorded table. Products that carry their nouns need no source.
+
+  Raises:
+    ValueError: if spaCy is asked for and missing, or there is no such table.
+  """
+  installed = all(importlib.util.find_spec(n) for n in ("spacy", _MODEL))
+  if name == "spacy" and not installed:
+    raise ValueError(
+      f"env.nouns: spaCy or its model {_MODEL} is not installed; install both "
+      "or use `auto`"
+    )
+  if name in ("spacy", "auto") and installed:
+    logging.info("webshop: nouns of titles come from spaCy's %s", _MODEL)
+    source = _from_spacy()
+  elif name in ("auto", "approximate"):
+    logging.info(
+      "webshop: nouns of titles are approximated by their words; scores can "
+      "differ from the original's"
+    )
+    source = lambda product: approximate(product.title)  # noqa: E731
+  else:
+    logging.info("webshop: nouns of titles come from the table %s", name)
+    source = _from_table(pathlib.Path(name))
+  return lambda product: (
+    source(product) if product.nouns is None else product.nouns
+  )

@@ -1,0 +1,138 @@
+"""Search in the shop: BM25 over everything that a product's pages say.
+
+The original searches with Lucene through Java; this is BM25 with the same
+constants (k1 = 0.9, b = 0.4) through `bm25s`, over title, description,
+bullets, attributes and options, with English stemming where PyStemmer is
+installed. An index is saved to a directory and memory-mapped from there, so
+that many workers share one copy. Equal scores are ordered by position in the
+catalogue, so that results are the same on every machine.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+import functools
+import os
+import pathlib
+import re
+import shutil
+import threading
+
+import bm25s
+from bm25s import stopwords
+import numpy as np
+
+from envs.webshop import catalogue
+
+K1 = 0.9
+B = 0.4
+FORMAT = 1  # Of what is indexed; a change makes saved indexes stale.
+
+_STOP_WORDS = frozenset(stopwords.STOPWORDS_EN)
+
+
+def _make_stemmer() -> Callable[[str], str]:
+  """The English stemmer, or no stemming without PyStemmer."""
+  try:
+    import Stemmer
+  except ImportError:
+    return lambda word: word
+  local = threading.local()  # A stemmer must not be used by two threads.
+
+  @functools.lru_cache(1 << 17)
+  def stem(word: str) -> str:
+    if not hasattr(local, "stemmer"):
+      local.stemmer = Stemmer.Stemmer("english")
+    return local.stemmer.stemWord(word)
+
+  return stem
+
+
+_stem = _make_stemmer()
+
+
+def analyse(text: str) -> list[str]:
+  """Stems of the words of a text, without stop words and single characters."""
+  return [
+    _stem(word)
+    for word in re.findall(r"\w\w+", text.lower())
+    if word not in _STOP_WORDS
+  ]
+
+
+def document(product: catalogue.Product) -> str:
+  """Everything about a product that can be searched."""
+  options = [
+    word for name, values in product.options.items() for word in (name, *values)
+  ]
+  return " ".join(
+    (
+      product.title,
+      product.description,
+      *product.bullets,
+      *product.attributes,
+      *options,
+    )
+  )
+
+
+class Index:
+  """A searchable index; safe to use from many threads."""
+
+  def __init__(self, scores: bm25s.BM25):
+    self._scores = scores
+
+  @classmethod
+  def build(cls, products: Iterable[catalogue.Product]) -> "Index":
+    """Indexes products in their order."""
+    vocabulary: dict[str, int] = {}
+
+    def encode() -> Iterator[list[int]]:
+      for product in products:
+        yield [
+          vocabulary.setdefault(word, len(vocabulary))
+          for word in analyse(document(product))
+        ]
+
+    documents = list(encode())
+    scores = bm25s.BM25(k1=K1, b=B)
+    scores.index((documents, vocabulary), show_progress=False)
+    return cls(scores)
+
+  @classmethod
+  def load(cls, directory: pathlib.Path) -> "Index":
+    """Opens a saved index; the arrays stay on disk until they are read."""
+    return cls(bm25s.BM25.load(directory, mmap=True))
+
+  def save(self, directory: pathlib.Path) -> None:
+    """Saves the index; a reader never sees half of one."""
+    partial = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    self._scores.save(partial, show_progress=False)
+    try:
+      os.rename(partial, directory)
+    except OSError:
+      # Another worker was faster; its index is the same.
+      shutil.rmtree(partial)
+
+  def search(self, query: str, most: int) -> list[int]:
+    """The best products for a query.
+
+    Args:
+      query: words.
+      most: largest number of results.
+
+    Returns:
+      Positions in the catalogue, best first; only products that share a word
+      with the query.
+    """
+    tokens = self._scores.get_tokens_ids(analyse(query))
+    if not tokens:
+      return []
+    scores = self._scores.get_scores_from_ids(tokens)
+    if len(scores) > most:
+      # All that reach the last place, so that ties are cut by position.
+      least = np.partition(scores, -most)[-most]
+      best = np.flatnonzero(scores >= max(least, np.finfo(np.float32).tiny))
+    else:
+      best = np.flatnonzero(scores > 0)
+    order = np.argsort(-scores[best], kind="stable")[:most]
+    return best[order].tolist()
