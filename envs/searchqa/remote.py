@@ -98,8 +98,11 @@ class Remote:
           break
       except (OSError, http.client.HTTPException) as error:
         # Refused, reset, timed out, or cut off in the middle.
-        trouble = str(error) or type(error).__name__
-      except (KeyError, TypeError, ValueError) as error:
+        reason = (
+          error.reason if isinstance(error, urllib.error.URLError) else error
+        )
+        trouble = str(reason) or type(reason).__name__
+      except (AttributeError, KeyError, TypeError, ValueError) as error:
         trouble = f"an answer that is not of the protocol ({error!r:.80})"
         break
       if attempt < self._tries:

@@ -99,7 +99,6 @@ def tokenize(texts: Sequence[str]) -> list[list[str]]:
     stemmer=_stemmer(),
     return_ids=False,
     show_progress=False,
-    allow_empty=False,
   )
 
 

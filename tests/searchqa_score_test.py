@@ -1,0 +1,36 @@
+"""Exact match by hand."""
+
+from absl.testing import absltest, parameterized
+
+from envs.searchqa import score
+
+
+class ScoreTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("The Wild  Duck!", "wild duck"),
+    ("  an apple, a day ", "apple day"),
+    ("Anna and Theo", "anna and theo"),
+    ("A.D. 1,000", "ad 1000"),
+    ("the", ""),
+    ("J. R. R. Tolkien", "j r r tolkien"),
+    ("Čapek\n(Karel)", "čapek karel"),
+  )
+  def test_normalize(self, text, expected):
+    self.assertEqual(score.normalize(text), expected)
+    self.assertEqual(score.normalize(expected), expected)
+
+  @parameterized.parameters(
+    ("Henrik Ibsen.", ("Ibsen", "henrik ibsen"), True),
+    ("Ibsen, Henrik", ("Ibsen", "henrik ibsen"), False),
+    ("yes it is", ("yes",), False),
+    ("", ("yes",), False),
+    # Nothing is left of either side: an empty answer is never right.
+    ("the", ("a", "!"), False),
+    ("yes", (), False),
+  )
+  def test_exact_match(self, answer, targets, expected):
+    self.assertEqual(score.exact_match(answer, targets), expected)
+
+
+if __name__ == "__main__":
+  absltest.main()
