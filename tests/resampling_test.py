@@ -1,0 +1,59 @@
+"""When a turn is sampled again."""
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2po_jax.control import resampling
+
+
+class ResamplingTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (0.50, 0.60, 0, True),  # A small gap, both tries left.
+    (0.60, 0.50, 1, True),
+    (0.50, 0.60, 2, False),  # No try left.
+    (0.50, 0.50, 0, False),  # The same score again.
+    (0.50, 0.90, 0, False),  # Far enough.
+    (0.50, float("nan"), 0, False),  # The first turn.
+  )
+  def test_by_hand(self, phi, previous, tries, expected):
+    gap = resampling.turn_gap(phi, previous)
+    found = resampling.should_resample(gap, eta=0.3, tries=tries, max_tries=2)
+    self.assertEqual(found, expected)
+
+  def test_threshold_itself_is_far_enough(self):
+    options = dict(tries=0, max_tries=2)
+    self.assertFalse(resampling.should_resample(0.25, eta=0.25, **options))
+    self.assertTrue(resampling.should_resample(0.2499, eta=0.25, **options))
+
+  def test_off(self):
+    self.assertFalse(
+      resampling.should_resample(0.1, eta=0.3, tries=0, max_tries=0)
+    )
+    self.assertFalse(
+      resampling.should_resample(0.1, eta=0.0, tries=0, max_tries=2)
+    )
+
+  def test_arrays_equal_a_loop(self):
+    rng = np.random.default_rng(0)
+    phi, previous = rng.uniform(size=(2, 50)).round(1).astype("f4")
+    previous[::7] = np.nan
+    tries = rng.integers(0, 4, 50)
+
+    def decide(phi, previous, tries):
+      return resampling.should_resample(
+        resampling.turn_gap(phi, previous), eta=0.35, tries=tries, max_tries=2
+      )
+
+    expected = [
+      bool(0 < abs(a - b) < 0.35) and n < 2
+      for a, b, n in zip(phi, previous, tries, strict=True)
+    ]
+    np.testing.assert_array_equal(decide(phi, previous, tries), expected)
+    on_device = jax.jit(decide)(*map(jnp.asarray, (phi, previous, tries)))
+    np.testing.assert_array_equal(on_device, expected)
+
+
+if __name__ == "__main__":
+  absltest.main()
