@@ -401,7 +401,7 @@ def gae(
   tokens, targets = [], []
   for e, kept in enumerate(data.counted):
     lengths = [len(v) for v in values[e]]
-    border = np.cumsum(lengths)
+    border = np.cumsum(lengths, dtype=int)
     flat = np.concatenate([np.zeros(0), *values[e]])
     rewards = np.zeros(len(flat))
     gamma = np.full(len(flat), discount)
@@ -410,7 +410,7 @@ def gae(
     gamma[border - 1] = turn_discount
     decay[border - 1] = turn_trace
     found = _trace_back(rewards, flat, gamma, decay)
-    tokens.append(_split(found if kept else 0 * flat, border))
+    tokens.append(_split(found if kept else np.zeros(len(flat)), border))
     targets.append(_split(found + flat, border))
   tokens = tuple(tokens)
   if whiten:
@@ -451,7 +451,7 @@ def gae_turn(
     first = np.array([turn[0] for turn in values[e]], float)
     same = np.ones(len(first))
     found = _trace_back(data.rewards[e], first, discount * same, trace * same)
-    turns.append(found if kept else 0 * first)
+    turns.append(found if kept else np.zeros(len(first)))
     of_turns = [np.full(len(turn), np.nan) for turn in values[e]]
     for k, target in enumerate(found + first):
       of_turns[k][0] = target
@@ -617,7 +617,10 @@ def _whiten_tokens(tokens: Tokens, data: Episodes) -> Tokens:
   ]
   mean, deviation = _moments(np.concatenate([np.zeros(0), *kept]))
   return tuple(
-    tuple((turn - mean) / deviation if keep else 0 * turn for turn in of_turns)
+    tuple(
+      (turn - mean) / deviation if keep else np.zeros(len(turn))
+      for turn in of_turns
+    )
     for of_turns, keep in zip(tokens, data.counted, strict=True)
   )
 
