@@ -674,7 +674,7 @@ class EnvironmentTest(parameterized.TestCase):
       self.assertEqual(shop.category("synthetic-3"), "kitchen")
       _, _, results = _play(shop, "synthetic-3")
       self.assertTrue(results[-1].success)
-    (cache,) = (folder / "cache").iterdir()
+    (cache,) = (folder / "cache" / "webshop").iterdir()
     self.assertCountEqual(
       [path.name for path in cache.iterdir()], ["index", "products.sqlite"]
     )

@@ -61,8 +61,8 @@ class WebShop:
       nouns: where nouns of real titles come from: `auto`, `spacy`,
         `approximate`, or the path of a recorded table.
       storage: `memory`, `disk` (SQLite, shared by all workers), or `auto`.
-      cache_dir: where indexes and catalogues are kept; empty for
-        `~/.cache/t2po_jax/webshop`.
+      cache_dir: indexes and catalogues are kept in `webshop` below it; empty
+        for `$T2PO_CACHE`, else `~/.cache/t2po_jax`.
       show_attributes: whether product pages have a button for attributes.
       wording: `compact` for tiny models, `full` for language models.
       max_turns: turns until an episode ends without a purchase.
@@ -200,9 +200,8 @@ def open_shop(
   instructions = items.with_name(f"items_ins_v2{ending[1]}.json")
   people = items.with_name("items_human_ins.json")
   sources = [items, instructions, *([people] if people.is_file() else [])]
-  cache = pathlib.Path(
-    cache_dir or pathlib.Path.home() / ".cache/t2po_jax/webshop"
-  )
+  given = cache_dir or os.environ.get("T2PO_CACHE") or "~/.cache/t2po_jax"
+  cache = pathlib.Path(given).expanduser() / "webshop"
   # A file that changes gets another name in the cache.
   identity = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) for s in sources]
   formats = (limit, catalogues.FORMAT, retrieval.FORMAT)

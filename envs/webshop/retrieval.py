@@ -16,17 +16,14 @@ import re
 import shutil
 import threading
 
-import bm25s
-from bm25s import stopwords
 import numpy as np
 
+from envs import bm25
 from envs.webshop import catalogue
 
 K1 = 0.9
 B = 0.4
 FORMAT = 1  # Of what is indexed; a change makes saved indexes stale.
-
-_STOP_WORDS = frozenset(stopwords.STOPWORDS_EN)
 
 
 def _make_stemmer() -> Callable[[str], str]:
@@ -54,7 +51,7 @@ def analyse(text: str) -> list[str]:
   return [
     _stem(word)
     for word in re.findall(r"\w\w+", text.lower())
-    if word not in _STOP_WORDS
+    if word not in bm25.STOP_WORDS
   ]
 
 
@@ -77,7 +74,7 @@ def document(product: catalogue.Product) -> str:
 class Index:
   """A searchable index; safe to use from many threads."""
 
-  def __init__(self, scores: bm25s.BM25):
+  def __init__(self, scores: bm25.BM25):
     self._scores = scores
 
   @classmethod
@@ -93,14 +90,14 @@ class Index:
         ]
 
     documents = list(encode())
-    scores = bm25s.BM25(k1=K1, b=B)
+    scores = bm25.BM25(k1=K1, b=B)
     scores.index((documents, vocabulary), show_progress=False)
     return cls(scores)
 
   @classmethod
   def load(cls, directory: pathlib.Path) -> "Index":
     """Opens a saved index; the arrays stay on disk until they are read."""
-    return cls(bm25s.BM25.load(directory, mmap=True))
+    return cls(bm25.BM25.load(directory, mmap=True))
 
   def save(self, directory: pathlib.Path) -> None:
     """Saves the index; a reader never sees half of one."""
