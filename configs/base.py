@@ -124,7 +124,8 @@ def get_config() -> ConfigDict:
   cold.episodes = 512  # Demonstrations of the scripted expert.
   cold.epochs = 1  # Passes over the demonstrations.
   cold.learning_rate = 1e-3  # Peak; cosine decay.
-  cold.micro_rows = 16  # Rows per optimizer step.
+  cold.batch_size = 32  # Turns per optimizer step.
+  cold.micro_rows = 8  # Rows per gradient accumulation step.
   cold.rft_rounds = 1  # Rounds of sampling and fine-tuning on successes.
   cold.rft_tasks = 64  # Tasks per round, `rollout.group_size` tries each.
   cold.rft_epochs = 1
@@ -143,8 +144,8 @@ def get_config() -> ConfigDict:
 
   c.log = log = ConfigDict()
   log.tensorboard = True
-  log.wandb = False
-  log.mlflow = False
+  log.wandb = ""  # Weights & Biases project; empty = off.
+  log.mlflow = ""  # MLflow experiment; empty = off.
   log.trajectories = 4  # Episodes written to trajectories.jsonl per update.
 
   # Cold starts, search indexes and compiled programs; relative to the home

@@ -120,6 +120,11 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
   ]
 
 
+def say(line: str) -> None:
+  """Prints one line; a log file keeps it whole whatever its length."""
+  rich.get_console().print(line, soft_wrap=True, markup=False, emoji=False)
+
+
 class Timer:
   """Seconds by stage of work, summed until they are taken.
 
@@ -319,9 +324,7 @@ class _ConsoleLine:
   def write(self, step: int, floats: Mapping[str, float]) -> None:
     shown = [f"{n} {floats[n]:.4g}" for n in self._names if n in floats]
     if shown:
-      # Soft wrap: a log file keeps the line whole whatever its length.
-      line = "  ".join([f"step {step}", *shown])
-      rich.get_console().print(line, soft_wrap=True, markup=False, emoji=False)
+      say("  ".join([f"step {step}", *shown]))
 
   def close(self) -> None:
     pass

@@ -183,13 +183,11 @@ class _Loop:
       + self._tokenizer.decode(completion.attempt.tokens.tolist()),
     )
     self.deltas.append(completion.deltas)
-    previous = episode.turns[-1].response.phi if episode.turns else None
-    gamma = float("nan")
-    if previous is not None:
-      gamma = abs(attempt.phi - previous)
-      if not episode.discarded:
-        self.gammas.append(gamma)
-    again = previous is not None and resampling.should_resample(
+    before = episode.turns[-1].response.phi if episode.turns else float("nan")
+    gamma = resampling.turn_gap(attempt.phi, before)
+    if episode.turns and not episode.discarded:
+      self.gammas.append(gamma)
+    again = resampling.should_resample(
       gamma,
       eta=self._rules.eta,
       tries=len(episode.discarded),
@@ -275,6 +273,20 @@ class _Loop:
       limit=self._rules.max_response,
       extremes=episode.extremes,
     )
+
+
+def first_view(
+  benchmark: base.Benchmark, observation: base.Observation
+) -> prompts.View:
+  """The view of a first turn."""
+  return prompts.View(
+    task=observation.task,
+    memory=(),
+    observation=observation.text,
+    admissible=observation.admissible,
+    turn=1,
+    max_turns=benchmark.max_turns,
+  )
 
 
 def fit_prompt(

@@ -131,6 +131,12 @@ class _Tables:
   eos: types.Array  # [E] int32
 
 
+@functools.partial(jax.jit, static_argnames=("policy",))
+def _decode_layout(params, *, policy):
+  """Parameters in the decoding layout."""
+  return policy.decode_params(params)
+
+
 @functools.partial(
   jax.jit, static_argnames=("policy", "live"), donate_argnames=("slots",)
 )
@@ -445,8 +451,9 @@ class Sampler:
     )
 
   def load(self, params: types.Params) -> None:
-    """Takes new parameters, in the training layout."""
-    self._params = self._policy.decode_params(params)
+    """Takes new parameters, in the training layout and of any sharding."""
+    local = jax.device_put(params, jax.local_devices()[0])
+    self._params = _decode_layout(local, policy=self._policy)
 
   def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:
     """Computes the cache of prompts.

@@ -125,7 +125,7 @@ class Scheduler:
   @property
   def busy(self) -> bool:
     """Whether anything is waiting or being sampled."""
-    return bool(self._queue) or any(self._running())
+    return bool(self._queue or self._running())
 
   def submit(self, request: Request) -> None:
     """Queues a request.
@@ -170,8 +170,7 @@ class Scheduler:
       Finished responses; the caller releases or retries each of them.
     """
     self._refill()
-    running = list(self._running())
-    if not running:
+    if not self._running():
       return []
     steps, used, finished = self._sampler.decode(sampling, epsilon)
     self.counters["decode_steps"] += steps
@@ -188,12 +187,8 @@ class Scheduler:
       completions.append(_completion(slot.request, record))
     return completions
 
-  def _running(self):
-    return (
-      index
-      for index, slot in enumerate(self._slots)
-      if slot.request is not None and self._sampler.active[index]
-    )
+  def _running(self) -> list[int]:
+    return np.flatnonzero(self._sampler.active).tolist()
 
   def _refill(self) -> None:
     """Moves requests from the queue into free slots."""

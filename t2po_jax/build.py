@@ -1,0 +1,386 @@
+"""From the configuration to the parts of a run.
+
+The only translation between config keys and plain arguments. Everything is
+checked here, before anything is compiled or a long job starts.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import types as python_types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+import envs
+from envs import base
+from t2po_jax import sharding, types
+from t2po_jax.control import thinking, thresholds
+from t2po_jax.learning import advantages, learner, objectives
+from t2po_jax.models import config as model_config
+from t2po_jax.models import decoder, tokenizer, weights
+from t2po_jax.rollout import collect, draw, environments, sampler, scheduler
+
+ConfigDict = config_dict.ConfigDict
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# Which keys of `config.advantage` each estimator reads.
+ESTIMATOR_KEYS = {
+  "grpo": {"norm_std": "norm_std", "per": "per"},
+  "gigpo": {
+    "norm_std": "norm_std",
+    "per": "per",
+    "discount": "discount",
+    "step_weight": "step_weight",
+    "step_norm": "step_mode",
+    "similarity": "similarity",
+  },
+  "rloo": {},
+  "reinforce_pp": {"discount": "discount"},
+  "reinforce_pp_baseline": {},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+  """A policy with its parameters and tokenizer.
+
+  Attributes:
+    policy: the network as pure functions.
+    params: parameters in the training layout, numpy or device arrays.
+    tokenizer: its tokenizer.
+  """
+
+  policy: decoder.Policy
+  params: types.Params
+  tokenizer: tokenizer.Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+  """Everything that plays episodes.
+
+  Attributes:
+    benchmark: tasks and wording.
+    pool: the environments.
+    tokenizer: the policy's tokenizer.
+    sampler: the device side.
+    scheduler: the host side.
+  """
+
+  benchmark: base.Benchmark
+  pool: environments.EnvironmentPool
+  tokenizer: tokenizer.Tokenizer
+  sampler: sampler.Sampler
+  scheduler: scheduler.Scheduler
+
+
+def _choice(key: str, found: str, known) -> None:
+  if found not in known:
+    raise ValueError(
+      f"{key}: found {found!r}, expected one of {', '.join(sorted(known))}"
+    )
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses values that cannot work, by key.
+
+  Raises:
+    ValueError: naming the key, what was found and what would be right.
+  """
+  _choice("model.dtype", config.model.dtype, DTYPES)
+  _choice("advantage.estimator", config.advantage.estimator, ESTIMATOR_KEYS)
+  for part in config.cold_start.kind.split("+"):
+    _choice("cold_start.kind", part, ("expert", "rft", "none"))
+  room = config.rollout.max_prompt + config.rollout.max_response
+  if config.train.row_tokens < room or config.train.row_tokens % 16:
+    raise ValueError(
+      f"train.row_tokens: found {config.train.row_tokens}, expected a multiple "
+      f"of 16 and at least rollout.max_prompt + rollout.max_response = {room}"
+    )
+  for key, least in (
+    ("rollout.tasks", 1),
+    ("rollout.group_size", 1),
+    ("rollout.slots", 1),
+    ("rollout.chunk", 1),
+    ("rollout.max_prompt", 2),
+    ("rollout.max_response", 1),
+    ("train.updates", 0),
+    ("train.mini_batches", 1),
+    ("train.epochs", 1),
+    ("eval.tasks", 1),
+  ):
+    section, name = key.split(".")
+    if config[section][name] < least:
+      raise ValueError(
+        f"{key}: found {config[section][name]}, expected at least {least}"
+      )
+  if config.loss.kl == "off" and config.loss.kl_coefficient:
+    raise ValueError(
+      f"loss.kl_coefficient: found {config.loss.kl_coefficient} with loss.kl "
+      "'off', expected 0 or a kind of KL (k1, k2, k3)"
+    )
+  if config.loss.kl != "off" and not config.loss.kl_coefficient:
+    raise ValueError(
+      f"loss.kl_coefficient: found 0 with loss.kl {config.loss.kl!r}, expected "
+      "a positive number or loss.kl 'off'"
+    )
+  if config.rollout.temperature <= 0:
+    raise ValueError(
+      f"rollout.temperature: found {config.rollout.temperature}, expected "
+      "above 0: greedy samples cannot be learned from"
+    )
+  if config.control.signal == "released":
+    _choice("control.normalizer", config.control.normalizer, ("running",))
+
+
+def cache_dir(config: ConfigDict) -> pathlib.Path:
+  """Where cold starts, indexes and compiled programs are kept."""
+  given = config.cache_dir or os.environ.get("T2PO_CACHE", "")
+  place = pathlib.Path(given or "~/.cache/t2po_jax").expanduser()
+  try:
+    place.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(
+      f"cache_dir: {place} cannot be created ({error.strerror}); name a "
+      "folder that can be written"
+    ) from None
+  return place
+
+
+def fingerprint(*parts: Any) -> str:
+  """A short name for settings: equal for equal settings."""
+
+  def plain(part):
+    return part.to_dict() if isinstance(part, ConfigDict) else part
+
+  text = json.dumps([plain(part) for part in parts], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def benchmark(config: ConfigDict) -> base.Benchmark:
+  """The benchmark that `config.env` describes.
+
+  Raises:
+    ValueError: if a split is missing or empty.
+  """
+  arguments = {k: v for k, v in config.env.items() if k != "name"}
+  made = envs.make(config.env.name, **arguments)
+  for key in ("train.split", "eval.split"):
+    section, name = key.split(".")
+    split = config[section][name]
+    if not made.splits.get(split):
+      raise ValueError(
+        f"{key}: split {split!r} is missing or empty, expected one of "
+        f"{', '.join(s for s, tasks in made.splits.items() if tasks)}"
+      )
+  return made
+
+
+def agent(config: ConfigDict, made: base.Benchmark) -> Agent:
+  """The policy that `config.model` describes, before any training here.
+
+  A model from scratch gets a tokenizer trained on the benchmark's own text;
+  both are the same for the same configuration.
+  """
+  model = config.model
+  if model.source == "scratch":
+    symbols = ["<think>", "</think>", "\n"]
+    for tag in made.grammar.actions:
+      symbols += [f"<{tag}>", f"</{tag}>"]
+    corpus = made.corpus()
+    place = cache_dir(config) / "tokenizers"
+    place /= fingerprint(corpus, symbols, model.vocab_size)
+    tokens = tokenizer.train_sentencepiece(
+      corpus, model.vocab_size, symbols, place
+    )
+    shape = dataclasses.replace(
+      model_config.named(model.size), vocab_size=tokens.vocab_size
+    )
+    params = None
+  else:
+    shape, params = weights.load(model.source)
+    tokens = tokenizer.load(model.source)
+  policy = decoder.Policy(
+    shape,
+    dtype=DTYPES[model.dtype],
+    remat=model.remat,
+    scan_layers=model.scan_layers,
+  )
+  if params is None:
+    params = jax.jit(policy.init)(jax.random.key(config.seed))
+  return Agent(policy, params, tokens)
+
+
+def control(config: ConfigDict) -> sampler.Control:
+  """Settings of the exploration control inside the decode loop."""
+  c = config.control
+  rule = "released" if c.signal == "released" else "calibrated"
+  return sampler.Control(
+    signal=c.signal,
+    normalizer=c.normalizer,
+    alpha=c.alpha,
+    top_j=c.top_j,
+    tempered=c.tempered,
+    intervention=thinking.ThinkingConfig(
+      enabled=c.thinking.enabled,
+      rule=rule,
+      window=c.thinking.window,
+      min_tokens=c.thinking.min_tokens,
+      max_tokens=c.thinking.max_tokens,
+      require_past_peak=c.thinking.require_past_peak,
+    ),
+  )
+
+
+def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
+  """Slots and environments; the sampler still lacks parameters."""
+  tokens = which.tokenizer
+  closing = tuple(tokens.encode(made.grammar.closing))
+  if tokens.decode(closing) != made.grammar.closing:
+    raise ValueError(
+      f"tokenizer of {config.model.source!r}: {made.grammar.closing!r} decodes "
+      f"as {tokens.decode(closing)!r}; the thinking intervention needs it exact"
+    )
+  rollout = config.rollout
+  device = sampler.Sampler(
+    which.policy,
+    sampler.Vocabulary(
+      token_bytes=tokens.token_bytes(),
+      eos=tokens.eos_ids,
+      closing=closing,
+      stops=made.grammar.stops,
+    ),
+    control(config),
+    slots=rollout.slots,
+    max_prompt=rollout.max_prompt,
+    max_response=rollout.max_response,
+    chunk=rollout.chunk,
+  )
+  pool = environments.EnvironmentPool(
+    made.env, threads=rollout.env_threads, timeout=rollout.env_timeout
+  )
+  return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+
+
+def train_sampling(config: ConfigDict) -> draw.Sampling:
+  """How tokens are drawn for training."""
+  r = config.rollout
+  return draw.Sampling(r.temperature, r.top_k, r.top_p, r.min_p)
+
+
+def eval_sampling(config: ConfigDict) -> draw.Sampling:
+  """How tokens are drawn for evaluation."""
+  e = config.eval
+  return draw.Sampling(e.temperature, e.top_k, e.top_p)
+
+
+def rules(
+  config: ConfigDict,
+  sampling: draw.Sampling,
+  *,
+  epsilon: float = 0.0,
+  eta: float = 0.0,
+) -> collect.Rules:
+  """How episodes are played, at the given thresholds."""
+  return collect.Rules(
+    memory=config.rollout.memory,
+    max_prompt=config.rollout.max_prompt,
+    max_response=config.rollout.max_response,
+    prefix=config.rollout.prefix,
+    format_penalty=config.reward.format_penalty,
+    invalid_penalty=config.reward.invalid_penalty,
+    max_tries=config.control.resampling.max_tries,
+    epsilon=epsilon,
+    eta=eta,
+    sampling=sampling,
+  )
+
+
+def calibrators(config: ConfigDict) -> Mapping[str, thresholds.Quantile]:
+  """The thresholds by name: `epsilon` and `eta`."""
+  schedule = config.control.calibration
+
+  def quantile(setting, key):
+    return thresholds.Quantile(
+      setting,
+      key=key,
+      calibrate_after=schedule.rollouts,
+      recalibrate_every=schedule.every,
+    )
+
+  return python_types.MappingProxyType(
+    {
+      "epsilon": quantile(
+        config.control.thinking.epsilon, "control.thinking.epsilon"
+      ),
+      "eta": quantile(config.control.resampling.eta, "control.resampling.eta"),
+    }
+  )
+
+
+def mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of the update, over all devices."""
+  return sharding.create_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+  )
+
+
+def _optimizer(config: ConfigDict) -> learner.OptimizerConfig:
+  o = config.optimizer
+  steps = config.train.updates * config.train.mini_batches * config.train.epochs
+  return learner.OptimizerConfig(
+    learning_rate=o.learning_rate,
+    schedule=o.schedule,
+    warmup_steps=o.warmup,
+    total_steps=max(steps, 1),
+    b1=o.b1,
+    b2=o.b2,
+    weight_decay=o.weight_decay,
+    max_grad_norm=o.clip_norm or float("inf"),
+  )
+
+
+def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
+  """The learner of the policy-gradient update."""
+  loss = config.loss
+  objective = objectives.PolicyObjective(
+    clip_low=loss.clip_low,
+    clip_high=loss.clip_high,
+    dual_clip=loss.dual_clip or None,
+    aggregation=loss.aggregation,
+    horizon=config.rollout.max_response,
+    kl=loss.kl,
+    kl_coefficient=loss.kl_coefficient,
+    entropy_coefficient=loss.entropy_coefficient,
+    old_logprobs=loss.old_logprobs,
+    importance_cap=loss.importance_cap or None,
+    temperature=config.rollout.temperature,
+  )
+  return learner.Learner(
+    which.policy,
+    decoder.logical_axes(which.params),
+    mesh(config),
+    optimizer=_optimizer(config),
+    objective=objective,
+    rows=config.train.micro_rows,
+  )
+
+
+def estimate(
+  config: ConfigDict, trajectories: list[types.Trajectory]
+) -> advantages.Advantages:
+  """Advantages of a rollout by the configured estimator."""
+  name = config.advantage.estimator
+  options = {
+    argument: config.advantage[key]
+    for key, argument in ESTIMATOR_KEYS[name].items()
+  }
+  data = advantages.episodes(trajectories)
+  return advantages.ESTIMATORS[name](data, **options)

@@ -1,0 +1,183 @@
+"""Supervised start of the policy, before reinforcement learning.
+
+`expert` imitates the environment's scripted expert; `rft` samples episodes
+from the policy and imitates its own successes (rejection fine-tuning, the
+paper's cold start). Both may follow one another. The result is a Hugging Face
+directory in the cache, named by everything it depends on, so that runs that
+differ only in what comes later share it.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import numpy as np
+
+from t2po_jax import build, metrics, types
+from t2po_jax.learning import batching, finetune, learner, objectives
+from t2po_jax.models import decoder, weights
+from t2po_jax.rollout import collect, demonstrate, statistics
+
+# Rollouts of training are named by their update; those of the cold start by
+# numbers that no update reaches.
+_ROUND = 1 << 33
+
+
+def name(config: build.ConfigDict) -> str:
+  """A name for everything the cold start depends on."""
+  parts = [config.seed, config.env, config.model, config.cold_start]
+  rollout = config.rollout
+  parts += [rollout.memory, rollout.prefix]
+  parts += [rollout.max_prompt, rollout.max_response]
+  if "rft" in config.cold_start.kind:
+    parts += [rollout, config.control]
+  return build.fingerprint(*parts)
+
+
+def cold_start(
+  config: build.ConfigDict, actor: build.Actor, agent: build.Agent
+) -> build.Agent:
+  """The agent after its cold start; from the cache if it has been done.
+
+  Args:
+    config: the run's configuration.
+    actor: what plays; its sampler gets the parameters of the `rft` rounds.
+    agent: before any training here.
+
+  Returns:
+    The agent with new parameters.
+  """
+  kinds = config.cold_start.kind.split("+")
+  if kinds == ["none"]:
+    return agent
+  place = build.cache_dir(config) / "cold_start" / name(config)
+  if not (place / "cold_start.json").is_file():
+    report = {}
+    if "expert" in kinds:
+      agent = _imitate_expert(config, actor, agent, report)
+    if "rft" in kinds:
+      agent = _imitate_successes(config, actor, agent, report)
+    _store(place, agent, report)
+  else:
+    metrics.say(f"cold start from {place}")
+  _, params = weights.load(place)
+  return dataclasses.replace(agent, params=params)
+
+
+def _store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
+  """Writes the directory whole or not at all."""
+  place.parent.mkdir(parents=True, exist_ok=True)
+  draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
+  params = jax.tree.map(np.asarray, agent.params)
+  weights.save(params, agent.policy.config, draft)
+  agent.tokenizer.save(draft)
+  (draft / "cold_start.json").write_text(json.dumps(report, indent=2) + "\n")
+  shutil.rmtree(place, ignore_errors=True)
+  draft.rename(place)
+
+
+def _imitate_expert(config, actor, agent, report) -> build.Agent:
+  """Fine-tunes on demonstrations of the scripted expert."""
+  cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
+  order = np.random.default_rng(config.seed).permutation(len(split))
+  tasks = [split[order[i % len(split)]] for i in range(cold.episodes)]
+  rules = build.rules(config, build.train_sampling(config))
+  with metrics.progress("demonstrations", len(tasks)) as advance:
+    pairs, success = demonstrate.demonstrate(
+      actor.benchmark,
+      actor.tokenizer,
+      rules,
+      tasks,
+      seed=config.seed,
+      progress=advance,
+    )
+  report |= {"expert_success": success, "expert_turns": len(pairs)}
+  metrics.say(f"expert: {len(pairs)} turns, success {success:.3f}")
+  segments = batching.pair_segments(pairs)
+  return _finetune(config, agent, segments, cold.epochs, report)
+
+
+def _imitate_successes(config, actor, agent, report) -> build.Agent:
+  """Rounds of sampling and fine-tuning on what succeeded."""
+  cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
+  rules = build.rules(config, build.train_sampling(config))
+  rules = dataclasses.replace(rules, max_tries=0)
+  for number in range(cold.rft_rounds):
+    chosen = np.random.default_rng((config.seed, number)).choice(
+      len(split), min(cold.rft_tasks, len(split)), replace=False
+    )
+    total = len(chosen) * config.rollout.group_size
+    actor.sampler.load(agent.params)
+    with metrics.progress(f"rft round {number + 1}", total) as advance:
+      rollout = collect.collect(
+        [split[i] for i in chosen],
+        group_size=config.rollout.group_size,
+        benchmark=actor.benchmark,
+        pool=actor.pool,
+        tokenizer=actor.tokenizer,
+        scheduler=actor.scheduler,
+        rules=rules,
+        seed=(config.seed, _ROUND + number),
+        progress=advance,
+      )
+    segments = finetune.successful_segments(
+      rollout.trajectories, max_length=config.train.row_tokens
+    )
+    success = statistics.describe(rollout.trajectories)["success"]
+    report[f"rft_success_{number + 1}"] = success
+    metrics.say(
+      f"rft round {number + 1}: success {success:.3f}, "
+      f"{len(segments)} segments"
+    )
+    if not segments:
+      raise ValueError(
+        f"cold_start.rft: round {number + 1} found no success among {total} "
+        "episodes; start from a stronger model or raise cold_start.rft_tasks"
+      )
+    agent = _finetune(config, agent, segments, cold.rft_epochs, report)
+  return agent
+
+
+def _finetune(config, agent, segments, epochs, report) -> build.Agent:
+  """Supervised steps on the segments."""
+  cold = config.cold_start
+  steps = finetune.count_steps(
+    len(segments), batch_size=cold.batch_size, epochs=epochs
+  )
+  trainer = learner.Learner(
+    agent.policy,
+    decoder.logical_axes(agent.params),
+    build.mesh(config),
+    optimizer=learner.OptimizerConfig(
+      learning_rate=cold.learning_rate,
+      schedule="cosine",
+      warmup_steps=min(20, steps // 10),
+      total_steps=steps,
+      b1=config.optimizer.b1,
+      b2=config.optimizer.b2,
+    ),
+    objective=objectives.LikelihoodObjective(),
+    rows=cold.micro_rows,
+  )
+  with metrics.progress("fine-tuning", steps) as advance:
+    state, found = finetune.finetune(
+      trainer,
+      trainer.init_state(agent.params),
+      segments,
+      lengths=[config.train.row_tokens],
+      batch_size=cold.batch_size,
+      epochs=epochs,
+      seed=config.seed,
+      progress=lambda step, *_: advance(step),
+    )
+  loss = float(found[-1]["loss"])
+  report["finetune_loss"] = loss
+  metrics.say(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
+  return dataclasses.replace(agent, params=_fetch(state))
+
+
+def _fetch(state: types.TrainState) -> types.Params:
+  return jax.tree.map(np.asarray, state.params)

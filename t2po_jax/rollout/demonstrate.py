@@ -1,0 +1,66 @@
+"""Episodes of an environment's scripted expert, as prompts and responses.
+
+The expert is played in the very prompts that the policy will see, so that
+supervised fine-tuning on the pairs is a cold start for the rollout loop.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from envs import base, prompts
+from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.rollout import collect
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def demonstrate(
+  benchmark: base.Benchmark,
+  tokenizer: tokenizers.Tokenizer,
+  rules: collect.Rules,
+  tasks: Sequence[str],
+  *,
+  seed: int,
+  progress: Callable[[int], None] = lambda count: None,
+) -> tuple[list[Pair], float]:
+  """Plays the expert once on every task.
+
+  Args:
+    benchmark: what is played.
+    tokenizer: of the policy that will learn from it.
+    rules: memory, lengths and the prefix of responses.
+    tasks: task ids; one that stands twice is played with another seed.
+    seed: of the expert's own choices.
+    progress: called with the number of finished episodes.
+
+  Returns:
+    (prompt ids [T], response ids [T]) of every turn in order, and the
+    expert's success rate. Responses longer than `rules.max_response` are cut
+    there, as the policy's own would be.
+  """
+  env, pairs, solved = benchmark.env(), [], 0
+  for number, task_id in enumerate(tasks):
+    observation, memory, done = env.reset(task_id), [], False
+    expert = env.expert(seed * len(tasks) + number)
+    while not done:
+      view = prompts.View(
+        task=observation.task,
+        memory=tuple(memory[-rules.memory :]) if rules.memory else (),
+        observation=observation.text,
+        admissible=observation.admissible,
+        turn=len(memory) + 1,
+        max_turns=benchmark.max_turns,
+      )
+      prompt, _ = collect.fit_prompt(benchmark, tokenizer, view, rules)
+      text = expert.respond()
+      response = tokenizer.encode(text.removeprefix(rules.prefix))
+      response = np.asarray(response[: rules.max_response], np.int32)
+      pairs.append((prompt, response))
+      result = env.step(rules.prefix + tokenizer.decode(response.tolist()))
+      memory.append((observation.text, result.action))
+      observation, done = result.observation, result.done
+    solved += result.success
+    progress(number + 1)
+  env.close()
+  return pairs, solved / max(len(tasks), 1)

@@ -1,0 +1,344 @@
+"""The decode loop against a plain replay with the full forward pass."""
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2po_jax.control import thinking
+from t2po_jax.models import config as model_config
+from t2po_jax.models import decoder
+from t2po_jax.rollout import draw, sampler, scheduler
+
+VOCAB = 260
+EOS = 257
+CLOSING = tuple(b"</think>\n<a>")
+MAX_PROMPT, MAX_RESPONSE = 40, 24
+
+
+@functools.cache
+def tiny_policy() -> tuple[decoder.Policy, dict]:
+  config = model_config.ModelConfig(
+    family="qwen3",
+    vocab_size=VOCAB,
+    width=16,
+    layers=2,
+    heads=2,
+    kv_heads=1,
+    head_width=8,
+    mlp_width=24,
+    rope_theta=1e4,
+    tied_embeddings=True,
+    qk_norm=True,
+  )
+  policy = decoder.Policy(config)
+  params = jax.tree.map(lambda x: 2 * x, policy.init(jax.random.key(1)))
+  return policy, params
+
+
+def make(*, slots=4, control=None, stops=("</a>",), chunk=5, extra=()):
+  """A scheduler on a byte vocabulary; `extra` are further token strings."""
+  policy, params = tiny_policy()
+  token_bytes = [bytes([i]) for i in range(256)] + [b"", b""]
+  token_bytes += list(extra)
+  vocabulary = sampler.Vocabulary(
+    token_bytes=token_bytes, eos=(EOS,), closing=CLOSING, stops=stops
+  )
+  device = sampler.Sampler(
+    policy,
+    vocabulary,
+    control or sampler.Control(),
+    slots=slots,
+    max_prompt=MAX_PROMPT,
+    max_response=MAX_RESPONSE,
+    chunk=chunk,
+    prefill_tokens=8,
+    prefill_rows=4,
+    live_tokens=16,
+  )
+  device.load(params)
+  return scheduler.Scheduler(device)
+
+
+def request(ticket, prompt, *, key=None, limit=MAX_RESPONSE):
+  return scheduler.Request(
+    ticket=ticket,
+    prompt=np.asarray(prompt, np.int32),
+    key=np.asarray(key or (ticket, 7), np.uint32),
+    limit=limit,
+    extremes=scheduler.fresh_extremes(),
+  )
+
+
+def serve(under, requests, sampling=draw.Sampling(), epsilon=0.0):  # noqa: B008
+  for one in requests:
+    under.submit(one)
+  done = {}
+  while under.busy:
+    for completion in under.poll(sampling, epsilon):
+      under.release(completion.ticket)
+      done[completion.ticket] = completion
+  return done
+
+
+def random_prompts(count, seed=0):
+  generator = np.random.default_rng(seed)
+  return [
+    generator.integers(97, 123, generator.integers(1, MAX_PROMPT + 1))
+    for _ in range(count)
+  ]
+
+
+def full_logits(prompt, response):
+  """Logits before each response token, by the training-time forward."""
+  policy, params = tiny_policy()
+  tokens = np.concatenate([prompt, response])[None]
+  hidden = policy.hidden(
+    params,
+    tokens,
+    np.arange(tokens.shape[1])[None],
+    np.ones_like(tokens),
+  )
+  return np.asarray(policy.logits(params, hidden)[0, len(prompt) - 1 : -1])
+
+
+class RecordTest(parameterized.TestCase):
+  @parameterized.parameters(1.0, 0.7)
+  def test_records_what_the_full_forward_says(self, temperature):
+    prompts = random_prompts(6)
+    done = serve(
+      make(),
+      [request(i, p) for i, p in enumerate(prompts)],
+      draw.Sampling(temperature=temperature),
+    )
+    for ticket, prompt in enumerate(prompts):
+      attempt = done[ticket].attempt
+      logits = full_logits(prompt, attempt.tokens).astype(np.float64)
+      low, high = [np.inf, np.inf], [-np.inf, -np.inf]
+      for t, (row, token) in enumerate(
+        zip(logits, attempt.tokens, strict=True)
+      ):
+        plain = row - np.log(np.sum(np.exp(row)))
+        scaled = row / temperature
+        scaled = scaled - np.log(np.sum(np.exp(scaled)))
+        self.assertAlmostEqual(attempt.logprobs[t], scaled[token], delta=1e-4)
+        entropy = -np.sum(np.exp(plain) * plain)
+        confidence = -np.mean(np.sort(plain)[-20:])
+        self.assertAlmostEqual(attempt.entropy[t], entropy, delta=1e-4)
+        self.assertAlmostEqual(attempt.confidence[t], confidence, delta=1e-4)
+        values = [entropy, confidence]
+        low = [min(pair) for pair in zip(low, values, strict=True)]
+        high = [max(pair) for pair in zip(high, values, strict=True)]
+        h, c = (
+          (v - lo) / (hi - lo) if hi > lo else 0.0
+          for v, lo, hi in zip(values, low, high, strict=True)
+        )
+        if t:  # At the first token both ranges are empty.
+          self.assertAlmostEqual(
+            attempt.uncertainty[t], 0.4 * h + 0.6 * (1 - c), delta=2e-2
+          )
+      logs = np.log(np.maximum(attempt.uncertainty, 1e-6))
+      self.assertAlmostEqual(attempt.phi, np.exp(logs.mean()), delta=1e-4)
+
+  def test_greedy_takes_the_likeliest_token(self):
+    prompt = random_prompts(1)[0]
+    done = serve(make(), [request(0, prompt)], draw.Sampling(temperature=0.0))
+    tokens = done[0].attempt.tokens
+    expected = np.argmax(full_logits(prompt, tokens), axis=-1)
+    np.testing.assert_array_equal(tokens, expected)
+
+  def test_extremes_are_carried_over_turns(self):
+    prompt = random_prompts(1)[0]
+    first = serve(make(), [request(0, prompt)])[0]
+    again = scheduler.Request(
+      1, prompt, np.asarray([5, 5], np.uint32), 3, first.extremes
+    )
+    second = serve(make(), [again])[1]
+    np.testing.assert_array_less(
+      second.extremes[[0, 2]], first.extremes[[0, 2]] + 1e-9
+    )
+    np.testing.assert_array_less(
+      first.extremes[[1, 3]], second.extremes[[1, 3]] + 1e-9
+    )
+
+
+class OrderTest(parameterized.TestCase):
+  def test_rollouts_do_not_depend_on_slots_or_order(self):
+    prompts = random_prompts(20, seed=3)
+    requests = [request(i, p) for i, p in enumerate(prompts)]
+    reference = serve(make(slots=1), requests)
+    for slots, order in ((7, 1), (7, -1), (20, 1)):
+      found = serve(make(slots=slots, chunk=slots), requests[::order])
+      self.assertSameElements(found, reference)
+      for ticket, completion in found.items():
+        expected = reference[ticket].attempt
+        np.testing.assert_array_equal(
+          completion.attempt.tokens, expected.tokens
+        )
+        np.testing.assert_allclose(
+          completion.attempt.logprobs, expected.logprobs, atol=1e-4
+        )
+
+  def test_different_keys_give_different_responses(self):
+    prompt = random_prompts(1)[0]
+    done = serve(make(), [request(i, prompt) for i in range(4)])
+    texts = {tuple(done[i].attempt.tokens.tolist()) for i in range(4)}
+    self.assertLen(texts, 4)
+
+
+class ReuseTest(parameterized.TestCase):
+  def test_a_group_shares_one_prefill(self):
+    prompt = random_prompts(1)[0]
+    under = make(slots=8)
+    shared = serve(under, [request(i, prompt) for i in range(8)])
+    self.assertEqual(
+      under.counters["prompt_tokens_computed"], len(prompt) - 1
+    )
+    alone = serve(make(slots=1), [request(3, prompt)])
+    np.testing.assert_array_equal(
+      shared[3].attempt.tokens, alone[3].attempt.tokens
+    )
+
+  def test_the_next_turn_reuses_what_its_prompt_begins_with(self):
+    first = np.arange(97, 117)
+    second = np.concatenate([first, np.arange(100, 110)])
+    under = make(slots=2)
+    serve(under, [request(0, first)])
+    found = serve(under, [request(1, second)])
+    computed = under.counters["prompt_tokens_computed"]
+    self.assertEqual(computed, len(second) - 1)
+    fresh = serve(make(slots=2), [request(1, second)])
+    np.testing.assert_array_equal(
+      found[1].attempt.tokens, fresh[1].attempt.tokens
+    )
+
+  def test_a_retry_rewinds_and_computes_no_prefill(self):
+    prompt = random_prompts(1)[0]
+    under = make()
+    under.submit(request(0, prompt, key=(1, 1)))
+    completions = []
+    while not completions:
+      completions = under.poll(draw.Sampling(), 0.0)
+    computed = under.counters["prompt_tokens_computed"]
+    under.retry(0, request(1, prompt, key=(2, 2)))
+    completions = []
+    while not completions:
+      completions = under.poll(draw.Sampling(), 0.0)
+    under.release(1)
+    self.assertEqual(under.counters["rewinds"], 1)
+    self.assertEqual(under.counters["prompt_tokens_computed"], computed)
+    fresh = serve(make(), [request(0, prompt, key=(2, 2))])
+    np.testing.assert_array_equal(
+      completions[0].attempt.tokens, fresh[0].attempt.tokens
+    )
+
+  def test_new_parameters_forget_old_caches(self):
+    prompt = random_prompts(1)[0]
+    under = make()
+    serve(under, [request(0, prompt)])
+    under.forget()
+    serve(under, [request(1, prompt)])
+    self.assertEqual(under.counters["prompt_tokens_reused"], 0)
+
+  def test_finished_slots_are_refilled_at_once(self):
+    under = make(slots=2, chunk=1)
+    limits = [2, 20, 2, 2, 2, 2]
+    prompts = random_prompts(6, seed=5)
+    serve(
+      under,
+      [
+        request(i, p, limit=limit)
+        for i, (p, limit) in enumerate(zip(prompts, limits, strict=True))
+      ],
+    )
+    # In lock step the long response would hold its neighbour for 20 steps.
+    self.assertLessEqual(under.counters["decode_steps"], 21)
+
+
+class StopTest(parameterized.TestCase):
+  def test_stops_at_a_string_across_tokens_and_inside_one(self):
+    policy, params = tiny_policy()
+    del policy, params
+    prompt = random_prompts(1)[0]
+    free = serve(make(stops=("\x00never",)), [request(0, prompt)])[0].attempt
+    text = bytes(t for t in free.tokens.tolist() if t < 256)
+    self.assertGreater(len(text), 12)
+    stop = text[8:11]
+    if any(byte > 127 for byte in stop):
+      stop = bytes(byte for byte in stop if byte < 128)
+    stop = stop.decode()
+    at = text.index(stop.encode()) + len(stop)
+    done = serve(make(stops=(stop,)), [request(0, prompt)])[0].attempt
+    self.assertEqual(done.finish, "stop")
+    self.assertLen(done.tokens, at)
+
+  def test_limit_ends_a_response(self):
+    done = serve(make(), [request(0, [97, 98], limit=4)])[0].attempt
+    self.assertEqual((done.finish, len(done.tokens)), ("length", 4))
+
+
+class InterventionTest(parameterized.TestCase):
+  def test_the_budget_forces_the_closing_tokens(self):
+    rule = thinking.ThinkingConfig(max_tokens=6, min_tokens=0)
+    under = make(control=sampler.Control(intervention=rule))
+    done = serve(under, [request(i, p) for i, p in enumerate(random_prompts(4))])
+    for completion in done.values():
+      attempt = completion.attempt
+      self.assertEqual(attempt.fired_at, 6)
+      forced = attempt.tokens[attempt.forced]
+      np.testing.assert_array_equal(forced, CLOSING)
+      np.testing.assert_array_equal(attempt.logprobs[attempt.forced], 0)
+      self.assertTrue(np.all(attempt.logprobs[~attempt.forced] < 0))
+      self.assertEqual(attempt.thinking_tokens, 6 + len(b"</think>"))
+
+  def test_off_never_forces(self):
+    rule = thinking.ThinkingConfig(enabled=False, max_tokens=6, min_tokens=0)
+    under = make(control=sampler.Control(intervention=rule))
+    done = serve(under, [request(0, [97, 98, 99])], epsilon=9.0)[0]
+    self.assertFalse(done.attempt.forced.any())
+    self.assertNotEmpty(done.deltas)
+
+
+class ProgramTest(parameterized.TestCase):
+  def test_nothing_is_compiled_after_the_warm_up(self):
+    under = make(slots=5)
+    under._sampler.warm_up([draw.Sampling()])
+    programs = lambda: sum(  # noqa: E731
+      f._cache_size()
+      for f in (
+        sampler._prefill,
+        sampler._fork,
+        sampler._assign,
+        sampler._decode,
+        sampler._turn_scores,
+      )
+    )
+    before = programs()
+    prompts = random_prompts(12, seed=9)
+    serve(under, [request(i, prompts[i // 2]) for i in range(24)], epsilon=0.3)
+    self.assertEqual(programs(), before)
+
+  def test_the_cache_is_as_large_as_the_arithmetic_says(self):
+    under = make(slots=5)
+    policy, _ = tiny_policy()
+    found = sum(x.nbytes for x in jax.tree.leaves(under._sampler._state.cache))
+    config = policy.config
+    per_token = 2 * config.layers * config.kv_heads * config.head_width * 4
+    self.assertEqual(found, 5 * (MAX_PROMPT + MAX_RESPONSE) * per_token)
+
+  def test_refuses_what_does_not_fit(self):
+    under = make()
+    with self.assertRaisesRegex(ValueError, "rollout.max_prompt"):
+      under.submit(request(0, np.full(MAX_PROMPT + 1, 97)))
+    with self.assertRaisesRegex(ValueError, "rollout.max_response"):
+      under.submit(request(0, [97], limit=MAX_RESPONSE + 1))
+    under.submit(request(0, [97]))
+    with self.assertRaisesRegex(RuntimeError, "under way"):
+      under.forget()
+
+
+if __name__ == "__main__":
+  jnp.zeros(())
+  absltest.main()
