@@ -1,0 +1,383 @@
+"""The ALFWorld benchmark: tasks, episodes, scores.
+
+An agent does one of six kinds of household tasks by text commands. Without a
+data directory the tasks are embedded scenes; with one they are the
+benchmark's own games, split as there: train, seen rooms, unseen rooms. The
+twin engine plays both; the original engine is an option (`cached`, or `stock`
+as published) and always the reference.
+
+Deliberate differences from the package's environment: the task is told apart
+from the first observation and the banner is dropped; `help` is no action; a
+command must equal one of the listed ones (either dialect of "move X to Y"),
+otherwise nothing happens and the turn counts.
+"""
+
+from collections.abc import Sequence
+import random
+import re
+
+from envs import base, prompts
+from envs.alfworld import (
+  compact,
+  expert,
+  full,
+  games,
+  original,
+  problem,
+  rooms,
+  scenes,
+  twin,
+)
+
+ENGINES = ("twin", "cached", "stock")
+_WORDINGS = {"compact": compact, "full": full}
+_SCENE_COUNTS = {"train": 600, "valid": 60, "test": 120}
+# Parsed games that are kept; a large one takes about 100 kB.
+_BOARDS = 128
+_CORPUS_TASKS = 200
+
+
+def _check(name: str, value, known: Sequence[str]) -> None:
+  if value not in known:
+    raise ValueError(
+      f"env.{name}: unknown value {value!r}; known: {', '.join(known)}"
+    )
+
+
+class ALFWorld:
+  """Household tasks in text; implements `envs.base.Benchmark`.
+
+  Attributes:
+    engine: which engine plays.
+  """
+
+  def __init__(
+    self,
+    *,
+    wording: str = "compact",
+    engine: str = "twin",
+    data_dir: str = "",
+    cache_dir: str = "",
+    max_turns: int = 16,
+    reward_success: float = 10.0,
+    seed: int = 0,
+    size: str = "small",
+    task_types: Sequence[str] = problem.TASK_TYPES,
+    train_tasks: int = 0,
+    valid_tasks: int = 0,
+    test_tasks: int = 0,
+    expert_mode: str = "explore",
+    expert_hesitation: float = 1.0,
+    expert_doubt: float = 0.45,
+  ):
+    """Sets the benchmark up.
+
+    Args:
+      wording: `compact` for tiny models, `full` for language models.
+      engine: `twin`, or the original: `cached`, or `stock`.
+      data_dir: folder or archive of the benchmark's games; `~` and
+        `$ALFWORLD_DATA` are expanded; empty for embedded scenes.
+      cache_dir: where an archive is unpacked; empty for the user's cache.
+      max_turns: turns until an episode ends; the benchmark has 50.
+      reward_success: reward of a solved task.
+      seed: of the embedded scenes.
+      size: of the embedded scenes, `small` or `full`.
+      task_types: the task types that are played.
+      train_tasks: tasks of the split at most; 0 for all game files, or for
+        the usual number of scenes. A part of the games is a fixed draw.
+      valid_tasks: likewise.
+      test_tasks: likewise.
+      expert_mode: `explore`, or `walkthrough`, which knows where things are.
+      expert_hesitation: mean number of needless rounds per thought, >= 0.
+      expert_doubt: probability per such round to do something else.
+
+    Raises:
+      ValueError: if an argument is out of range, the data cannot be read, or
+        the engine is not installed.
+    """
+    _check("wording", wording, tuple(_WORDINGS))
+    _check("engine", engine, ENGINES)
+    _check("size", size, tuple(rooms.SIZES))
+    _check("expert_mode", expert_mode, expert.MODES)
+    for task_type in task_types:
+      _check("task_types", task_type, problem.TASK_TYPES)
+    if not task_types:
+      raise ValueError("env.task_types: none given; must name at least one")
+    if max_turns < 1:
+      raise ValueError(f"env.max_turns: {max_turns} must be at least 1")
+    if expert_hesitation < 0.0:
+      raise ValueError(
+        f"env.expert_hesitation: {expert_hesitation} must not be negative"
+      )
+    if not 0.0 <= expert_doubt <= 1.0:
+      raise ValueError(
+        f"env.expert_doubt: {expert_doubt} is no probability in [0, 1]"
+      )
+    counts = {"train": train_tasks, "valid": valid_tasks, "test": test_tasks}
+    for split, count in counts.items():
+      if count < 0:
+        raise ValueError(f"env.{split}_tasks: {count} must not be negative")
+    if engine != "twin":
+      original.require(engine)
+    self.wording = _WORDINGS[wording]
+    self.grammar = prompts.Grammar(("action",), self.wording.CLOSING)
+    self.engine = engine
+    self.max_turns = max_turns
+    self.reward_success = reward_success
+    self.expert_mode = expert_mode
+    self.expert_hesitation = expert_hesitation
+    self.expert_doubt = expert_doubt
+    self.source: games.Tree | scenes.Scenes
+    if data_dir:
+      self.source = games.Tree(data_dir, cache_dir)
+      self.splits = _cut(self.source, tuple(task_types), counts)
+    else:
+      self.source = scenes.Scenes(
+        seed,
+        size,
+        tuple(task_types),
+        {name: counts[name] or _SCENE_COUNTS[name] for name in counts},
+      )
+      self.splits = self.source.splits
+    self._ids = frozenset(i for ids in self.splits.values() for i in ids)
+    self._boards: dict[str, twin.Board] = {}
+    if data_dir and engine == "twin":
+      # Unknown rules should be refused now, not in the middle of a rollout.
+      self.board(self.splits["train"][0])
+
+  def env(self) -> "HouseEnv":
+    """A new environment."""
+    return HouseEnv(self)
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The prompt of a turn in the benchmark's wording."""
+    return self.wording.render(view)
+
+  def category(self, task_id: str) -> str:
+    """The task type."""
+    return self.source.task_type(task_id)
+
+  def corpus(self) -> list[str]:
+    """Prompts and responses of whole expert episodes."""
+    texts = []
+    for index, task_id in enumerate(self.splits["train"][:_CORPUS_TASKS]):
+      env = self.env()
+      observation = env.reset(task_id)
+      player = env.expert(index)
+      memory: list[tuple[str, str]] = []
+      for turn in range(1, self.max_turns + 1):
+        response = player.respond()
+        view = prompts.View(
+          task=observation.task,
+          memory=tuple(memory[-2:]),
+          observation=observation.text,
+          admissible=observation.admissible,
+          turn=turn,
+          max_turns=self.max_turns,
+        )
+        prompt = self.render(view)[0]["content"]
+        texts.append(prompt + self.wording.SEPARATOR + response)
+        result = env.step(response)
+        memory.append((observation.text, result.action))
+        observation = result.observation
+        if result.done:
+          break
+      env.close()
+    return texts
+
+  def read(self, task_id: str) -> problem.GameFile:
+    """The game file of a task.
+
+    Raises:
+      KeyError: if the task is in no split.
+    """
+    if task_id not in self._ids:
+      raise KeyError(f"alfworld: unknown task {task_id!r}")
+    return self.source.read(task_id)
+
+  def board(self, task_id: str) -> twin.Board:
+    """The parsed game of a task; see `read`."""
+    board = self._boards.get(task_id)
+    if board is None:
+      board = twin.Board(problem.parse(self.read(task_id), task_id))
+      if len(self._boards) >= _BOARDS:
+        # One atomic call, so that environments in threads need no lock.
+        self._boards.clear()
+      self._boards[task_id] = board
+    return board
+
+
+def _cut(
+  tree: games.Tree, task_types: tuple[str, ...], counts: dict[str, int]
+) -> dict[str, tuple[str, ...]]:
+  """The games of some types; a part of them is a fixed draw, in file order."""
+  splits = {}
+  for split, ids in tree.splits.items():
+    kept = [i for i in ids if tree.task_type(i) in task_types]
+    if 0 < counts[split] < len(kept):
+      chosen = random.Random(base.SPLIT_SEED).sample(
+        range(len(kept)), counts[split]
+      )
+      kept = [kept[index] for index in sorted(chosen)]
+    splits[split] = tuple(kept)
+  if not splits["train"]:
+    raise ValueError(
+      f"env.task_types: no game of {', '.join(task_types)} to train on"
+    )
+  return splits
+
+
+def split_intro(text: str) -> tuple[str, str]:
+  """The room and the task in an engine's first observation."""
+  room, _, task = text.rpartition(twin.TASK_PREFIX)
+  room = room.removeprefix(twin.BANNER).strip()
+  return room, task.strip().removesuffix(".")
+
+
+class HouseEnv:
+  """One episode after another.
+
+  Attributes:
+    admissible: the possible commands.
+    trace: the commands executed in this episode.
+  """
+
+  def __init__(self, benchmark: ALFWorld):
+    self._benchmark = benchmark
+    self._engine: twin.Twin | original.Original | None = None
+    self._shadow: twin.Twin | None = None
+    self._task_id = ""
+    self._task = ""
+    self._turn = 0
+    self._done = True
+    self.admissible: tuple[str, ...] = ()
+    self.trace: list[str] = []
+
+  def reset(self, task_id: str) -> base.Observation:
+    """Starts the episode of a task; see `envs.base.Env.reset`."""
+    benchmark = self._benchmark
+    self._done, self._shadow = True, None
+    if benchmark.engine == "twin":
+      self._engine = twin.Twin(benchmark.board(task_id))
+      intro = self._engine.reset()
+    else:
+      intro = self._load_original(benchmark.read(task_id), task_id)
+    self._task_id = task_id
+    self._turn, self.trace, self._done = 0, [], False
+    room, self._task = split_intro(intro)
+    return self._observe(room)
+
+  def _load_original(self, file: problem.GameFile, task_id: str) -> str:
+    """Starts a game on the original engine, made at the first call."""
+    if not isinstance(self._engine, original.Original):
+      self._engine = original.Original(
+        cached=self._benchmark.engine == "cached"
+      )
+    try:
+      self._engine.load(file)
+      return self._engine.reset()
+    except Exception as error:
+      self._engine = None
+      raise base.EnvError(
+        f"alfworld: the engine cannot load {task_id}: {error!r}"
+      ) from error
+
+  def _observe(self, text: str) -> base.Observation:
+    self.admissible = tuple(
+      command for command in self._engine.admissible if command != "help"
+    )
+    return base.Observation(self._task, text, self.admissible)
+
+  def step(self, response: str) -> base.StepResult:
+    """Executes the action of a response; see `envs.base.Env.step`."""
+    if self._done:
+      raise RuntimeError("alfworld: the episode is over; call reset first")
+    benchmark = self._benchmark
+    parsed = prompts.parse(response, benchmark.grammar)
+    command = self._match(parsed.content.lower())
+    possible = command in self.admissible
+    text = twin.NOTHING_HAPPENS
+    if possible:
+      text = self._execute(command)
+    elif not command:
+      text = benchmark.wording.NO_ACTION
+    self._turn += 1
+    success = self._engine.won
+    self._done = success or self._turn == benchmark.max_turns
+    return base.StepResult(
+      observation=self._observe(text),
+      action=command,
+      reward=benchmark.reward_success if success else 0.0,
+      done=self._done,
+      format_valid=parsed.format_valid,
+      action_valid=parsed.format_valid and possible,
+      success=success,
+    )
+
+  def _match(self, command: str) -> str:
+    """The command in the dialect of the game."""
+    if command in self.admissible:
+      return command
+    match = re.fullmatch(r"(?:move (.+) to|put (.+) in/on) (.+)", command)
+    if match:
+      thing = match[1] or match[2]
+      for known in (
+        f"move {thing} to {match[3]}",
+        f"put {thing} in/on {match[3]}",
+      ):
+        if known in self.admissible:
+          return known
+    return command
+
+  def _execute(self, command: str) -> str:
+    try:
+      text = self._engine.step(command)
+    except Exception as error:
+      if isinstance(self._engine, twin.Twin):
+        raise
+      self._done, self._engine = True, None
+      raise base.EnvError(
+        f"alfworld: the engine failed at {command!r}: {error!r}"
+      ) from error
+    self.trace.append(command)
+    if self._shadow is not None and self._shadow is not self._engine:
+      self._shadow.step(command)
+    return text
+
+  def expert(self, seed: int) -> expert.ScriptedExpert:
+    """The scripted agent; see `envs.base.Env.expert`."""
+    if self._done:
+      raise RuntimeError("alfworld: no episode is running; call reset first")
+    benchmark = self._benchmark
+    try:
+      board = benchmark.board(self._task_id)
+    except ValueError as error:
+      raise NotImplementedError(
+        f"alfworld: no expert for {self._task_id}: {error}"
+      ) from None
+    if isinstance(self._engine, twin.Twin):
+      self._shadow = self._engine
+    else:
+      # The original engine hides its state; a twin plays along instead.
+      self._shadow = twin.Twin(board)
+      for command in self.trace:
+        self._shadow.step(command)
+    explore = benchmark.expert_mode == "explore"
+    decider = expert.Decider(
+      board.game.goal,
+      [board.names[receptacle] for receptacle in board.receptacles],
+      None if explore else self._shadow,
+    )
+    return expert.ScriptedExpert(
+      self,
+      decider,
+      benchmark.wording,
+      hesitation=benchmark.expert_hesitation,
+      doubt=benchmark.expert_doubt,
+      seed=seed,
+    )
+
+  def close(self) -> None:
+    """Forgets the game."""
+    self._engine = self._shadow = None
+    self._done = True
