@@ -9,6 +9,7 @@ in this process, without Java, and prices are drawn per product.
 """
 
 from collections.abc import Mapping
+import functools
 import hashlib
 import os
 import pathlib
@@ -108,8 +109,10 @@ class WebShop:
       nouns=self._choose_nouns(catalogue, nouns),
       show_attributes=show_attributes,
     )
-    self._goals = goals_lib.Goals(stock, goals)
-    self._order = goals_lib.draw_order(len(self._goals))
+    found = goals_lib.Goals(stock, goals)
+    # A group plays one task many times.
+    self._goal = functools.lru_cache(1024)(found.at)
+    self._order = goals_lib.draw_order(len(found))
     self._prefix = "embedded" if catalogue == "embedded" else goals
     self.splits: Mapping[str, tuple[str, ...]] = {
       name: tuple(f"{self._prefix}-{number}" for number in numbers)
@@ -135,7 +138,7 @@ class WebShop:
       raise KeyError(
         f"webshop: task {task_id!r}, but there are {len(self._order)}"
       )
-    return self._goals.at(self._order[int(number)])
+    return self._goal(self._order[int(number)])
 
   def env(self) -> "WebShopEnv":
     """A new environment; shares catalogue and index."""

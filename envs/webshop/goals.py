@@ -11,6 +11,7 @@ generator that depends on nothing but the product (and, for people's goals,
 which of its instructions it is), not from one stream over the catalogue.
 """
 
+import bisect
 from collections.abc import Mapping
 import dataclasses
 import itertools
@@ -58,7 +59,8 @@ def draw_limit(price: float, draw: random.Random) -> float:
   Returns:
     Dollars, above the price; `NO_LIMIT` where fewer than two are left.
   """
-  above = [limit for limit in _LIMITS if limit > price][:_CHOICES]
+  first = bisect.bisect_right(_LIMITS, price)
+  above = _LIMITS[first : first + _CHOICES]
   return max(draw.sample(above, 2)) if len(above) >= 2 else NO_LIMIT
 
 

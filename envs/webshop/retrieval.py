@@ -8,6 +8,7 @@ that many workers share one copy. Equal scores are ordered by position in the
 catalogue, so that results are the same on every machine.
 """
 
+import array
 from collections.abc import Callable, Iterable, Iterator
 import functools
 import os
@@ -82,12 +83,16 @@ class Index:
     """Indexes products in their order."""
     vocabulary: dict[str, int] = {}
 
-    def encode() -> Iterator[list[int]]:
+    def encode() -> Iterator[array.array]:
+      # Arrays: a full catalogue has hundreds of millions of words.
       for product in products:
-        yield [
-          vocabulary.setdefault(word, len(vocabulary))
-          for word in analyse(document(product))
-        ]
+        yield array.array(
+          "i",
+          (
+            vocabulary.setdefault(word, len(vocabulary))
+            for word in analyse(document(product))
+          ),
+        )
 
     documents = list(encode())
     scores = bm25.BM25(k1=K1, b=B)
