@@ -116,7 +116,7 @@ def rotary_angles(
 ) -> tuple[types.Array, types.Array]:
   """Cosines and sines, each [B, T, H/2] float32, of positions [B, T]."""
   frequencies, scale = rope_frequencies(config)
-  angles = positions[..., None].astype(jnp.float32) * frequencies
+  angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
   return jnp.cos(angles) * scale, jnp.sin(angles) * scale
 
 
@@ -133,11 +133,17 @@ def rotate(
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
+def _along_last(vector: types.Array, like: types.Array) -> types.Array:
+  """A vector reshaped to broadcast along the last axis of `like`."""
+  return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
 def rms_norm(x: types.Array, scale: types.Array, eps: float) -> types.Array:
   """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32."""
   wide = x.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-  return (wide * jax.lax.rsqrt(mean + eps) * scale).astype(x.dtype)
+  normed = wide * jax.lax.rsqrt(mean + eps)
+  return (normed * _along_last(scale, x)).astype(x.dtype)
 
 
 class RMSNorm(nnx.Module):
@@ -158,43 +164,31 @@ class Linear(nnx.Module):
   and a float32 cotangent would make the backward pass a float32 product.
   """
 
-  def __init__(self, inputs, outputs, *, bias=False, std, rngs: nnx.Rngs):
-    self.kernel = nnx.Param(
-      std * jax.random.normal(rngs.params(), (inputs, outputs))
-    )
+  def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
+    self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
     if bias:
       self.bias = nnx.Param(jnp.zeros(outputs))
     self.biased = bias
 
   def __call__(self, x: types.Array) -> types.Array:
     y = jnp.dot(x, self.kernel[...].astype(x.dtype))
-    return y + self.bias[...].astype(x.dtype) if self.biased else y
+    if not self.biased:
+      return y
+    return y + _along_last(self.bias[...].astype(x.dtype), y)
 
 
 class Attention(nnx.Module):
   """Grouped-query attention; keys and values are never repeated."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig):
     self.config = config
     queries = config.heads * config.head_width
     keys = config.kv_heads * config.head_width
-    project = functools.partial(
-      Linear,
-      config.width,
-      bias=config.attention_bias,
-      std=config.width**-0.5,
-      rngs=rngs,
-    )
-    self.query = project(queries)
-    self.key = project(keys)
-    self.value = project(keys)
-    self.out = Linear(
-      queries,
-      config.width,
-      bias=config.output_bias,
-      std=(2 * config.layers * queries) ** -0.5,
-      rngs=rngs,
-    )
+    bias = config.attention_bias
+    self.query = Linear(config.width, queries, bias=bias)
+    self.key = Linear(config.width, keys, bias=bias)
+    self.value = Linear(config.width, keys, bias=bias)
+    self.out = Linear(queries, config.width, bias=config.output_bias)
     if config.qk_norm:
       self.query_norm = RMSNorm(config.head_width, config.norm_eps)
       self.key_norm = RMSNorm(config.head_width, config.norm_eps)
@@ -298,13 +292,10 @@ def _attend_fused(queries, keys, values, allowed) -> types.Array:
 class MLP(nnx.Module):
   """down(silu(gate(x)) * up(x))."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    width, inner = config.width, config.mlp_width
-    self.gate = Linear(width, inner, std=width**-0.5, rngs=rngs)
-    self.up = Linear(width, inner, std=width**-0.5, rngs=rngs)
-    self.down = Linear(
-      inner, width, std=(2 * config.layers * inner) ** -0.5, rngs=rngs
-    )
+  def __init__(self, config: ModelConfig):
+    self.gate = Linear(config.width, config.mlp_width)
+    self.up = Linear(config.width, config.mlp_width)
+    self.down = Linear(config.mlp_width, config.width)
 
   def __call__(self, x: types.Array) -> types.Array:
     gate = jax.nn.silu(self.gate(x).astype(jnp.float32)).astype(x.dtype)
@@ -314,11 +305,11 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
   """One layer: attention, then the MLP, each on a normed residual."""
 
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: ModelConfig):
     self.attention_norm = RMSNorm(config.width, config.norm_eps)
-    self.attention = Attention(config, rngs=rngs)
+    self.attention = Attention(config)
     self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-    self.mlp = MLP(config, rngs=rngs)
+    self.mlp = MLP(config)
 
   def __call__(self, x, angles, allowed):
     x = x + self.attention(self.attention_norm(x), angles, allowed)
@@ -333,35 +324,45 @@ class Block(nnx.Module):
     return x + self.mlp(self.mlp_norm(x)), keys, values
 
 
-class Ends(nnx.Module):
-  """What is not a layer: embedding, final norm, vocabulary projection."""
-
-  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
-    std = config.width**-0.5
-    self.embed = nnx.Dict(
-      table=nnx.Param(
-        std
-        * jax.random.normal(rngs.params(), (config.vocab_size, config.width))
-      )
-    )
-    self.norm = RMSNorm(config.width, config.norm_eps)
-    if not config.tied_embeddings:
-      self.head = nnx.Dict(
-        kernel=nnx.Param(
-          std
-          * jax.random.normal(rngs.params(), (config.width, config.vocab_size))
-        )
-      )
-
-
 @functools.cache
-def _split_block(config: ModelConfig) -> nnx.GraphDef:
-  block = nnx.eval_shape(lambda: Block(config, rngs=nnx.Rngs(0)))
-  return nnx.split(block)[0]
+def _split_block(config: ModelConfig) -> tuple[nnx.GraphDef, types.Params]:
+  """A layer's structure, and the shapes of its parameters."""
+  graph, state = nnx.split(nnx.eval_shape(lambda: Block(config)))
+  return graph, nnx.to_pure_dict(state)
 
 
-def _init_block(config: ModelConfig, key) -> types.Params:
-  return nnx.to_pure_dict(nnx.state(Block(config, rngs=nnx.Rngs(key))))
+def shapes(config: ModelConfig) -> types.Params:
+  """Shapes and dtypes of a policy's parameters.
+
+  Args:
+    config: the model's config.
+
+  Returns:
+    The tree of `Policy.init` with `jax.ShapeDtypeStruct` leaves.
+  """
+
+  def shape(*sizes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+  params = {
+    "embed": {"table": shape(config.vocab_size, config.width)},
+    "layers": jax.tree.map(
+      lambda leaf: shape(config.layers, *leaf.shape), _split_block(config)[1]
+    ),
+    "norm": {"scale": shape(config.width)},
+  }
+  if not config.tied_embeddings:
+    params["head"] = {"kernel": shape(config.width, config.vocab_size)}
+  return params
+
+
+def _deviation(path, leaf: jax.ShapeDtypeStruct, config: ModelConfig) -> float:
+  """Standard deviation of a kernel's or table's initial values."""
+  module, name = path[-2].key, path[-1].key
+  if name == "table":
+    return leaf.shape[-1] ** -0.5
+  into_residual = module in ("out", "down")
+  return (leaf.shape[-2] * (2 * config.layers if into_residual else 1)) ** -0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -402,15 +403,26 @@ class Policy:
     Returns:
       The parameters.
     """
-    ends_key, layers_key = jax.random.split(key)
-    ends = Ends(self.config, rngs=nnx.Rngs(ends_key))
-    layers = jax.vmap(functools.partial(_init_block, self.config))(
-      jax.random.split(layers_key, self.config.layers)
-    )
-    return {**nnx.to_pure_dict(nnx.state(ends)), "layers": layers}
+    leaves, tree = jax.tree.flatten_with_path(shapes(self.config))
+    drawn = [path[-1].key in ("kernel", "table") for path, _ in leaves]
+    sizes = [
+      math.prod(leaf.shape) if draw else 0
+      for draw, (_, leaf) in zip(drawn, leaves, strict=True)
+    ]
+    # One draw for all: on CPU every draw costs half a second of compilation.
+    noise = jax.random.normal(key, (sum(sizes),))
+    pieces = jnp.split(noise, np.cumsum(sizes)[:-1])
+    params = []
+    for draw, piece, (path, leaf) in zip(drawn, pieces, leaves, strict=True):
+      if draw:
+        deviation = _deviation(path, leaf, self.config)
+        params.append(deviation * piece.reshape(leaf.shape))
+      else:
+        params.append(jnp.full(leaf.shape, float(path[-1].key == "scale")))
+    return jax.tree.unflatten(tree, params)
 
   def _block(self, layer: types.Params) -> Block:
-    return nnx.merge(_split_block(self.config), layer)
+    return nnx.merge(_split_block(self.config)[0], layer)
 
   def _embed(self, params, tokens):
     return params["embed"]["table"][tokens].astype(self.dtype)
@@ -454,7 +466,8 @@ class Policy:
     """
     angles = rotary_angles(positions, self.config)
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-    allowed = causal & (segments[:, :, None] == segments[:, None, :])
+    same = segments[:, :, None] == segments[:, None, :]
+    allowed = causal[None] & same
     run = self._layer_function()
     x = self._embed(params, tokens)
     if self.scan_layers:
@@ -545,9 +558,9 @@ class Policy:
     Returns:
       [B, T, D] final-normed hidden states, and the cache.
     """
-    slots = start[:, None] + jnp.arange(tokens.shape[1])
+    slots = start[:, None] + jnp.arange(tokens.shape[1])[None]
     angles = rotary_angles(slots, self.config)
-    allowed = jnp.arange(live) <= slots[:, :, None]
+    allowed = jnp.arange(live)[None, None] <= slots[:, :, None]
     x = self._embed(decode_params, tokens)
     all_keys, all_values = [], []
     for layer, keys, values in zip(

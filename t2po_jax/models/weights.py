@@ -165,8 +165,7 @@ class Entry:
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Shape of every parameter by path."""
-  shapes = jax.eval_shape(decoder.Policy(config).init, jax.random.key(0))
-  leaves = jax.tree.leaves_with_path(shapes)
+  leaves = jax.tree.leaves_with_path(decoder.shapes(config))
   return {
     "/".join(part.key for part in path): leaf.shape for path, leaf in leaves
   }
