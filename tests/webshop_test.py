@@ -1,6 +1,7 @@
 """WebShop: score by hand, pages, sessions, embedded catalogue, prompts."""
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -706,16 +707,29 @@ class NounsTest(absltest.TestCase):
 
   def test_table(self):
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
-    (folder / "nouns.json").write_text(json.dumps({"B1": ["tea", "mug"]}))
+    (folder / "table.json").write_text(json.dumps({"B1": ["tea", "mug"]}))
     with self.assertLogs(level="INFO") as log:
-      source = nouns.choose(str(folder / "nouns.json"))
+      source = nouns.choose(str(folder / "table.json"), folder=folder)
     self.assertIn("table", log.output[0])
     self.assertEqual(source(_product()), ["tea", "mug"])
     self.assertEqual(source(_product(asin="B2")), ("steel", "mug"))
     carried = dataclasses.replace(_product(), nouns=("cup",))
     self.assertEqual(source(carried), ("cup",))
     with self.assertRaisesRegex(ValueError, "env.nouns"):
-      nouns.choose(str(folder / "none.json"))
+      nouns.choose(str(folder / "none.json"), folder=folder)
+
+  @absltest.skipIf(
+    importlib.util.find_spec("en_core_web_sm"), "spaCy comes first"
+  )
+  def test_auto_takes_the_table_beside_the_products(self):
+    folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
+    (folder / nouns.TABLE).write_text(json.dumps({"B1": ["tea"]}))
+    self.assertEqual(nouns.choose("auto", folder=folder)(_product()), ["tea"])
+    self.assertEqual(
+      nouns.choose("approximate", folder=folder)(_product()), ("steel", "mug")
+    )
+    with self.assertRaisesRegex(ValueError, "spaCy or its model"):
+      nouns.choose("spacy", folder=folder)
 
 
 if __name__ == "__main__":

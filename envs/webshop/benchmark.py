@@ -59,8 +59,8 @@ class WebShop:
       products: number of products, the first ones of a file; 0 takes all
         (300 embedded ones).
       seed: draws the embedded catalogue; tasks of a file do not depend on it.
-      nouns: where nouns of real titles come from: `auto`, `spacy`,
-        `approximate`, or the path of a recorded table.
+      nouns: where nouns of real titles come from: `spacy`, `approximate`, the
+        path of a recorded table, or `auto`, see `nouns.choose`.
       storage: `memory`, `disk` (SQLite, shared by all workers), or `auto`.
       cache_dir: indexes and catalogues are kept in `webshop` below it; empty
         for `$T2PO_CACHE`, else `~/.cache/t2po_jax`.
@@ -99,9 +99,11 @@ class WebShop:
       )
       index = retrieval.Index.build(map(stock.at, range(len(stock))))
     else:
-      path = pathlib.Path(os.path.expandvars(catalogue)).expanduser()
       stock, index = open_shop(
-        path, limit=products, storage=storage, cache_dir=cache_dir
+        _expand(catalogue),
+        limit=products,
+        storage=storage,
+        cache_dir=cache_dir,
       )
     self.shop = sessions.Shop(
       catalogue=stock,
@@ -123,7 +125,9 @@ class WebShop:
   def _choose_nouns(catalogue: str, source: str) -> nouns.Source:
     if catalogue == "embedded":
       return lambda product: product.nouns
-    return nouns.choose(os.path.expandvars(source))
+    return nouns.choose(
+      os.path.expandvars(source), folder=_expand(catalogue).parent
+    )
 
   def goal(self, task_id: str) -> goals_lib.Goal:
     """The goal of a task.
@@ -178,6 +182,11 @@ class WebShop:
         if result.done:
           break
     return sentences
+
+
+def _expand(path: str) -> pathlib.Path:
+  """A path without environment variables and `~`."""
+  return pathlib.Path(os.path.expandvars(path)).expanduser()
 
 
 def open_shop(
