@@ -30,8 +30,10 @@ FLOORS = {
   "learning": 2,
   "checkpoint": 3,
   "metrics": 3,
-  "train": 4,
+  "build": 4,
+  "cold_start": 4,
   "evaluate": 4,
+  "train": 4,
 }
 SHARED_FLOORS = (0, 4)
 ENTRY_FLOOR = 4
@@ -88,6 +90,9 @@ def violations(root: pathlib.Path) -> list[str]:
     for path in sorted((root / folder).rglob("*.py")):
       name = path.relative_to(root)
       module = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
+      if folder == LIBRARY and _unit(module) not in FLOORS:
+        found.append(f"{name}:1: unit {_unit(module)} has no floor")
+        continue
       for line, target in imports(path, module):
         if problem := _problem(module, target):
           found.append(f"{name}:{line}: imports {target}: {problem}")
@@ -117,15 +122,13 @@ def _problem(module: str, target: str) -> str | None:
     if imported[0] in ("jax", "jaxlib", LIBRARY, *CONFIGURATION):
       return "an environment is only strings and numpy"
     return None
-  unit = source[1] if len(source) > 1 else ""
-  if unit not in FLOORS:
-    return f"unit {unit} has no floor"
+  unit = _unit(module)
   floor = FLOORS[unit]
   if imported[0] in CONFIGURATION and floor < ENTRY_FLOOR:
     return "takes plain arguments; only entry points see the configuration"
   if imported[0] != LIBRARY:
     return None
-  other = imported[1] if len(imported) > 1 else ""
+  other = _unit(target)
   if other not in FLOORS:
     return None if other.startswith("__") else f"no unit {other}"
   if other == unit or FLOORS[other] < floor:
@@ -136,6 +139,11 @@ def _problem(module: str, target: str) -> str | None:
     f"floor {floor} ({unit or LIBRARY}) must not import floor "
     f"{FLOORS[other]} ({other})"
   )
+
+
+def _unit(module: str) -> str:
+  """The file or folder of the library that a dotted name lies in."""
+  return (module.split(".") + [""])[1]
 
 
 def _walk(tree: ast.AST, module_level: bool) -> Iterator[ast.AST]:
@@ -192,7 +200,7 @@ class FloorsTest(parameterized.TestCase):
     ("envs/toy.py", "from tests import toy_test", 1),
     ("t2po_jax/learning/losses.py", "import ml_collections", 1),
     ("t2po_jax/rollout/collect.py", "from configs import base", 1),
-    ("t2po_jax/drawer.py", "import os", 1),
+    ("t2po_jax/drawer.py", "import os\nimport jax", 1),
     ("t2po_jax/train.py", "from t2po_jax import drawer", 1),
     # Environments.
     ("envs/toy.py", "import jax.numpy as jnp", 1),
