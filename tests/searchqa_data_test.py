@@ -185,6 +185,10 @@ class SplitsTest(_FolderCase):
       data.cut_evaluation(tasks, 10), data.cut_evaluation(tasks[::-1], 10)
     )
 
+  def test_at_least_one_where_there_are_two(self):
+    valid, _ = data.cut_evaluation(self._tasks({"a": 99, "b": 2, "c": 1}), 1)
+    self.assertEqual(sorted(task.category for task in valid), ["a", "b"])
+
   def test_at_most_half(self):
     valid, test = data.cut_evaluation(self._tasks({"a": 10}), 1000)
     self.assertEqual((len(valid), len(test)), (5, 5))

@@ -89,14 +89,14 @@ class BM25Test(parameterized.TestCase):
   def test_nothing_found(self, query):
     self.assertEqual(retrieval.BM25(_passages()).search([query], 3), [[]])
 
-  @parameterized.parameters(1, 2, 3, 10)
+  @parameterized.parameters(1, 7, 30, 90)
   def test_ties_in_corpus_order(self, topk):
-    passages = _passages(["same words here"] * 7 + ["other"])
-    passages = [retrieval.Passage(p.id, "", p.text) for p in passages]
-    (found,) = retrieval.BM25(passages).search(["same words"], topk)
-    self.assertEqual(
-      [p.id for p, _ in found], [str(i) for i in range(min(topk, 7))]
-    )
+    # Every third passage is better than the rest; each kind ties.
+    texts = ["same words" if i % 3 else "same words words" for i in range(60)]
+    passages = [retrieval.Passage(str(i), "", t) for i, t in enumerate(texts)]
+    (found,) = retrieval.BM25(passages).search(["words"], topk)
+    expected = [*range(0, 60, 3), *(i for i in range(60) if i % 3)]
+    self.assertEqual([int(p.id) for p, _ in found], expected[:topk])
 
   def test_batch_equals_single(self):
     index = retrieval.BM25(_passages())
