@@ -193,9 +193,7 @@ class ReuseTest(parameterized.TestCase):
     prompt = random_prompts(1)[0]
     under = make(slots=8)
     shared = serve(under, [request(i, prompt) for i in range(8)])
-    self.assertEqual(
-      under.counters["prompt_tokens_computed"], len(prompt) - 1
-    )
+    self.assertEqual(under.counters["prompt_tokens_computed"], len(prompt) - 1)
     alone = serve(make(slots=1), [request(3, prompt)])
     np.testing.assert_array_equal(
       shared[3].attempt.tokens, alone[3].attempt.tokens
@@ -283,7 +281,9 @@ class InterventionTest(parameterized.TestCase):
   def test_the_budget_forces_the_closing_tokens(self):
     rule = thinking.ThinkingConfig(max_tokens=6, min_tokens=0)
     under = make(control=sampler.Control(intervention=rule))
-    done = serve(under, [request(i, p) for i, p in enumerate(random_prompts(4))])
+    done = serve(
+      under, [request(i, p) for i, p in enumerate(random_prompts(4))]
+    )
     for completion in done.values():
       attempt = completion.attempt
       self.assertEqual(attempt.fired_at, 6)

@@ -133,6 +133,7 @@ class ModelConfig:
 
 _SIZES = {
   # For models trained here; replace vocab_size by the tokenizer's.
+  "nano": ModelConfig("llama", 1024, 64, 2, 2, 1, 32, 192),
   "tiny": ModelConfig("llama", 1024, 128, 4, 4, 2, 32, 384),
   "smollm2-135m": ModelConfig(
     "llama",
