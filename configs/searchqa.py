@@ -19,6 +19,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "max_turns": 4,
       "wording": "",  # `compact` or `full`; empty = by the kind of data.
       "topk": 2,  # Passages per search.
+      "passage_chars": 0,  # Longest passage shown; 0 = no limit.
       "expert_hesitation": 1.5,  # Needless rounds per thought, on average.
       "expert_doubt": 0.3,  # Chance per round that the expert goes wrong.
     }
@@ -30,4 +31,67 @@ def get_config(presets: str = "") -> base.ConfigDict:
   return base.apply_presets(c, presets, PRESETS)
 
 
-PRESETS = {}
+def smollm2(c: base.ConfigDict) -> None:
+  """SmolLM2-135M-Instruct; give `env.data_dir` for real questions.
+
+  --config=configs/searchqa.py:smollm2 --config.env.data_dir=DIR
+  """
+  c.name = "searchqa-smollm2"
+  c.env.wording = "full"
+  c.env.topk = 3
+  c.env.passage_chars = 300
+  c.model.source = "smollm2-135m-instruct"
+  c.model.remat = "full"
+  c.rollout.tasks = 4
+  c.rollout.group_size = 4
+  c.rollout.slots = 16
+  c.rollout.max_prompt = 960
+  c.rollout.max_response = 64
+  c.control.thinking.max_tokens = 48
+  c.cold_start.kind = "expert"
+  c.cold_start.episodes = 48
+  c.cold_start.epochs = 1
+  c.cold_start.batch_size = 8
+  c.cold_start.micro_rows = 1
+  c.cold_start.learning_rate = 1e-4
+  c.optimizer.learning_rate = 1e-5
+  c.train.updates = 50
+  c.train.row_tokens = 1024
+  c.train.micro_rows = 1
+  c.train.eval_every = 10
+  c.eval.tasks = 16
+
+
+def qwen3_4b(c: base.ConfigDict) -> None:
+  """The paper's setting, for accelerators; not yet run."""
+  c.name = "searchqa-qwen3-4b"
+  c.env.wording = "full"
+  c.env.topk = 3
+  c.model.source = "Qwen/Qwen3-4B"
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  c.rollout.tasks = 256
+  c.rollout.group_size = 5
+  c.rollout.slots = 256
+  c.rollout.max_prompt = 4096
+  c.rollout.max_response = 500
+  c.control.thinking.max_tokens = 450
+  c.control.resampling.eta = 0.3
+  c.cold_start.kind = "rft"
+  c.optimizer.learning_rate = 1e-6
+  c.train.updates = 200
+  c.train.mini_batches = 4
+  c.train.row_tokens = 4608
+  c.train.micro_rows = 8
+  c.eval.tasks = 512
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+
+
+def off(c: base.ConfigDict) -> None:
+  """Exploration control off: plain multi-turn reinforcement learning."""
+  c.control.thinking.enabled = False
+  c.control.resampling.max_tries = 0
+
+
+PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b, "off": off}

@@ -19,6 +19,7 @@ from envs.searchqa import (
   dense,
   expert,
   full,
+  hindsight,
   remote,
   retrieval,
   score,
@@ -302,6 +303,7 @@ class SearchEnv:
     self._benchmark = benchmark
     self._task: data.Task | None = None
     self._shown: list[str] = []
+    self._passages: list[retrieval.Passage] = []
     self._turn = 0
     self._done = True
 
@@ -315,8 +317,8 @@ class SearchEnv:
     if task_id not in tasks:
       raise KeyError(f"searchqa: unknown task {task_id!r}")
     self._task = tasks[task_id]
-    # A new list, because an expert of the last episode may hold the old one.
-    self._shown = []
+    # New lists, because an expert of the last episode may hold the old ones.
+    self._shown, self._passages = [], []
     self._turn, self._done = 0, False
     return base.Observation(self._task.text, self._task.text)
 
@@ -368,6 +370,7 @@ class SearchEnv:
       _shorten(passage, benchmark.passage_chars) for passage, _ in found
     ]
     self._shown.extend(passage.id for passage in passages)
+    self._passages.extend(passages)
     return benchmark.wording.show(passages)
 
   def _shows_answer(self, text: str) -> bool:
@@ -376,20 +379,22 @@ class SearchEnv:
     targets = map(score.normalize, self._task.targets)
     return any(target and f" {target} " in words for target in targets)
 
-  def expert(self, seed: int) -> expert.ScriptedExpert:
-    """The scripted searcher of the running episode.
+  def expert(self, seed: int) -> base.Expert:
+    """The expert of the running episode.
+
+    A scripted searcher in the embedded world; with real data one that knows
+    the answers.
 
     Raises:
-      NotImplementedError: with real data, which carries no solution.
       RuntimeError: if no episode is running.
     """
     benchmark = self._benchmark
-    if benchmark.world is None:
-      raise NotImplementedError(
-        "searchqa: only the embedded world has a scripted expert"
-      )
     if self._done:
       raise RuntimeError("searchqa: no episode is running; call reset first")
+    if benchmark.world is None:
+      return hindsight.HindsightExpert(
+        self._task.text, self._task.targets, self._passages, benchmark.wording
+      )
     return expert.ScriptedExpert(
       benchmark.world,
       benchmark.questions[self._task.task_id],

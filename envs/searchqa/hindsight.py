@@ -1,0 +1,80 @@
+"""Demonstrations for real questions, made from their known answers.
+
+Real question sets bring answers but no solutions. This expert searches the
+question itself, looks for a known answer in the passages, quotes the sentence
+that holds it and answers; where the first search does not show it, it searches
+once more, about the passage that came first. What it teaches is the form of a
+response and to answer from what was read, nothing about hard questions: use
+it for a short cold start of a pretrained model, on training questions only.
+"""
+
+from collections.abc import Sequence
+import re
+
+from envs.searchqa import retrieval, score
+
+SEARCHES = 2
+# A quotation is cut to this many characters.
+QUOTE = 160
+
+
+class HindsightExpert:
+  """Answers one real question; see `envs.base.Expert`."""
+
+  def __init__(
+    self,
+    question: str,
+    targets: Sequence[str],
+    shown: list[retrieval.Passage],
+    wording,
+  ):
+    """Binds the expert to a running episode.
+
+    Args:
+      question: the question.
+      targets: its accepted answers.
+      shown: passages shown so far; the episode appends to it.
+      wording: the module that words the episode.
+    """
+    self._question = question
+    self._targets = targets
+    self._shown = shown
+    self._wording = wording
+    self._searches = 0
+
+  def respond(self) -> str:
+    """The response to the episode's current state."""
+    for target in self._targets:
+      for passage in self._shown:
+        sentence = find_sentence(passage.text, target)
+        if sentence:
+          thought = f'{passage.title}: "{sentence}" That is the answer.'
+          return self._say(thought, "answer", target)
+    self._searches += 1
+    if self._searches == 1:
+      return self._say(
+        "I do not know this yet, so I search for it.", "search", self._question
+      )
+    if self._searches <= SEARCHES and self._shown:
+      title = self._shown[0].title
+      thought = f"The answer is not there. {title} may help."
+      return self._say(thought, "search", f"{title} {self._question}")
+    thought = "I found nothing better, so I answer as well as I can."
+    return self._say(thought, "answer", self._targets[0])
+
+  def _say(self, thought: str, kind: str, content: str) -> str:
+    wording = self._wording
+    return (
+      wording.think(thought) + wording.SEPARATOR + wording.action(kind, content)
+    )
+
+
+def find_sentence(text: str, target: str) -> str:
+  """The first sentence that holds the target word for word, else empty."""
+  wanted = f" {score.normalize(target)} "
+  if not wanted.strip():
+    return ""
+  for sentence in re.split(r"(?<=[.!?])\s+", text):
+    if wanted in f" {score.normalize(sentence)} ":
+      return sentence[:QUOTE].strip()
+  return ""
