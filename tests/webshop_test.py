@@ -184,6 +184,26 @@ class GoalsTest(parameterized.TestCase):
     }
     self.assertEqual(drawn, expected)
 
+  def test_human_goals(self):
+    requests = [
+      {
+        "instruction": "A red mug.",
+        "instruction_attributes": attributes,
+        "instruction_options": ["deep red"],
+      }
+      for attributes in ([], ["safe"], ["steel"])
+    ]
+    product = catalogues.parse_product(RAW, NOTE, requests)
+    self.assertEqual(catalogues.count_requests(product), 2)
+    first, second = (goals_lib.human_goal(product, n) for n in range(2))
+    self.assertEqual(first.attributes, ("safe",))
+    self.assertEqual(second.attributes, ("steel",))
+    self.assertEqual(first.options, ("deep red",))
+    self.assertEqual(
+      first.instruction,
+      f"A red mug, and price lower than {first.price_upper:.2f} dollars",
+    )
+
   def test_no_limit_is_not_worded(self):
     goal = goals_lib.synthetic_goal(_product(pricing="$5000"), 0)
     self.assertEndsWith(goal.instruction, "size: small")
@@ -338,6 +358,15 @@ class SessionTest(parameterized.TestCase):
     visit.act("click[< prev]")
     self.assertIn("Page 2", visit.text)
 
+  @parameterized.parameters((9, 1), (10, 1), (11, 2), (20, 2), (21, 3))
+  def test_number_of_pages(self, count, expected):
+    visit = _visit([_product(asin=f"B{n}") for n in range(count)])
+    visit.act("search[mug]")
+    pages_seen = 1
+    while visit.act("click[next >]"):
+      pages_seen += 1
+    self.assertEqual(pages_seen, expected)
+
   def test_nothing_found(self):
     visit = _visit(results=[])
     visit.act("search[mug]")
@@ -346,12 +375,21 @@ class SessionTest(parameterized.TestCase):
 
   def test_shared_value_chooses_the_later_option(self):
     options = {
-      "inner": [{"value": "red"}, {"value": "buy now"}],
+      "inner": [
+        {"value": "red"},
+        {"value": "Features"},
+        {"value": "buy now"},
+      ],
       "outer": [{"value": "red"}],
     }
     visit = _visit([_product(customization_options=options)])
     for step in ("search[mug]", "click[b1]", "click[red]"):
       visit.act(step)
+    self.assertEqual(visit.chosen, {"outer": "red"})
+    # Values that read like buttons are buttons.
+    visit.act("click[features]")
+    self.assertEqual(visit.page.name, "Features")
+    visit.act("click[< prev]")
     self.assertEqual(visit.chosen, {"outer": "red"})
     visit.act("click[buy now]")
     self.assertIsNotNone(visit.score)

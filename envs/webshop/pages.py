@@ -27,7 +27,8 @@ class Page:
     name: `search`, `results`, `item`, `done`, or a sub-page's button.
     nodes: the visible texts, without the instruction.
     clickables: what can be clicked, in lower case, each once.
-    options: option name by value, for the clickables that choose an option.
+    options: option name by value; a value that reads like a button cannot be
+      chosen, as in the original.
     has_search_bar: whether a search can be typed.
   """
 
@@ -104,7 +105,7 @@ def item_page(product: catalogue.Product, *, show_attributes: bool) -> Page:
     "item",
     _visible(nodes),
     tuple(buttons | dict.fromkeys(options)),
-    options={v: n for v, n in options.items() if v not in buttons},
+    options=options,
   )
 
 

@@ -19,12 +19,14 @@ import threading
 
 import numpy as np
 
-from envs import bm25
+from envs import sparse
 from envs.webshop import catalogue
 
 K1 = 0.9
 B = 0.4
 FORMAT = 1  # Of what is indexed; a change makes saved indexes stale.
+
+_STOP_WORDS = frozenset(sparse.bm25s.stopwords.STOPWORDS_EN)
 
 
 def _make_stemmer() -> Callable[[str], str]:
@@ -52,7 +54,7 @@ def analyse(text: str) -> list[str]:
   return [
     _stem(word)
     for word in re.findall(r"\w\w+", text.lower())
-    if word not in bm25.STOP_WORDS
+    if word not in _STOP_WORDS
   ]
 
 
@@ -75,7 +77,7 @@ def document(product: catalogue.Product) -> str:
 class Index:
   """A searchable index; safe to use from many threads."""
 
-  def __init__(self, scores: bm25.BM25):
+  def __init__(self, scores: sparse.bm25s.BM25):
     self._scores = scores
 
   @classmethod
@@ -95,14 +97,14 @@ class Index:
         )
 
     documents = list(encode())
-    scores = bm25.BM25(k1=K1, b=B)
+    scores = sparse.bm25s.BM25(k1=K1, b=B)
     scores.index((documents, vocabulary), show_progress=False)
     return cls(scores)
 
   @classmethod
   def load(cls, directory: pathlib.Path) -> "Index":
     """Opens a saved index; the arrays stay on disk until they are read."""
-    return cls(bm25.BM25.load(directory, mmap=True))
+    return cls(sparse.bm25s.BM25.load(directory, mmap=True))
 
   def save(self, directory: pathlib.Path) -> None:
     """Saves the index; a reader never sees half of one."""

@@ -155,11 +155,10 @@ class Session:
     elif page.name == "results":
       self.product = self._shop.product(target.upper())
       self._show_item()
-    elif target in page.options:
-      # Every step has its own dict: the page of a purchase keeps it.
-      self.chosen = self.chosen | {page.options[target]: target}
     elif target in sub_pages:
       self.page = pages.sub_page(self.product, sub_pages[target])
+    else:
+      self.chosen[page.options[target]] = target
 
   def _show_results(self, number: int) -> None:
     self._number, self.product, self.chosen = number, None, {}
