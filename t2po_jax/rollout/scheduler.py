@@ -238,9 +238,12 @@ class Scheduler:
     return min(candidates, key=lambda index: self._slots[index].served)
 
   def forget(self) -> None:
-    """Drops all cached content: the parameters have changed."""
+    """Drops all cached content: the parameters have changed.
+
+    What follows is the same as with a new scheduler, slot for slot.
+    """
     held = [s.request.ticket for s in self._slots if s.request is not None]
     if held or self._queue:
       raise RuntimeError(f"requests still under way: {held or 'queued'}")
-    for slot in self._slots:
-      slot.content = slot.content[:0]
+    self._slots = [_Slot(content=np.zeros(0, np.int32)) for _ in self._slots]
+    self._clock = 0
