@@ -1,5 +1,6 @@
 """WebShop: score by hand, pages, sessions, embedded catalogue, prompts."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -7,6 +8,7 @@ import json
 import pathlib
 import random
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
@@ -431,6 +433,11 @@ class RetrievalTest(parameterized.TestCase):
     self.assertEqual(index.search("mug", 3), [0, 3, 2])
     self.assertEqual(index.search("the spoon", 50), [])
 
+  def test_many_products(self):
+    index = self._index(["mug"] * 40 + ["pan"] * 2)
+    self.assertEqual(index.search("mug", 30), list(range(30)))
+    self.assertEqual(index.search("pan", 30), [40, 41])
+
   def test_saved_index_answers_the_same(self):
     index = self._index(["red mug", "blue mug", "red pan", "a pan of steel"])
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
@@ -466,6 +473,17 @@ class EmbeddedTest(parameterized.TestCase):
       goal = self.shop.goal(task)
       score = self.shop.shop.score(goal.product, goal, dict(goal.options))
       self.assertEqual(score.total, 1.0, task)
+
+  def test_another_kind_of_product_is_worth_nothing(self):
+    goal = self.shop.goal("embedded-0")
+    self.assertIn(goal.product.title.split()[-1].lower(), goal.product.nouns)
+    stock = self.shop.shop.catalogue
+    other = next(
+      product
+      for product in map(stock.at, range(len(stock)))
+      if not set(product.nouns) & set(goal.product.nouns)
+    )
+    self.assertEqual(self.shop.shop.score(other, goal, {}).total, 0.0)
 
   def test_attributes_and_options_are_not_confused(self):
     stock = self.shop.shop.catalogue
@@ -551,6 +569,10 @@ class EmbeddedTest(parameterized.TestCase):
     results = []
     while not results or not results[-1].done:
       results.append(env.step(shopper.respond()))
+    self.assertEqual(
+      [result.action for result in results[:3]],
+      ["click[ < prev ]", "click[ < prev ]", "click[ back to search ]"],
+    )
     self.assertTrue(results[-1].success)
 
   def test_compact_prompts_are_short_and_regular(self):
@@ -637,6 +659,32 @@ class EnvironmentTest(parameterized.TestCase):
     self.assertAlmostEqual(result.reward, expected)
     self.assertAlmostEqual(result.info["task_score"], expected)
 
+  def test_compact_pages(self):
+    visit = _visit([_product(asin=f"B{n}") for n in range(11)])
+    compact = benchmarks.compact
+    self.assertEqual(compact.page(visit), "search")
+    visit.act("search[mug]")
+    text = compact.page(visit)
+    self.assertStartsWith(text, "results b0 steel mug $19.5 , b1 steel mug ")
+    self.assertEndsWith(text, "b9 steel mug $19.5 more")
+    visit.act("click[next >]")
+    self.assertEqual(compact.page(visit), "results b10 steel mug $19.5")
+    visit.act("click[b10]")
+    item = (
+      "item b10 steel mug $19.5 color deep red black | white "
+      "size small large have "
+    )
+    self.assertEqual(compact.page(visit), f"{item}none")
+    visit.act("click[small]")
+    visit.act("click[deep red]")
+    self.assertEqual(compact.page(visit), f"{item}small deep red")
+    visit.act("click[features]")
+    self.assertEqual(compact.page(visit), "features dishwasher safe 0.5 litres")
+    self.assertEqual(
+      compact.task(visit.goal),
+      "dishwasher safe mugs color deep red size small under $30",
+    )
+
   def test_full_prompt(self):
     view = prompts.View(
       task="Find me a mug",
@@ -700,15 +748,23 @@ class EnvironmentTest(parameterized.TestCase):
     file.write_text(json.dumps(items))
     notes = {item["asin"]: NOTE for item in items}
     (folder / "items_ins_v2_6.json").write_text(json.dumps(notes))
-    for storage in ("memory", "disk", "disk"):
-      shop = envs.make(
-        "webshop",
-        catalogue=str(file),
-        storage=storage,
-        cache_dir=str(folder / "cache"),
-        nouns="approximate",
-        expert_hesitation=0.0,
-      )
+    for storage in ("memory", "disk", "again"):
+      with contextlib.ExitStack() as stack:
+        if storage == "again":
+          storage = "disk"
+          stack.enter_context(
+            mock.patch.object(
+              catalogues, "read_products", side_effect=AssertionError
+            )
+          )
+        shop = envs.make(
+          "webshop",
+          catalogue=str(file),
+          storage=storage,
+          cache_dir=str(folder / "cache"),
+          nouns="approximate",
+          expert_hesitation=0.0,
+        )
       self.assertLen(shop.splits["train"], 12)
       self.assertEqual(shop.category("synthetic-3"), "kitchen")
       _, _, results = _play(shop, "synthetic-3")
