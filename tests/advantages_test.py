@@ -472,15 +472,15 @@ class GaeTest(parameterized.TestCase):
       discount=0.5,
       trace=0.5,
       turn_discount=0.25,
-      turn_trace=0.5,
+      turn_trace=1.0,
       whiten=False,
     )
-    # Backwards: 2 - 4 = -2; 1 + 4/4 - 2 - 2/8 = -0.25; 2/2 - 1 - 0.25/4.
+    # Backwards: 2 - 4 = -2; 1 + 4/4 - 2 - 2/4 = -0.5; 2/2 - 1 - 0.5/4.
     np.testing.assert_allclose(found.tokens[0][1], [-2.0])
-    np.testing.assert_allclose(found.tokens[0][0], [-0.0625, -0.25])
-    np.testing.assert_allclose(found.targets[0][0], [0.9375, 1.75])
+    np.testing.assert_allclose(found.tokens[0][0], [-0.125, -0.5])
+    np.testing.assert_allclose(found.targets[0][0], [0.875, 1.5])
     np.testing.assert_allclose(found.targets[0][1], [2.0])
-    np.testing.assert_allclose(found.turns[0], [-0.15625, -2.0])
+    np.testing.assert_allclose(found.turns[0], [-0.3125, -2.0])
 
   def test_full_trace_is_return_less_value(self):
     data = _random(12, aborted=False)

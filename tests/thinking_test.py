@@ -148,7 +148,8 @@ class RuleTest(chex.TestCase):
     self.assertEqual(int(token[0]), QUEUE[1])
 
   def test_minimum_prefix(self):
-    still = [0.5] * 30
+    # Zeros, so that a delta to nothing before the first token would be small.
+    still = [0.0] * 30
     for least in (0, 4, 11):
       config = dataclasses.replace(STILL, min_tokens=least)
       # A window of three deltas is full at t = 3.
