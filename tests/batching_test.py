@@ -210,6 +210,17 @@ class PackTest(chex.TestCase):
     packed = batching.pack(segments, lengths=[64, 128], rows=1)
     self.assertEqual(packed.stats["row_length"], 128)
 
+    pairs = [(np.ones(29), np.ones(30))] * 13
+    segments = batching.pair_segments(pairs)
+    packed = batching.pack(segments, lengths=[64, 768], rows=1)
+    self.assertEqual(packed.stats["row_length"], 64)
+
+  def test_long_turns_are_placed_first(self):
+    pairs = [(np.ones(size - 1), np.ones(1)) for size in (4, 4, 4, 12, 12, 12)]
+    segments = batching.pair_segments(pairs)
+    packed = batching.pack(segments, lengths=[16], rows=1)
+    self.assertEqual(packed.stats["rows"], 3)
+
   def test_nothing_to_train_on_gives_no_batch(self):
     rollout = [make_trajectory(make_turn([1], [2]), aborted=True)]
     packed = pack_rollout(rollout, [[1.0]], lengths=[16], rows=1)
