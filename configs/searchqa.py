@@ -18,16 +18,25 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "data_dir": "",  # Real questions and corpus; empty = embedded world.
       "max_turns": 4,
       "wording": "",  # `compact` or `full`; empty = by the kind of data.
-      "topk": 2,  # Passages per search.
+      "topk": 1,  # Passages per search.
       "passage_chars": 0,  # Longest passage shown; 0 = no limit.
-      "expert_hesitation": 1.5,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.3,  # Chance per round that the expert goes wrong.
+      "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
+      "expert_doubt": 0.4,  # Chance per round that the expert goes wrong.
     }
   )
+  c.rollout.max_prompt = 112
+  c.control.thinking.window = 4
+  c.control.thinking.min_tokens = 8  # A fact and a plan take seven.
+  c.control.thinking.max_tokens = 36
+  c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 1500
+  c.cold_start.episodes = 3000
   c.cold_start.epochs = 2
   c.cold_start.learning_rate = 3e-3
+  c.train.updates = 60
+  c.train.mini_batches = 2
+  c.train.row_tokens = 160
+  c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 
 
@@ -47,6 +56,8 @@ def smollm2(c: base.ConfigDict) -> None:
   c.rollout.slots = 16
   c.rollout.max_prompt = 960
   c.rollout.max_response = 64
+  c.control.thinking.window = 8
+  c.control.thinking.min_tokens = 12
   c.control.thinking.max_tokens = 48
   c.cold_start.kind = "expert"
   c.cold_start.episodes = 48
@@ -56,6 +67,7 @@ def smollm2(c: base.ConfigDict) -> None:
   c.cold_start.learning_rate = 1e-4
   c.optimizer.learning_rate = 1e-5
   c.train.updates = 50
+  c.train.mini_batches = 1
   c.train.row_tokens = 1024
   c.train.micro_rows = 1
   c.train.eval_every = 10
@@ -75,6 +87,8 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.rollout.slots = 256
   c.rollout.max_prompt = 4096
   c.rollout.max_response = 500
+  c.control.thinking.window = 8
+  c.control.thinking.min_tokens = 16
   c.control.thinking.max_tokens = 450
   c.control.resampling.eta = 0.3
   c.cold_start.kind = "rft"

@@ -187,7 +187,8 @@ class Run:
         ):
           with self.timer.stage("save"):
             self._save(update, score)
-        writer.write(update, numbers | self.timer.take())
+        seconds = self.timer.take()
+        writer.write(update, numbers | seconds | self._speed(numbers, seconds))
     self.checkpoints.close()
     self.actor.pool.close()
     return last
@@ -264,6 +265,17 @@ class Run:
     work = actor.scheduler.counters - before
     numbers |= {f"sampler/{name}": value for name, value in work.items()}
     return rollout, numbers
+
+  def _speed(
+    self, numbers: Mapping[str, float], seconds: Mapping[str, float]
+  ) -> dict[str, float]:
+    """Tokens per second of sampling and of learning."""
+    trained = numbers.get("pack/tokens", 0.0) * self.config.train.epochs
+    sampled = numbers["sampler/slot_steps_used"]
+    return {
+      "speed/sampled_tokens": sampled / seconds["seconds/collect"],
+      "speed/trained_tokens": trained / seconds["seconds/update"],
+    }
 
   def _evaluate(self, update: int) -> dict[str, float]:
     with self.timer.stage("evaluate"):
