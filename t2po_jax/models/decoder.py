@@ -33,6 +33,7 @@ ModelConfig = config_lib.ModelConfig
 MASKED = -1e30
 
 REMATS = ("none", "dots", "full")
+ATTENTIONS = ("auto", "einsum")
 
 # Logical axis names by the end of a parameter's path. Parameters of the
 # stacked layers have "layers" in front.
@@ -210,18 +211,8 @@ class Attention(nnx.Module):
     """Projects mixed values [B, T, M, N/M, H] back to [B, T, D]."""
     return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
-  def __call__(self, x, angles, allowed):
-    queries, keys, values = self.project(x, angles)
-    if jax.default_backend() == "gpu" and x.dtype == jnp.bfloat16:
-      mixed = _attend_fused(queries, keys, values, allowed)
-    else:
-      mixed = attend(
-        queries,
-        keys.transpose(0, 2, 3, 1),
-        values.transpose(0, 2, 1, 3),
-        allowed,
-      )
-    return self.output(mixed)
+  def __call__(self, x, angles, allowed, mix):
+    return self.output(mix(*self.project(x, angles), allowed))
 
   def extend(self, x, angles, keys, values, slots, allowed):
     """Writes new keys and values into the cache and attends to it.
@@ -277,14 +268,22 @@ def attend(queries, keys, values, allowed) -> types.Array:
   return mixed.astype(queries.dtype)
 
 
-def _attend_fused(queries, keys, values, allowed) -> types.Array:
-  """The same by JAX's fused kernel; untested, chosen on GPUs in bfloat16."""
+def _mix_by_einsum(queries, keys, values, allowed) -> types.Array:
+  """`attend` for keys and values [B, T, M, H] of whole rows."""
+  return attend(
+    queries, keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3), allowed
+  )
+
+
+def _mix_fused(queries, keys, values, allowed) -> types.Array:
+  """The same by cuDNN's fused kernel. Not yet run on a GPU."""
   lead = queries.shape[:2]
   mixed = jax.nn.dot_product_attention(
     queries.reshape(*lead, -1, queries.shape[-1]),
     keys,
     values,
     mask=allowed[:, None],
+    implementation="cudnn",
   )
   return mixed.reshape(queries.shape)
 
@@ -311,8 +310,8 @@ class Block(nnx.Module):
     self.mlp_norm = RMSNorm(config.width, config.norm_eps)
     self.mlp = MLP(config)
 
-  def __call__(self, x, angles, allowed):
-    x = x + self.attention(self.attention_norm(x), angles, allowed)
+  def __call__(self, x, angles, allowed, mix):
+    x = x + self.attention(self.attention_norm(x), angles, allowed, mix)
     return x + self.mlp(self.mlp_norm(x))
 
   def extend(self, x, angles, keys, values, slots, allowed):
@@ -378,18 +377,23 @@ class Policy:
     remat: what the backward pass recomputes: `none`, `full` (each layer from
       its input) or `dots` (all but the products with weights).
     scan_layers: one compiled layer in a loop, or all layers written out.
+    attention: of whole rows; `auto` takes cuDNN's fused kernel on GPUs for
+      what it supports, `einsum` never does.
   """
 
   config: ModelConfig
   dtype: jnp.dtype = jnp.float32
   remat: str = "none"
   scan_layers: bool = True
+  attention: str = "auto"
 
   def __post_init__(self):
-    if self.remat not in REMATS:
-      raise ValueError(
-        f"remat {self.remat!r} is unknown; use one of {', '.join(REMATS)}"
-      )
+    for name, known in (("remat", REMATS), ("attention", ATTENTIONS)):
+      if getattr(self, name) not in known:
+        raise ValueError(
+          f"{name} {getattr(self, name)!r} is unknown; use one of "
+          f"{', '.join(known)}"
+        )
 
   def init(self, key: types.Array) -> types.Params:
     """Random float32 parameters.
@@ -430,11 +434,24 @@ class Policy:
   def _final_norm(self, params, x):
     return rms_norm(x, params["norm"]["scale"], self.config.norm_eps)
 
-  def _layer_function(self) -> Callable:
+  def _mix(self, length: int) -> Callable:
+    """How rows of this length attend; the fused kernel has its limits."""
+    fuses = (
+      self.attention == "auto"
+      and jax.default_backend() == "gpu"
+      and self.dtype == jnp.bfloat16
+      and length % 2 == 0
+      and self.config.head_width % 8 == 0
+      and self.config.head_width <= 128
+    )
+    return _mix_fused if fuses else _mix_by_einsum
+
+  def _layer_function(self, length: int) -> Callable:
     """(x, layer params, angles, allowed) -> x, with the remat option."""
+    mix = self._mix(length)
 
     def run(x, layer, angles, allowed):
-      return self._block(layer)(x, angles, allowed)
+      return self._block(layer)(x, angles, allowed, mix)
 
     if self.remat == "full":
       return jax.checkpoint(run)
@@ -468,7 +485,7 @@ class Policy:
     causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     same = segments[:, :, None] == segments[:, None, :]
     allowed = causal[None] & same
-    run = self._layer_function()
+    run = self._layer_function(tokens.shape[1])
     x = self._embed(params, tokens)
     if self.scan_layers:
       x, _ = jax.lax.scan(
