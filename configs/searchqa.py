@@ -50,7 +50,6 @@ def smollm2(c: base.ConfigDict) -> None:
   c.env.topk = 3
   c.env.passage_chars = 300
   c.model.source = "smollm2-135m-instruct"
-  c.model.remat = "full"
   c.rollout.tasks = 4
   c.rollout.group_size = 4
   c.rollout.slots = 16
@@ -60,7 +59,7 @@ def smollm2(c: base.ConfigDict) -> None:
   c.control.thinking.min_tokens = 12
   c.control.thinking.max_tokens = 48
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 48
+  c.cold_start.episodes = 24
   c.cold_start.epochs = 1
   c.cold_start.batch_size = 8
   c.cold_start.micro_rows = 1
@@ -71,7 +70,7 @@ def smollm2(c: base.ConfigDict) -> None:
   c.train.row_tokens = 1024
   c.train.micro_rows = 1
   c.train.eval_every = 10
-  c.eval.tasks = 16
+  c.eval.tasks = 12
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
