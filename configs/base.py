@@ -62,13 +62,15 @@ def get_config() -> ConfigDict:
   control.tempered = False  # Measure after the temperature.
   control.thinking = thinking = ConfigDict()
   thinking.enabled = True  # The token-level thinking intervention.
-  thinking.epsilon = "auto(0.2)"  # Threshold of mean |dM|, or a quantile.
+  # Threshold of mean |dM|: a number in quotes, or `auto(q)`, the q-quantile of
+  # what is measured.
+  thinking.epsilon = "auto(0.2)"
   thinking.window = 8  # N: the mean is over N + 1 changes.
   thinking.min_tokens = 8  # L_min: never fires before.
   thinking.max_tokens = 450  # L_max: always fires here; the hard budget.
   thinking.require_past_peak = True  # Only after the signal's peak.
   control.resampling = again = ConfigDict()
-  again.eta = "auto(0.1)"  # Threshold of |dPhi|, or a quantile.
+  again.eta = "auto(0.1)"  # Threshold of |dPhi|, likewise.
   again.max_tries = 2  # B_max: samplings beyond the first; 0 = off.
   control.calibration = calibration = ConfigDict()
   calibration.rollouts = 1  # Rollouts that an `auto` threshold waits for.

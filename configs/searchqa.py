@@ -89,7 +89,7 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.control.thinking.window = 8
   c.control.thinking.min_tokens = 16
   c.control.thinking.max_tokens = 450
-  c.control.resampling.eta = 0.3
+  c.control.resampling.eta = "0.3"
   c.cold_start.kind = "rft"
   c.optimizer.learning_rate = 1e-6
   c.train.updates = 200
