@@ -1,0 +1,402 @@
+"""Tests the decoder against plain loops and its two ways against each other."""
+
+import dataclasses
+import functools
+
+from absl.testing import absltest, parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2po_jax.models import config as config_lib
+from t2po_jax.models import decoder
+
+LLAMA = config_lib.ModelConfig(
+  "llama", 29, 16, 2, 4, 2, 8, 24, rope_theta=100.0, max_positions=64
+)
+QWEN2 = dataclasses.replace(
+  LLAMA, family="qwen2", attention_bias=True, tied_embeddings=False
+)
+QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True)
+FAMILIES = (("llama", LLAMA), ("qwen2", QWEN2), ("qwen3", QWEN3))
+
+
+@functools.cache
+def make_params(config):
+  """Random parameters, the biases and scales among them."""
+  params = jax.jit(decoder.Policy(config).init)(jax.random.key(0))
+  generator = np.random.default_rng(1)
+  return jax.tree.map(
+    lambda leaf: np.asarray(
+      leaf + 0.1 * generator.normal(size=leaf.shape), np.float32
+    ),
+    params,
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def make_decode_params(policy, params):
+  return policy.decode_params(params)
+
+
+def draw_tokens(rows, length, vocab_size=29, seed=2):
+  return np.random.default_rng(seed).integers(0, vocab_size, (rows, length))
+
+
+def whole_row(tokens):
+  """Positions and segments of rows that hold one text each."""
+  positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+  return positions, np.ones(tokens.shape, np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_hidden(policy, params, tokens, positions, segments):
+  return policy.hidden(params, tokens, positions, segments)
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames="live")
+def run_extend(policy, params, cache, tokens, start, *, live):
+  return policy.extend(params, cache, tokens, start, live=live)
+
+
+def loop_norm(x, scale, eps):
+  return x / np.sqrt(np.mean(x * x) + eps) * scale
+
+
+def loop_rotate(x, position, theta):
+  """Rotates a head's pairs (i, i + H/2) by position * theta^(-2i/H)."""
+  half = len(x) // 2
+  out = np.zeros_like(x)
+  for i in range(half):
+    angle = position * theta ** (-2 * i / len(x))
+    pair = complex(x[i], x[i + half]) * np.exp(1j * angle)
+    out[i], out[i + half] = pair.real, pair.imag
+  return out
+
+
+def loop_attention(x, layer, config):
+  """Attention of one row [T, D], one query head and position at a time."""
+  width = config.head_width
+
+  def project(name):
+    part = layer["attention"][name]
+    return x @ part["kernel"] + part.get("bias", 0)
+
+  def head(name, flat, index, position):
+    vector = flat[position, index * width : (index + 1) * width]
+    if config.qk_norm:
+      scale = layer["attention"][f"{name}_norm"]["scale"]
+      vector = loop_norm(vector, scale, config.norm_eps)
+    return loop_rotate(vector, position, config.rope_theta)
+
+  queries, keys, values = project("query"), project("key"), project("value")
+  mixed = np.zeros((len(x), config.heads * width))
+  for n in range(config.heads):
+    m = n // (config.heads // config.kv_heads)
+    for t in range(len(x)):
+      query = head("query", queries, n, t)
+      scores = np.array(
+        [query @ head("key", keys, m, s) for s in range(t + 1)]
+      ) / np.sqrt(width)
+      weights = np.exp(scores - scores.max())
+      weights /= weights.sum()
+      mixed[t, n * width : (n + 1) * width] = (
+        weights @ values[: t + 1, m * width : (m + 1) * width]
+      )
+  return mixed @ layer["attention"]["out"]["kernel"]
+
+
+def loop_logits(params, tokens, config):
+  """Logits [T, V] of one row of tokens, in float64."""
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
+  table = params["embed"]["table"]
+  norm = lambda x, scale: np.stack(  # noqa: E731
+    [loop_norm(row, scale, config.norm_eps) for row in x]
+  )
+  x = table[tokens]
+  for i in range(config.layers):
+    layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
+    x = x + loop_attention(
+      norm(x, layer["attention_norm"]["scale"]), layer, config
+    )
+    inner = norm(x, layer["mlp_norm"]["scale"])
+    gate = inner @ layer["mlp"]["gate"]["kernel"]
+    up = inner @ layer["mlp"]["up"]["kernel"]
+    x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["mlp"]["down"]["kernel"]
+  x = norm(x, params["norm"]["scale"])
+  return x @ (table.T if config.tied_embeddings else params["head"]["kernel"])
+
+
+class RopeTest(chex.TestCase):
+  def test_plain_frequencies(self):
+    frequencies, scale = decoder.rope_frequencies(LLAMA)
+    np.testing.assert_allclose(
+      frequencies, [1.0, 100**-0.25, 0.1, 100**-0.75], rtol=1e-6
+    )
+    self.assertEqual(scale, 1.0)
+
+  def test_linear_divides_all(self):
+    scaling = config_lib.RopeScaling("linear", 4.0)
+    config = dataclasses.replace(LLAMA, rope_scaling=scaling)
+    np.testing.assert_allclose(
+      decoder.rope_frequencies(config)[0] * 4,
+      decoder.rope_frequencies(LLAMA)[0],
+      rtol=1e-6,
+    )
+
+  @parameterized.parameters(
+    ("llama3", 1.0),
+    ("yarn", 0.1 * np.log(8.0) + 1.0),
+  )
+  def test_ends_of_the_ramp(self, kind, expected_scale):
+    # 64 pairs: the fastest turns often in 64 positions, the slowest hardly.
+    plain = dataclasses.replace(LLAMA, head_width=128, rope_theta=10_000.0)
+    scaling = config_lib.RopeScaling(kind, 8.0, 64, 1.0, 4.0)
+    scaled, scale = decoder.rope_frequencies(
+      dataclasses.replace(plain, rope_scaling=scaling)
+    )
+    ratio = decoder.rope_frequencies(plain)[0] / scaled
+    np.testing.assert_allclose(ratio[0], 1.0, rtol=1e-6)
+    np.testing.assert_allclose(ratio[-1], 8.0, rtol=1e-6)
+    self.assertTrue(np.all(np.diff(ratio) > -1e-5))
+    self.assertBetween(np.sum((ratio > 1.01) & (ratio < 7.9)), 1, 40)
+    self.assertAlmostEqual(scale, expected_scale)
+
+
+class PolicyTest(chex.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.enter_context(jax.numpy_rank_promotion("raise"))
+
+  @parameterized.named_parameters(*FAMILIES)
+  def test_matches_plain_loop(self, config):
+    policy, params = decoder.Policy(config), make_params(config)
+    tokens = draw_tokens(2, 7)
+    hidden = run_hidden(policy, params, tokens, *whole_row(tokens))
+    logits = policy.logits(params, hidden)
+    chex.assert_shape(logits, (2, 7, 29))
+    self.assertEqual(logits.dtype, jnp.float32)
+    for row in range(2):
+      expected = loop_logits(params, tokens[row], config)
+      np.testing.assert_allclose(logits[row], expected, rtol=2e-4, atol=2e-5)
+
+  @parameterized.parameters(
+    (QWEN2, "float32"), (QWEN3, "float32"), (QWEN2, "bfloat16")
+  )
+  def test_cached_equals_full(self, config, dtype):
+    """Ragged prompts, padded prefill, then one token at a time."""
+    policy = decoder.Policy(config, dtype=jnp.dtype(dtype))
+    params = make_params(config)
+    decode_params = make_decode_params(policy, params)
+    tokens = draw_tokens(3, 10)
+    full = run_hidden(policy, params, tokens, *whole_row(tokens))
+    lengths = np.array([2, 5, 4])
+    cache = policy.init_cache(3, 12)
+    prompt = np.where(np.arange(6) < lengths[:, None], tokens[:, :6], 28)
+    found, cache = run_extend(
+      policy, decode_params, cache, prompt, np.zeros(3, int), live=6
+    )
+    error = [np.abs(found[b, :n] - full[b, :n]) for b, n in enumerate(lengths)]
+    worst = max(float(np.max(e)) for e in error)
+    for step in range(5):
+      start = lengths + step
+      column = tokens[np.arange(3), start][:, None]
+      found, cache = run_extend(
+        policy, decode_params, cache, column, start, live=12
+      )
+      gap = np.abs(found[:, 0] - full[np.arange(3), start])
+      worst = max(worst, float(np.max(gap)))
+    self.assertLess(worst, 2e-5 if dtype == "float32" else 0.15)
+
+  def test_rewound_slot_forgets(self):
+    policy, params = decoder.Policy(LLAMA), make_params(LLAMA)
+    decode_params = make_decode_params(policy, params)
+    tokens = draw_tokens(2, 8)
+    extend = functools.partial(run_extend, policy, decode_params, live=8)
+    start = np.array([4, 4])
+    _, prompt = extend(policy.init_cache(2, 8), tokens[:, :4], start - 4)
+    expected, _ = extend(prompt, tokens[:, 4:5], start)
+    _, longer = extend(prompt, (tokens[:, 4:] + 1) % 29, start)
+    found, _ = extend(longer, tokens[:, 4:5], start)
+    np.testing.assert_array_equal(found, expected)
+
+  def test_live_bucket_and_writes_beyond_the_cache(self):
+    policy, params = decoder.Policy(LLAMA), make_params(LLAMA)
+    decode_params = make_decode_params(policy, params)
+    tokens = draw_tokens(2, 4)
+    start = np.zeros(2, int)
+    short, cache = run_extend(
+      policy, decode_params, policy.init_cache(2, 8), tokens, start, live=4
+    )
+    long, _ = run_extend(
+      policy, decode_params, policy.init_cache(2, 8), tokens, start, live=8
+    )
+    np.testing.assert_allclose(short, long, atol=1e-6)
+    # Row 0 is past its end: nothing of it changes. Row 1 keeps its first two.
+    _, after = run_extend(
+      policy, decode_params, cache, tokens, np.array([8, 6]), live=8
+    )
+    for old, new in zip(cache.values, after.values, strict=True):
+      np.testing.assert_array_equal(old[0], new[0])
+      np.testing.assert_array_equal(old[1, :, :6], new[1, :, :6])
+      self.assertTrue(np.any(np.asarray(old[1, :, 6:] != new[1, :, 6:])))
+
+  def test_cache_layout(self):
+    cache = decoder.Policy(LLAMA).init_cache(3, 5, jnp.bfloat16)
+    chex.assert_shape(cache.keys, (3, 2, 8, 5))
+    chex.assert_shape(cache.values, (3, 2, 5, 8))
+    chex.assert_type(cache.keys, jnp.bfloat16)
+    self.assertLen(cache.keys, LLAMA.layers)
+
+  def test_packing_and_padding_change_nothing(self):
+    """Two texts in one row, then each alone in rows with other padding."""
+    policy, params = decoder.Policy(QWEN3), make_params(QWEN3)
+    run = functools.partial(run_hidden, policy, params)
+    (text,) = draw_tokens(1, 5)
+    packed = run(
+      np.array([[*text, 7, 7], [9] * 7]),
+      np.array([[0, 1, 2, 0, 1, 0, 0], [0] * 7]),
+      np.array([[1, 1, 1, 2, 2, 0, 0], [0] * 7]),
+    )
+    alone = run(
+      np.array([[*text[:3], 1, 2, 3, 4], [*text[3:], 5, 6, 7, 8, 9]]),
+      np.array([[0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 2, 3, 4]]),
+      np.array([[1, 1, 1, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0]]),
+    )
+    np.testing.assert_allclose(packed[0, :3], alone[0, :3], atol=1e-5)
+    np.testing.assert_allclose(packed[0, 3:5], alone[1, :2], atol=1e-5)
+
+  def test_later_tokens_do_not_matter(self):
+    policy, params = decoder.Policy(LLAMA), make_params(LLAMA)
+    tokens = draw_tokens(2, 7)
+    other = np.where(np.arange(7) < 3, tokens, (tokens + 1) % 29)
+    one = run_hidden(policy, params, tokens, *whole_row(tokens))
+    two = run_hidden(policy, params, other, *whole_row(other))
+    np.testing.assert_array_equal(one[:, :3], two[:, :3])
+    self.assertGreater(float(np.abs(one[:, 3:] - two[:, 3:]).max()), 1e-3)
+
+  def test_unrolling_changes_nothing(self):
+    params, tokens = make_params(LLAMA), draw_tokens(2, 7)
+    found, expected = (
+      run_hidden(policy, params, tokens, *whole_row(tokens))
+      for policy in (
+        decoder.Policy(LLAMA, scan_layers=False),
+        decoder.Policy(LLAMA),
+      )
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+  def test_remat_changes_no_gradient(self):
+    params, tokens = make_params(LLAMA), draw_tokens(2, 5)
+
+    def loss(policy, params):
+      hidden = policy.hidden(params, tokens, *whole_row(tokens))
+      return jnp.mean(jnp.square(policy.logits(params, hidden)))
+
+    grad = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
+    expected = grad(decoder.Policy(LLAMA), params)
+    for remat in ("full", "dots"):
+      found = grad(decoder.Policy(LLAMA, remat=remat), params)
+      chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
+
+  def test_bfloat16_is_close_and_has_finite_gradients(self):
+    tokens, params = draw_tokens(2, 7), make_params(QWEN2)
+    positions, _ = whole_row(tokens)
+    segments = np.array([[1] * 7, [0] * 7])  # The second row is all padding.
+    exact = run_hidden(
+      decoder.Policy(QWEN2), params, tokens, positions, segments
+    )
+    policy = decoder.Policy(QWEN2, dtype=jnp.bfloat16)
+
+    def loss(params):
+      hidden = policy.hidden(params, tokens, positions, segments)
+      return jnp.mean(policy.logits(params, hidden[:1])), hidden
+
+    grads, rough = jax.jit(jax.grad(loss, has_aux=True))(params)
+    self.assertEqual(rough.dtype, jnp.bfloat16)
+    gap = float(np.mean(np.abs(np.asarray(rough, np.float32) - exact)))
+    self.assertBetween(gap, 1e-5, 0.05)
+    chex.assert_tree_all_finite(grads)
+    chex.assert_type(jax.tree.leaves(grads), jnp.float32)
+
+  def test_decode_compiles_once(self):
+    policy = decoder.Policy(LLAMA)
+    decode_params = make_decode_params(policy, make_params(LLAMA))
+
+    @jax.jit
+    @chex.assert_max_traces(n=1)
+    def step(cache, tokens, start):
+      return policy.extend(decode_params, cache, tokens, start, live=8)
+
+    cache = policy.init_cache(2, 8)
+    for i in range(3):
+      _, cache = step(cache, draw_tokens(2, 1), jnp.full(2, i))
+
+  def test_init_has_unit_scale(self):
+    config = dataclasses.replace(config_lib.named("tiny"), layers=2)
+    policy = decoder.Policy(config)
+    params = jax.jit(policy.init)(jax.random.key(0))
+    tokens = draw_tokens(2, 16, config.vocab_size)
+    hidden = run_hidden(policy, params, tokens, *whole_row(tokens))
+    self.assertBetween(float(jnp.std(policy.logits(params, hidden))), 0.5, 2.0)
+    first, second = params["layers"]["mlp"]["up"]["kernel"][:2]
+    self.assertGreater(float(jnp.abs(first - second).max()), 0.01)
+
+  def test_unknown_options_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "remat 'some'.*none, dots, full"):
+      decoder.Policy(LLAMA, remat="some")
+    with self.assertRaisesRegex(ValueError, "attention 'x'.*auto, einsum"):
+      decoder.Policy(LLAMA, attention="x")
+
+
+class LogicalAxesTest(chex.TestCase):
+  @parameterized.named_parameters(*FAMILIES)
+  def test_one_name_per_axis(self, config):
+    policy = decoder.Policy(config)
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    for tree in (params, jax.eval_shape(policy.decode_params, params)):
+      axes = decoder.logical_axes(tree)
+      jax.tree.map(
+        lambda leaf, names: self.assertLen(names, leaf.ndim), tree, axes
+      )
+    stacked = decoder.logical_axes(params)["layers"]["attention"]
+    self.assertEqual(stacked["key"]["kernel"], ("layers", "width", "kv_heads"))
+    self.assertEqual(stacked["out"]["kernel"], ("layers", "heads", "width"))
+
+  def test_widths_agree_with_the_names(self):
+    """Equal names mean equal sizes over the whole model."""
+    config = dataclasses.replace(QWEN3, tied_embeddings=False)
+    params = jax.eval_shape(decoder.Policy(config).init, jax.random.key(0))
+    sizes = {}
+    for leaf, names in zip(
+      jax.tree.leaves(params),
+      jax.tree.leaves(
+        decoder.logical_axes(params), is_leaf=lambda x: isinstance(x, tuple)
+      ),
+      strict=True,
+    ):
+      for size, name in zip(leaf.shape, names, strict=True):
+        self.assertEqual(sizes.setdefault(name, size), size)
+    self.assertEqual(
+      sizes,
+      {
+        "vocab": 29,
+        "width": 16,
+        "layers": 2,
+        "heads": 32,
+        "kv_heads": 16,
+        "head_width": 8,
+        "mlp": 24,
+      },
+    )
+
+  def test_stack_inverts_unstack(self):
+    layers = make_params(LLAMA)["layers"]
+    chex.assert_trees_all_equal(
+      decoder.stack_layers(decoder.unstack_layers(layers)), layers
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

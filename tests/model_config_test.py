@@ -1,0 +1,136 @@
+"""Tests the reading and writing of model configs."""
+
+import dataclasses
+import json
+
+from absl.testing import absltest, parameterized
+
+from t2po_jax.models import config as config_lib
+
+QWEN3 = {
+  "model_type": "qwen3",
+  "vocab_size": 100,
+  "hidden_size": 32,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 16,
+  "intermediate_size": 48,
+  "max_position_embeddings": 256,
+  "rms_norm_eps": 1e-6,
+  "rope_theta": 1e6,
+  "tie_word_embeddings": True,
+}
+
+
+class FromHuggingFaceTest(parameterized.TestCase):
+  def test_reads_every_field(self):
+    self.assertEqual(
+      config_lib.from_hugging_face(QWEN3),
+      config_lib.ModelConfig(
+        family="qwen3",
+        vocab_size=100,
+        width=32,
+        layers=2,
+        heads=4,
+        kv_heads=2,
+        head_width=16,
+        mlp_width=48,
+        rope_theta=1e6,
+        qk_norm=True,
+        tied_embeddings=True,
+        norm_eps=1e-6,
+        max_positions=256,
+      ),
+    )
+
+  def test_absent_keys_take_the_family_defaults(self):
+    source = {
+      key: value
+      for key, value in QWEN3.items()
+      if key not in ("head_dim", "num_key_value_heads", "tie_word_embeddings")
+    }
+    qwen3 = config_lib.from_hugging_face(source)
+    self.assertEqual((qwen3.head_width, qwen3.kv_heads), (128, 4))
+    self.assertFalse(qwen3.tied_embeddings)
+    llama = config_lib.from_hugging_face(source | {"model_type": "llama"})
+    self.assertEqual((llama.head_width, llama.qk_norm), (8, False))
+    qwen2 = config_lib.from_hugging_face(source | {"model_type": "qwen2"})
+    self.assertTrue(qwen2.attention_bias)
+    self.assertFalse(qwen2.output_bias)
+
+  @parameterized.parameters("rope_scaling", "rope_parameters")
+  def test_both_spellings_of_rope(self, key):
+    rope = {
+      "rope_type": "llama3",
+      "factor": 8.0,
+      "original_max_position_embeddings": 64,
+      "low_freq_factor": 1.5,
+      "high_freq_factor": 5.0,
+      "rope_theta": 1e6,
+    }
+    config = config_lib.from_hugging_face(QWEN3 | {key: rope})
+    self.assertEqual(
+      config.rope_scaling,
+      config_lib.RopeScaling("llama3", 8.0, 64, 1.5, 5.0),
+    )
+    self.assertEqual(config.rope_theta, 1e6)
+
+  @parameterized.parameters(
+    ({"model_type": "gemma"}, "model_type 'gemma' is not supported"),
+    ({"vocab_size": None}, "key 'vocab_size' is missing"),
+    ({"hidden_act": "gelu"}, "hidden_act = 'gelu' is not supported"),
+    ({"mlp_bias": True}, "mlp_bias = True is not supported"),
+    ({"use_sliding_window": True}, "use_sliding_window = True"),
+    ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+    ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, "'longrope'"),
+    ({"rope_scaling": {"type": "linear"}}, "'factor' is missing"),
+    ({"num_key_value_heads": 3}, "kv_heads must divide heads = 4, found 3"),
+    ({"head_dim": 15}, "head_width must be even, found 15"),
+    ({"num_hidden_layers": 0}, "layers must be >= 1, found 0"),
+  )
+  def test_refusals_name_the_key(self, change, message):
+    with self.assertRaisesRegex(ValueError, message) as raised:
+      config_lib.from_hugging_face(QWEN3 | change)
+    self.assertNotIn("\n", str(raised.exception))
+
+
+class ToHuggingFaceTest(parameterized.TestCase):
+  @parameterized.parameters(
+    "tiny", "smollm2-135m", "llama3.2-1b", "qwen2.5-0.5b", "qwen3-4b"
+  )
+  def test_round_trip_through_json(self, name):
+    config = config_lib.named(name)
+    written = json.dumps(config_lib.to_hugging_face(config))
+    self.assertEqual(config_lib.from_hugging_face(json.loads(written)), config)
+
+  @parameterized.parameters(
+    config_lib.RopeScaling("linear", 2.0),
+    config_lib.RopeScaling("yarn", 4.0, 64, beta_fast=16.0),
+    config_lib.RopeScaling("yarn", 4.0, 64, attention_factor=1.25),
+  )
+  def test_round_trip_of_rope_scaling(self, scaling):
+    config = dataclasses.replace(config_lib.named("tiny"), rope_scaling=scaling)
+    written = config_lib.to_hugging_face(config)
+    self.assertEqual(config_lib.from_hugging_face(written), config)
+
+  def test_refuses_what_the_family_cannot_express(self):
+    tiny = config_lib.named("tiny")
+    with self.assertRaisesRegex(ValueError, "qk_norm = True.*'llama'"):
+      config_lib.to_hugging_face(dataclasses.replace(tiny, qk_norm=True))
+    with self.assertRaisesRegex(ValueError, "attention_bias = False.*'qwen2'"):
+      config_lib.to_hugging_face(dataclasses.replace(tiny, family="qwen2"))
+
+
+class NamedTest(absltest.TestCase):
+  def test_unknown_name_suggests_the_nearest(self):
+    with self.assertRaisesRegex(ValueError, "did you mean 'qwen3-4b'"):
+      config_lib.named("qwen3-4B")
+
+  def test_tiny_is_tiny(self):
+    tiny = config_lib.named("tiny")
+    self.assertEqual((tiny.width, tiny.layers, tiny.heads), (128, 4, 4))
+
+
+if __name__ == "__main__":
+  absltest.main()
