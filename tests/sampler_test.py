@@ -206,7 +206,8 @@ class ReuseTest(parameterized.TestCase):
     serve(under, [request(0, first)])
     found = serve(under, [request(1, second)])
     computed = under.counters["prompt_tokens_computed"]
-    self.assertEqual(computed, len(second) - 1)
+    # Decoding has put the last token of the first prompt into the cache.
+    self.assertEqual(computed, len(second) - 2)
     fresh = serve(make(), [request(1, second)])
     np.testing.assert_array_equal(
       found[1].attempt.tokens, fresh[1].attempt.tokens
