@@ -34,7 +34,7 @@ class SiteTest(absltest.TestCase):
     self.site.handle("/act", {"words": goal.product.title})
     page = self.site.show()
     self.assertIn(goal.product.price_tag, page)
-    self.assertIn(goal.product.title, page)
+    self.assertIn(f"<div>{goal.product.title}</div>", page)
     self.assertIn(f"click[{goal.product.asin.lower()}]", _actions(page))
     page = self._act(f"click[{goal.product.asin}]")
     for _, value in goal.options:
