@@ -303,12 +303,19 @@ class MemoryCatalogue:
     return [GOAL_COUNTS[kind](product) for product in self._products]
 
 
+class _Local(threading.local):
+  """A thread's connection, and the process that opened it."""
+
+  connection: sqlite3.Connection | None = None
+  owner = 0
+
+
 class DiskCatalogue:
   """A catalogue in an SQLite file that many workers read at once."""
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    self._local = threading.local()
+    self._local = _Local()
     self._read = functools.lru_cache(_CACHED_PRODUCTS)(self._fetch)
     (self._size,) = self._query("SELECT COUNT(*) FROM product", ())
 
@@ -357,15 +364,16 @@ class DiskCatalogue:
 
   def goal_counts(self, kind: str) -> list[int]:
     """See `Catalogue.goal_counts`."""
-    column = {"synthetic": "synthetic", "human": "human"}[kind]
+    if kind not in GOAL_COUNTS:
+      raise ValueError(f"no goals of kind {kind!r}")
     rows = self._connect().execute(
-      f"SELECT {column} FROM product ORDER BY position"
+      f"SELECT {kind} FROM product ORDER BY position"
     )
     return [count for (count,) in rows]
 
   def _connect(self) -> sqlite3.Connection:
     """This thread's connection; a fork must not inherit one."""
-    if getattr(self._local, "owner", None) != os.getpid():
+    if self._local.owner != os.getpid():
       self._local.connection = sqlite3.connect(
         f"{self._path.absolute().as_uri()}?mode=ro&immutable=1", uri=True
       )

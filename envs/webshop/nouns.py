@@ -44,6 +44,10 @@ def approximate(title: str) -> tuple[str, ...]:
   )
 
 
+def _from_words(product: catalogue.Product) -> Sequence[str]:
+  return approximate(product.title)
+
+
 def _from_spacy() -> Source:
   import spacy
 
@@ -69,7 +73,7 @@ def _from_table(path: pathlib.Path) -> Source:
   def look_up(product: catalogue.Product) -> Sequence[str]:
     if product.asin in table:
       return table[product.asin]
-    return approximate(product.title)
+    return _from_words(product)
 
   return look_up
 
@@ -102,7 +106,7 @@ def choose(name: str, *, folder: pathlib.Path) -> Source:
       "webshop: nouns of titles are approximated by their words; scores can "
       "differ from the original's"
     )
-    source = lambda product: approximate(product.title)  # noqa: E731
+    source = _from_words
   else:
     logging.info("webshop: nouns of titles come from the table %s", name)
     source = _from_table(pathlib.Path(name))

@@ -2,14 +2,14 @@
 
 The original searches with Lucene through Java; this is BM25 with the same
 constants (k1 = 0.9, b = 0.4) through `bm25s`, over title, description,
-bullets, attributes and options, with English stemming where PyStemmer is
-installed. An index is saved to a directory and memory-mapped from there, so
-that many workers share one copy. Equal scores are ordered by position in the
-catalogue, so that results are the same on every machine.
+bullets, attributes and options, with English stemming. An index is saved to a
+directory and memory-mapped from there, so that many workers share one copy.
+Equal scores are ordered by position in the catalogue, so that results are the
+same on every machine.
 """
 
 import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 import functools
 import os
 import pathlib
@@ -18,6 +18,7 @@ import shutil
 import threading
 
 import numpy as np
+import Stemmer
 
 from envs import sparse
 from envs.webshop import catalogue
@@ -29,24 +30,19 @@ FORMAT = 1  # Of what is indexed; a change makes saved indexes stale.
 _STOP_WORDS = frozenset(sparse.bm25s.stopwords.STOPWORDS_EN)
 
 
-def _make_stemmer() -> Callable[[str], str]:
-  """The English stemmer, or no stemming without PyStemmer."""
-  try:
-    import Stemmer
-  except ImportError:
-    return lambda word: word
-  local = threading.local()  # A stemmer must not be used by two threads.
+class _Local(threading.local):
+  """Every thread has its own stemmer: one must not be used by two."""
 
-  @functools.lru_cache(1 << 17)
-  def stem(word: str) -> str:
-    if not hasattr(local, "stemmer"):
-      local.stemmer = Stemmer.Stemmer("english")
-    return local.stemmer.stemWord(word)
-
-  return stem
+  def __init__(self):
+    self.stemmer = Stemmer.Stemmer("english")
 
 
-_stem = _make_stemmer()
+_local = _Local()
+
+
+@functools.lru_cache(1 << 17)
+def _stem(word: str) -> str:
+  return _local.stemmer.stemWord(word)
 
 
 def analyse(text: str) -> list[str]:
