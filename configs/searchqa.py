@@ -48,18 +48,18 @@ def smollm2(c: base.ConfigDict) -> None:
   c.name = "searchqa-smollm2"
   c.env.wording = "full"
   c.env.topk = 3
-  c.env.passage_chars = 300
+  c.env.passage_chars = 240
   c.model.source = "smollm2-135m-instruct"
-  c.rollout.tasks = 4
+  c.rollout.tasks = 2
   c.rollout.group_size = 4
-  c.rollout.slots = 16
+  c.rollout.slots = 8
   c.rollout.max_prompt = 960
   c.rollout.max_response = 64
   c.control.thinking.window = 8
   c.control.thinking.min_tokens = 12
   c.control.thinking.max_tokens = 48
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 24
+  c.cold_start.episodes = 12
   c.cold_start.epochs = 1
   c.cold_start.batch_size = 8
   c.cold_start.micro_rows = 1
@@ -70,7 +70,7 @@ def smollm2(c: base.ConfigDict) -> None:
   c.train.row_tokens = 1024
   c.train.micro_rows = 1
   c.train.eval_every = 10
-  c.eval.tasks = 12
+  c.eval.tasks = 8
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
