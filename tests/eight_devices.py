@@ -1,0 +1,179 @@
+"""Checks that need eight devices; `mesh_test.py` runs them in a process whose
+CPU poses as eight. Sharded must equal unsharded, on every mesh."""
+
+import functools
+import pathlib
+import tempfile
+
+from absl.testing import absltest, parameterized
+import chex
+import jax
+import jax.numpy as jnp
+import learner_test as toy
+import numpy as np
+
+from t2po_jax import checkpoint, sharding
+from t2po_jax.learning import batching, learner, objectives
+from t2po_jax.models import config as config_lib
+from t2po_jax.models import decoder
+
+MESHES = (
+  dict(data=8, fsdp=1),
+  dict(fsdp=8),
+  dict(data=2, fsdp=2, tensor=2),
+)
+ONE = tuple(jax.devices()[:1])
+OBJECTIVE = objectives.PolicyObjective(
+  aggregation="seq_mean_token_mean",
+  kl="k3",
+  kl_coefficient=0.1,
+  entropy_coefficient=0.01,
+  old_logprobs="recompute",
+)
+
+
+def setUpModule():
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
+def make_learner(policy, axes, mesh):
+  return learner.Learner(
+    policy,
+    axes,
+    mesh,
+    optimizer=toy.OPTIMIZER,
+    objective=OBJECTIVE,
+    rows=8,
+    chunk=4,
+  )
+
+
+def run_updates(policy, axes, params, mesh):
+  """Two optimizer steps; returns the learner, its state and the metrics."""
+  trainer = make_learner(policy, axes, mesh)
+  state = trainer.init_state(params)
+  ref_params = trainer.place_params(
+    jax.tree.map(lambda x: 1.1 * x, jax.device_get(params))
+  )
+  segments = toy.make_segments(0, 24)
+  packed = batching.pack(segments, lengths=[16], rows=8, minibatches=2)
+  state, metrics = trainer.update(state, packed.batches, ref_params=ref_params)
+  return trainer, state, metrics
+
+
+@functools.cache
+def run_toy(**sizes):
+  mesh = sharding.create_mesh(**sizes)
+  return run_updates(toy.ToyPolicy(), toy.AXES, toy.make_params(), mesh)
+
+
+class MeshTest(chex.TestCase):
+  def test_axes_fill_the_devices(self):
+    self.assertEqual(jax.device_count(), 8)
+    mesh = sharding.create_mesh(data=2, tensor=2)
+    self.assertEqual(dict(mesh.shape), {"data": 2, "fsdp": 2, "tensor": 2})
+    self.assertEqual(sharding.row_shards(mesh), 4)
+    with self.assertRaisesRegex(ValueError, "tensor 3 does not fit 8 devices"):
+      sharding.create_mesh(tensor=3)
+    with self.assertRaisesRegex(ValueError, "data 2 x fsdp 2 x tensor 1"):
+      sharding.create_mesh(data=2, fsdp=2)
+
+  def test_put_splits_and_gather_joins(self):
+    mesh = sharding.create_mesh(data=2, tensor=2)
+    rows = np.arange(48.0).reshape(2, 8, 3)
+    placed = sharding.put(rows, sharding.row_sharding(mesh, dimension=1))
+    self.assertEqual(placed.addressable_shards[0].data.shape, (2, 2, 3))
+    np.testing.assert_array_equal(sharding.gather(placed), rows)
+
+  def test_constrain_splits_an_activation(self):
+    mesh = sharding.create_mesh(data=2, tensor=2)
+    with jax.set_mesh(mesh):
+      y = jax.jit(lambda x: sharding.constrain(x, "rows", "mlp"))(
+        jnp.ones((8, 6))
+      )
+    self.assertEqual(y.addressable_shards[0].data.shape, (2, 3))
+
+  def test_rows_must_divide_over_the_mesh(self):
+    with self.assertRaisesRegex(
+      ValueError, r"found 6 per micro-batch, expected a multiple of 8 "
+    ):
+      learner.Learner(
+        toy.ToyPolicy(),
+        toy.AXES,
+        sharding.create_mesh(data=2, fsdp=4),
+        optimizer=toy.OPTIMIZER,
+        objective=OBJECTIVE,
+        rows=6,
+      )
+
+
+class UpdateTest(chex.TestCase):
+  @parameterized.parameters(*MESHES)
+  def test_sharded_equals_unsharded(self, **sizes):
+    _, state, metrics = run_toy(**sizes)
+    _, alone, alone_metrics = run_toy(devices=ONE)
+    self.assertGreater(float(alone_metrics["update_norm"]), 1e-3)
+    chex.assert_trees_all_close(
+      sharding.gather((state, metrics)),
+      sharding.gather((alone, alone_metrics)),
+      rtol=1e-4,
+      atol=1e-6,
+    )
+
+  def test_decoder_is_split_and_equal(self):
+    policy = decoder.Policy(
+      config_lib.ModelConfig("qwen3", toy.V, 8, 2, 4, 2, 4, 8, qk_norm=True),
+      remat="full",
+    )
+    params = policy.init(jax.random.key(0))
+    axes = decoder.logical_axes(params)
+    _, state, metrics = run_updates(
+      policy, axes, params, sharding.create_mesh(data=2, tensor=2)
+    )
+    _, alone, alone_metrics = run_updates(
+      policy, axes, params, sharding.create_mesh(devices=ONE)
+    )
+    chex.assert_trees_all_close(
+      sharding.gather((state, metrics)),
+      sharding.gather((alone, alone_metrics)),
+      rtol=2e-4,
+      atol=2e-6,
+    )
+    up = state.params["layers"]["mlp"]["up"]["kernel"]
+    self.assertEqual(up.shape, (2, 8, 8))
+    self.assertEqual(up.addressable_shards[0].data.shape, (2, 4, 4))
+    # The optimizer's moments are laid out as the parameters are.
+    shapes = {
+      leaf.addressable_shards[0].data.shape
+      for leaf in jax.tree.leaves(state.opt_state)
+      if leaf.shape == up.shape
+    }
+    self.assertEqual(shapes, {(2, 4, 4)})
+
+
+class CheckpointTest(chex.TestCase):
+  def test_saved_on_one_mesh_restored_on_another(self):
+    policy, params = toy.ToyPolicy(), toy.make_params()
+    writer = make_learner(
+      policy, toy.AXES, sharding.create_mesh(data=2, tensor=2)
+    )
+    state = writer.init_state(params)
+    with tempfile.TemporaryDirectory() as place:
+      store = checkpoint.Checkpoints(pathlib.Path(place) / "saved")
+      store.save(1, state, {"update": 1})
+      for sizes in (dict(fsdp=8), dict(devices=ONE)):
+        reader = make_learner(policy, toy.AXES, sharding.create_mesh(**sizes))
+        like = reader.abstract_state()
+        restored, _ = store.restore(like)
+        chex.assert_trees_all_equal(
+          sharding.gather(restored), sharding.gather(state)
+        )
+        for leaf, wanted in zip(
+          jax.tree.leaves(restored), jax.tree.leaves(like), strict=True
+        ):
+          self.assertEqual(leaf.sharding, wanted.sharding)
+      store.close()
+
+
+if __name__ == "__main__":
+  absltest.main()
