@@ -196,7 +196,9 @@ class KnobTest(parameterized.TestCase):
         verb = parsed.content.split()[0]
         self.assertIn(f" {rounds[-1]} ", f" {aim} {thing} {rounds[-1]} ")
         self.assertIn(verb, f"{rounds[-1]}")
-        changed += len(rounds) == 2 and rounds[0] != rounds[1]
+        if len(rounds) == 2:
+          self.assertNotEqual(*rounds)
+          changed += 1
     self.assertGreater(changed, 50)
 
   def test_doubt_costs_success(self):

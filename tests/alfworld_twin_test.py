@@ -277,6 +277,22 @@ class GoalTest(parameterized.TestCase):
     player.step("move apple 2 to shelf 2")
     self.assertTrue(player.won)
 
+  @parameterized.parameters((problem.COOL, False), (problem.HEAT, True))
+  def test_heating_undoes_cooling(self, task_type, won):
+    player = _twin(goal=_goal(task_type, "Apple", "Shelf"))
+    for command in (
+      "go to desk 1",
+      "take apple 2 from desk 1",
+      "go to fridge 1",
+      "cool apple 2 with fridge 1",
+      "go to microwave 1",
+      "heat apple 2 with microwave 1",
+      "go to shelf 2",
+      "move apple 2 to shelf 2",
+    ):
+      player.step(command)
+    self.assertEqual(player.won, won)
+
 
 class BadGameTest(parameterized.TestCase):
   @parameterized.parameters(

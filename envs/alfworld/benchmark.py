@@ -259,7 +259,7 @@ class HouseEnv:
     self._done, self._shadow = True, None
     if benchmark.engine == "twin":
       self._engine = twin.Twin(benchmark.board(task_id))
-      intro = self._engine.reset()
+      intro = self._engine.intro
     else:
       intro = self._load_original(benchmark.read(task_id), task_id)
     self._task_id = task_id

@@ -442,8 +442,7 @@ def write_goal(goal: Goal, types: Mapping[str, str]) -> str:
     types: kind -> its class name in CamelCase.
   """
   formula = GOALS[goal.task_type]
-  for field in ("object", "target"):
-    kind = getattr(goal, field)
-    formula = formula.replace(f"@{field}", f"{types[kind]}Type")
+  formula = formula.replace("@object", f"{types[goal.object]}Type")
+  formula = formula.replace("@target", f"{types[goal.target]}Type")
   lines = textwrap.wrap(formula, 76, break_on_hyphens=False)
   return "(:goal (and\n" + "\n".join(f"  {line}" for line in lines) + "))"

@@ -14,7 +14,7 @@ purpose, because agents see them:
     beside them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from envs.alfworld import problem
 
@@ -78,17 +78,29 @@ class Board:
       self.at.setdefault(self.place_of[receptacle], []).append(receptacle)
     self.fits = frozenset(facts.get("cancontain", ()))
     self.nested = facts.get("inreceptacleobject", ())
-    for predicate in (
-      "openable",
-      "pickupable",
-      "cleanable",
-      "heatable",
-      "coolable",
-      "toggleable",
-      "sliceable",
-      "isreceptacleobject",
-    ):
-      setattr(self, predicate, self.unary(predicate))
+    self.openable = self.unary("openable")
+    self.pickupable = self.unary("pickupable")
+    self.toggleable = self.unary("toggleable")
+    self.sliceable = self.unary("sliceable")
+    self.vessels = self.unary("isreceptacleobject")
+    self.treatable = {
+      verb: self.unary(able) for verb, able in _TREATMENTS.values()
+    }
+    # What the goal is about: objects, and receptacles or lamps.
+    goal = game.goal
+    self.wanted = frozenset(
+      identity
+      for identity, kind in self.kinds.items()
+      if kind == f"{goal.object}type"
+    )
+    if goal.task_type in problem.TOOLS:
+      verb, _ = problem.TOOLS[goal.task_type]
+      self.wanted &= self.treatable[verb]
+    self.targets = frozenset(
+      identity
+      for identity, kind in self.kinds.items()
+      if kind == f"{goal.target}type"
+    )
     self._fixed: dict[str, dict[str, tuple]] = {}
 
   def unary(self, predicate: str) -> frozenset[str]:
@@ -118,6 +130,7 @@ class Twin:
   """One game in progress.
 
   Attributes:
+    intro: the first observation.
     won: whether the goal holds.
   """
 
@@ -127,7 +140,7 @@ class Twin:
     self.won = False
     self._commands: dict[str, tuple] | None = None
     self._admissible: tuple[str, ...] | None = None
-    self.reset()
+    self.intro = self.reset()
 
   def reset(self) -> str:
     """Starts the game again and returns the first observation."""
@@ -222,8 +235,8 @@ class Twin:
       if accessible and (kind, board.kinds.get(held)) in board.fits:
         command = board.dialect.move.format(o=names[held], r=name)
         commands[command] = (Twin.move, held, receptacle)
-      verb, able = _TREATMENTS.get(kind, ("", ""))
-      if verb and held in getattr(board, able):
+      verb, _ = _TREATMENTS.get(kind, ("", ""))
+      if verb and held in board.treatable[verb]:
         command = f"{verb} {names[held]} with {name}"
         commands[command] = (Twin.treat, verb, held, receptacle)
     if held is not None:
@@ -241,32 +254,26 @@ class Twin:
     self.won = self._check_goal()
 
   def _check_goal(self) -> bool:
-    board, goal = self._board, self._board.game.goal
-    kinds, wanted = board.kinds, f"{goal.object}type"
-    target = f"{goal.target}type"
-    if goal.task_type == problem.LOOK:
-      return (
-        self._held is not None
-        and kinds.get(self._held) == wanted
-        and any(
-          thing in self._toggled
-          and thing in board.toggleable
-          and kinds.get(thing) == target
-          for receptacle in board.at.get(self._place, ())
-          for thing in self._inside[receptacle]
-        )
+    board, task_type = self._board, self._board.game.goal.task_type
+    if task_type == problem.LOOK:
+      return self._held in board.wanted and any(
+        thing in board.targets
+        and thing in board.toggleable
+        and thing in self._toggled
+        for receptacle in board.at.get(self._place, ())
+        for thing in self._inside[receptacle]
       )
-    passing: Callable[[str], bool] = {
-      problem.CLEAN: lambda o: o in self._clean and o in board.cleanable,
-      problem.HEAT: lambda o: o in self._hot and o in board.heatable,
-      problem.COOL: lambda o: o in self._cool and o in board.coolable,
-    }.get(goal.task_type, lambda o: True)
-    need = 2 if goal.task_type == problem.TWO else 1
+    fit = board.wanted
+    if task_type == problem.CLEAN:
+      fit = fit & self._clean
+    elif task_type == problem.HEAT:
+      fit = fit & self._hot
+    elif task_type == problem.COOL:
+      fit = fit & self._cool
+    need = 2 if task_type == problem.TWO else 1
     return any(
-      kinds.get(receptacle) == target
-      and sum(kinds.get(thing) == wanted and passing(thing) for thing in things)
-      >= need
-      for receptacle, things in self._inside.items()
+      len(fit.intersection(self._inside.get(target, ()))) >= need
+      for target in board.targets
     )
 
   def _describe(self, receptacle: str) -> str:
@@ -318,7 +325,7 @@ class Twin:
     """Looks at the object in the hand."""
     board = self._board
     name = board.names[thing]
-    if thing in board.isreceptacleobject:
+    if thing in board.vessels:
       # Some games nest an object in itself, which the grammar never lists.
       inner = sorted(o for o, outer in board.nested if outer == thing != o)
       contents = _enumerate([f"a {board.names[o]}" for o in inner])
