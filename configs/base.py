@@ -44,6 +44,11 @@ def get_config() -> ConfigDict:
   rollout.max_response = 48  # Tokens.
   rollout.slots = 64  # Responses decoded at the same time.
   rollout.chunk = 16  # Most tokens decoded per device call.
+  # Programs are compiled for sizes that double from the smallest on: tokens of
+  # a prompt, prompts per call (these in fours), cache length attended to.
+  rollout.prefill_tokens = 32  # Smallest prompt size.
+  rollout.prefill_rows = 16  # Most prompts per call.
+  rollout.live_tokens = 128  # Smallest cache length.
   rollout.env_threads = (
     0  # Environment calls at the same time; 0 = on the spot.
   )

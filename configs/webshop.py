@@ -43,6 +43,9 @@ def smollm2(c: base.ConfigDict) -> None:
   c.env.wording = "full"
   c.env.max_turns = 15
   c.model.source = "smollm2-135m-instruct"
+  c.rollout.prefill_tokens = 128
+  c.rollout.prefill_rows = 1
+  c.rollout.live_tokens = 512
   c.rollout.tasks = 4
   c.rollout.group_size = 4
   c.rollout.slots = 16

@@ -109,6 +109,9 @@ def check(config: ConfigDict) -> None:
     ("rollout.group_size", 1),
     ("rollout.slots", 1),
     ("rollout.chunk", 1),
+    ("rollout.prefill_tokens", 1),
+    ("rollout.prefill_rows", 1),
+    ("rollout.live_tokens", 1),
     ("rollout.max_prompt", 2),
     ("rollout.max_response", 1),
     ("train.updates", 0),
@@ -262,6 +265,9 @@ def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
     max_prompt=rollout.max_prompt,
     max_response=rollout.max_response,
     chunk=rollout.chunk,
+    prefill_tokens=rollout.prefill_tokens,
+    prefill_rows=rollout.prefill_rows,
+    live_tokens=rollout.live_tokens,
   )
   pool = environments.EnvironmentPool(
     made.env, threads=rollout.env_threads, timeout=rollout.env_timeout
