@@ -62,11 +62,11 @@ def smollm2(c: base.ConfigDict) -> None:
   c.control.thinking.min_tokens = 12
   c.control.thinking.max_tokens = 48
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 12
+  c.cold_start.episodes = 16
   c.cold_start.epochs = 1
   c.cold_start.batch_size = 8
   c.cold_start.micro_rows = 1
-  c.cold_start.learning_rate = 1e-4
+  c.cold_start.learning_rate = 2e-4
   c.optimizer.learning_rate = 1e-5
   c.train.updates = 50
   c.train.mini_batches = 1

@@ -35,13 +35,13 @@ Find the answer to a question with the help of a search engine.
 
 Question: {task}
 
-Every response has two parts. First think inside <think> and </think>: what \
+Every response has two parts. First think between <think> and </think>: what \
 is known already, and what is still missing? Then do exactly one of these, \
 and write nothing after it:
-- <search>a short query</search> shows you the passages that fit the query \
-best, between <information> and </information>.
-- <answer>the answer</answer> ends the task. Give only the answer itself, in \
-as few words as possible.
+- To search, write a query between <search> and </search>. The passages that \
+fit it best are then shown between <information> and </information>.
+- To end the task, write the answer between <answer> and </answer>, the \
+answer alone and in as few words as possible.
 
 {history}This is turn {turn} of {max_turns}. {order}"""
 
