@@ -21,19 +21,22 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "wording": "compact",  # Or `full`, for language models.
       "max_turns": 10,
       "reward_success": 10.0,  # For a purchase of score 1.
-      "expert_hesitation": 1.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.2,  # Chance per round that the expert goes wrong.
+      "expert_hesitation": 1.5,  # Needless rounds per thought, on average.
+      "expert_doubt": 0.25,  # Chance per round that the expert goes wrong.
     }
   )
   c.rollout.memory = 2
+  c.rollout.max_prompt = 112
+  c.rollout.max_response = 64
   c.control.thinking.window = 4
-  c.control.thinking.max_tokens = 36
+  c.control.thinking.max_tokens = 48
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
   c.cold_start.episodes = 1500
   c.cold_start.epochs = 2
   c.cold_start.learning_rate = 3e-3
   c.train.mini_batches = 2
+  c.train.row_tokens = 176
   return base.apply_presets(c, presets, PRESETS)
 
 
