@@ -129,8 +129,7 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
     success = statistics.describe(rollout.trajectories)["success"]
     report[f"rft_success_{number + 1}"] = success
     metrics.say(
-      f"rft round {number + 1}: success {success:.3f}, "
-      f"{len(segments)} segments"
+      f"rft round {number + 1}: success {success:.3f}, {len(segments)} segments"
     )
     if not segments:
       raise ValueError(
