@@ -9,7 +9,8 @@ update, TensorBoard by default, Weights & Biases and MLflow when asked for.
 
 JSON knows no NaN and no infinity: NaN is written as null, infinities as the
 strings "inf" and "-inf"; `read` turns them back. Dashboards get the finite
-values only.
+values only, and one that fails is left behind with a warning: a run does not
+end because a server is away.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
 from typing import Any, Protocol
 import uuid
@@ -166,6 +168,9 @@ def progress(
     A function that advances the bar by so many items; thread-safe.
   """
   console = rich.get_console()
+  if not console.is_terminal:
+    yield lambda count: None
+    return
   columns = (
     rich.progress.TextColumn("{task.description}", markup=False),
     rich.progress.BarColumn(),
@@ -173,12 +178,7 @@ def progress(
     rich.progress.TimeElapsedColumn(),
     rich.progress.TimeRemainingColumn(),
   )
-  with rich.progress.Progress(
-    *columns,
-    console=console,
-    transient=True,
-    disable=not console.is_terminal,
-  ) as bar:
+  with rich.progress.Progress(*columns, console=console, transient=True) as bar:
     task = bar.add_task(label, total=total)
     yield lambda count: bar.advance(task, count)
 
@@ -265,15 +265,35 @@ class Writer:
     for name in _RESERVED:
       if name in floats:
         raise ValueError(f"metric {name!r}: the name is taken, choose another")
-    for sink in self._sinks:
-      sink.write(int(step), floats)
+    for sink in list(self._sinks):
+      with self._tolerating(sink, f"step {step}"):
+        sink.write(int(step), floats)
     return floats
 
   def close(self) -> None:
     """Finishes all sinks; a second call does nothing."""
     sinks, self._sinks = self._sinks, []
     for sink in sinks:
-      sink.close()
+      with self._tolerating(sink, "the end"):
+        sink.close()
+
+  @contextlib.contextmanager
+  def _tolerating(self, sink: "_Sink", moment: str) -> Iterator[None]:
+    """Drops a failing dashboard; the record itself must not fail."""
+    try:
+      yield
+    except Exception as error:
+      if not isinstance(sink, _DASHBOARDS):
+        raise
+      if sink in self._sinks:
+        self._sinks.remove(sink)
+      logging.warning(
+        "%s failed at %s and gets no more metrics; %s goes on: %s",
+        type(sink).__name__.strip("_"),
+        moment,
+        FILE,
+        str(error).split("\n")[0],
+      )
 
   def __enter__(self) -> "Writer":
     return self
@@ -396,10 +416,18 @@ class _MLflow:
       mlflow.log_params(settings)
 
   def write(self, step: int, floats: Mapping[str, float]) -> None:
-    self._mlflow.log_metrics(_finite(floats), step=step)
+    # MLflow refuses most punctuation in names.
+    named = {
+      re.sub(r"[^\w\-. :/]", "_", name): value
+      for name, value in _finite(floats).items()
+    }
+    self._mlflow.log_metrics(named, step=step)
 
   def close(self) -> None:
     self._mlflow.end_run()
+
+
+_DASHBOARDS = (_TensorBoard, _WeightsAndBiases, _MLflow)
 
 
 def _encode(value: float) -> float | str | None:

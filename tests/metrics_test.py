@@ -347,6 +347,36 @@ class SinksTest(MetricsCase):
     mlflow.log_metrics.assert_called_with({"x": 2.0}, step=5)
     self.assertEqual(mlflow.end_run.call_count, 2)
 
+  def test_a_failing_dashboard_is_left_behind(self):
+    wandb = _fake_package("wandb")
+    run = wandb.init.return_value
+    run.log.side_effect = ConnectionError("server away\nand more")
+    with mock.patch.dict(sys.modules, {"wandb": wandb}):
+      writer = self.writer(wandb_project="agents")
+      with self.assertLogs(level="WARNING") as logs:
+        writer.write(1, {"x": 1})
+      writer.write(2, {"x": 2})
+      writer.close()
+    self.assertLen(logs.output, 1)
+    self.assertEndsWith(logs.output[0], "server away")
+    self.assertEqual(run.log.call_count, 1)
+    self.assertEqual([r["step"] for r in self.records()], [1, 2])
+
+  def test_the_record_must_not_fail(self):
+    writer = self.writer()
+    with (
+      mock.patch.object(os, "fsync", side_effect=OSError("disk full")),
+      self.assertRaisesRegex(OSError, "disk full"),
+    ):
+      writer.write(1, {"x": 1})
+
+  def test_mlflow_gets_names_it_accepts(self):
+    mlflow = _fake_package("mlflow")
+    with mock.patch.dict(sys.modules, {"mlflow": mlflow}):
+      mlflow.start_run.return_value.info.run_id = "abc"
+      self.writer(mlflow_experiment="e").write(0, {"eval/a&b %x.5-y_z:": 1})
+    mlflow.log_metrics.assert_called_with({"eval/a_b _x.5-y_z:": 1.0}, step=0)
+
 
 class TimerTest(MetricsCase):
   def test_stages_add_up_and_reset(self):
