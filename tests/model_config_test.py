@@ -106,6 +106,7 @@ class ToHuggingFaceTest(parameterized.TestCase):
 
   @parameterized.parameters(
     config_lib.RopeScaling("linear", 2.0),
+    config_lib.RopeScaling("llama3", 4.0, 64, 1.5, 5.0),
     config_lib.RopeScaling("yarn", 4.0, 64, beta_fast=16.0),
     config_lib.RopeScaling("yarn", 4.0, 64, attention_factor=1.25),
   )
