@@ -141,7 +141,7 @@ class BenchmarkTest(parameterized.TestCase):
     )
 
   def test_boards_are_bounded(self):
-    benchmark = envs.make("alfworld", train_tasks=300)
+    benchmark = envs.make("alfworld", train_tasks=140)
     for task_id in benchmark.splits["train"]:
       benchmark.board(task_id)
     self.assertLessEqual(len(benchmark._boards), 128)
@@ -264,8 +264,8 @@ class WordingTest(parameterized.TestCase):
       lengths.append(len(text.replace("<", " <").replace(">", "> ").split()))
       responses.append(len(response.replace("<", " <").split()))
     self.assertLess(max(lengths), 150)
-    self.assertLess(statistics.mean(responses), 25)
-    self.assertLess(max(responses), 75)
+    self.assertBetween(statistics.mean(responses), 10, 25)
+    self.assertLessEqual(max(responses), 46)
 
   def test_compact_words_follow_a_space(self):
     for benchmark, view, response in self._views("compact", "small", 16):
@@ -292,7 +292,7 @@ class WordingTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (("find", "mug", "go to desk 1"), "find mug go desk 1 ."),
-    (("find", "mug", "take mug 1 from desk 1"), "find mug take mug 1 desk 1 ."),
+    (("find", "mug", "take mug 1 from desk 1"), "find take mug 1 desk 1 ."),
     (
       ("heat", "mug 1", "heat mug 1 with microwave 1"),
       "heat mug 1 microwave 1 .",

@@ -191,11 +191,10 @@ class KnobTest(parameterized.TestCase):
         parsed = prompts.parse(line, benchmark.grammar)
         rounds = parsed.thought.split(f" {compact.AGAIN} ")
         self.assertLessEqual(len(rounds), 2)
-        aim, thing, *_ = rounds[0].split()
-        # The thought ends in what is then done.
-        verb = parsed.content.split()[0]
-        self.assertIn(f" {rounds[-1]} ", f" {aim} {thing} {rounds[-1]} ")
-        self.assertIn(verb, f"{rounds[-1]}")
+        # The last round names what is then done.
+        verb, *_, number = parsed.content.split()
+        self.assertIn(verb, rounds[-1].split())
+        self.assertEndsWith(rounds[-1], f" {number} .")
         if len(rounds) == 2:
           self.assertNotEqual(*rounds)
           changed += 1
@@ -208,11 +207,11 @@ class KnobTest(parameterized.TestCase):
       scores.append(
         statistics.mean(
           _play(benchmark, task_id, index)[1]
-          for index, task_id in enumerate(benchmark.splits["train"][:120])
+          for index, task_id in enumerate(benchmark.splits["train"][:72])
         )
       )
     self.assertGreater(scores[0], 0.95)
-    self.assertBetween(scores[1], 0.4, 0.7)
+    self.assertBetween(scores[1], 0.35, 0.75)
     self.assertLess(scores[2], 0.4)
 
   def test_same_seed_same_episode(self):
@@ -228,7 +227,7 @@ class MarkovTest(absltest.TestCase):
   def test_the_prompt_of_two_turns_tells_the_action(self):
     """Equal prompts of the noiseless explorer lead to equal responses."""
     benchmark = envs.make(
-      "alfworld", expert_hesitation=0.0, train_tasks=300, max_turns=30
+      "alfworld", expert_hesitation=0.0, train_tasks=180, max_turns=30
     )
     seen, repeated = {}, 0
     for index, task_id in enumerate(benchmark.splits["train"]):
@@ -252,7 +251,7 @@ class MarkovTest(absltest.TestCase):
         result = env.step(response)
         memory.append((observation.text, result.action))
         observation, done = result.observation, result.done
-    self.assertGreater(repeated, 5)
+    self.assertGreater(repeated, 2)
 
 
 if __name__ == "__main__":

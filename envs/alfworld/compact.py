@@ -27,10 +27,10 @@ _MIDDLE = "You are in the middle of a room."
 def plan(aim: str, thing: str, command: str) -> str:
   """The thought behind a command, e.g. "find mug go desk 1 ."."""
   words = _strip(command).removeprefix(f"{aim} ")
-  if thing[-1].isdigit():
-    # The object in the hand need not be named twice.
-    words = words.replace(f"{thing} ", "")
-  return f"{aim} {thing} {words} ."
+  # What is named in the aim need not be named again, or the other way round.
+  if f" {thing} " in words and not thing[-1].isdigit():
+    return f"{aim} {words} ."
+  return f"{aim} {thing} {words.replace(f'{thing} ', '')} ."
 
 
 def _strip(text: str) -> str:

@@ -23,7 +23,7 @@ from envs.alfworld import problem, twin
 
 MODES = ("explore", "walkthrough")
 # Needless rounds per turn at most, so that responses stay bounded.
-MAX_ROUNDS = 4
+MAX_ROUNDS = 3
 # More steps than any sensible solution has.
 _MAX_STEPS = 200
 _PUT_DOWN = re.compile(r"(?:move (.+) to|put (.+) in/on) (.+)")

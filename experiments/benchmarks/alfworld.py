@@ -17,7 +17,8 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+# In place of this folder, where this very file hides the package `alfworld`.
+sys.path[0] = str(ROOT)
 
 from absl import app, flags  # noqa: E402
 
