@@ -24,6 +24,19 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+  """Parses the command line; what is wrong with it is said in one line."""
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError, TypeError, flags.Error) as error:
+    given = " ".join(part for part in argv[1:] if part.startswith("--config"))
+    text = str(error).replace("\\n", " ").strip()
+    if isinstance(error, flags.Error):
+      # An error inside a configuration brings its whole traceback along.
+      text = text.splitlines()[-1].strip()
+    sys.exit(f"error: {given}: {' '.join(text.split())}")
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -44,4 +57,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main)
+  app.run(main, flags_parser=parse_flags)

@@ -20,7 +20,7 @@ from ml_collections import config_dict
 import envs
 from envs import base
 from t2po_jax import sharding, types
-from t2po_jax.control import thinking, thresholds
+from t2po_jax.control import thinking, thresholds, uncertainty
 from t2po_jax.learning import advantages, learner, objectives
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, tokenizer, weights
@@ -96,6 +96,14 @@ def check(config: ConfigDict) -> None:
   """
   _choice("model.dtype", config.model.dtype, DTYPES)
   _choice("advantage.estimator", config.advantage.estimator, ESTIMATOR_KEYS)
+  _choice("control.signal", config.control.signal, uncertainty.SIGNALS)
+  _choice(
+    "control.normalizer", config.control.normalizer, uncertainty.NORMALIZERS
+  )
+  _choice(
+    "advantage.step_norm", config.advantage.step_norm, advantages.STEP_MODES
+  )
+  _choice("advantage.per", config.advantage.per, advantages.PER)
   for part in config.cold_start.kind.split("+"):
     _choice("cold_start.kind", part, ("expert", "rft", "none"))
   room = config.rollout.max_prompt + config.rollout.max_response
@@ -139,8 +147,6 @@ def check(config: ConfigDict) -> None:
       f"rollout.temperature: found {config.rollout.temperature}, expected "
       "above 0: greedy samples cannot be learned from"
     )
-  if config.control.signal == "released":
-    _choice("control.normalizer", config.control.normalizer, ("running",))
 
 
 def cache_dir(config: ConfigDict) -> pathlib.Path:

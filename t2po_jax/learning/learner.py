@@ -441,7 +441,7 @@ class Learner:
     """One step; see `update`."""
     self.traces["update"] += 1
     grads, metrics = self._gradient(state.params, batch)
-    norm = optax.global_norm(grads)
+    norm = optax.tree.norm(grads)
     updates, opt_state = self.optimizer.update(
       grads, state.opt_state, state.params
     )
@@ -454,7 +454,7 @@ class Learner:
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
     metrics |= {
       "grad_norm": norm,
-      "update_norm": jnp.where(finite, optax.global_norm(updates), 0.0),
+      "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
       "learning_rate": self._learning_rate(state.step),
       "skipped": 1.0 - finite,
       "tokens": jnp.sum(batch.mask),
