@@ -129,7 +129,6 @@ class Checkpoints:
       )
     except Exception as error:  # The storage layer raises many kinds.
       del self._scores[step]
-      self._manager.reload()
       raise OSError(
         f"checkpoint {self.directory / str(step)} could not be written: "
         f"{_line(error)}; newest whole checkpoint: {self.latest()}"

@@ -197,6 +197,16 @@ class CheckpointTest(chex.TestCase):
       self.open()
     self.assertNotIn("\n", str(e.exception))
 
+  def test_half_written_checkpoint_is_swept_away(self):
+    self.open().save(1, make_state(1), {})
+    half = self.directory / "7.orbax-checkpoint-tmp"
+    shutil.copytree(self.directory / "1", half)
+    store = self.open()
+    self.assertEqual(store.latest(), 1)
+    store.save(2, make_state(2), {})
+    names = sorted(path.name for path in self.directory.iterdir())
+    self.assertEqual(names, ["1", "2"])
+
   def test_killed_while_saving(self):
     program = textwrap.dedent("""
       import sys
