@@ -27,14 +27,17 @@ _WORKDIR = flags.DEFINE_string(
 def parse_flags(argv: list[str]) -> list[str]:
   """Parses the command line; what is wrong with it is said in one line."""
   try:
-    return flags.FLAGS(argv)
-  except (AttributeError, KeyError, TypeError, flags.Error) as error:
-    given = " ".join(part for part in argv[1:] if part.startswith("--config"))
-    text = str(error).replace("\\n", " ").strip()
-    if isinstance(error, flags.Error):
-      # An error inside a configuration brings its whole traceback along.
-      text = text.splitlines()[-1].strip()
-    sys.exit(f"error: {given}: {' '.join(text.split())}")
+    rest = flags.FLAGS(argv)
+    if _CONFIG.value is not None:
+      _ = _CONFIG.value.name  # A missing file shows only when it is used.
+    return rest
+  except (AttributeError, LookupError, TypeError) as error:
+    reason = " ".join(str(error).replace("\\n", " ").split())
+  except (OSError, ValueError, flags.Error) as error:
+    # An error inside a configuration brings its whole traceback along.
+    reason = str(error).strip().splitlines()[-1].strip()
+  given = " ".join(part for part in argv[1:] if part.startswith("--config"))
+  sys.exit(f"error: {given}: {reason}")
 
 
 def main(argv: list[str]) -> None:
