@@ -21,6 +21,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "wording": "compact",  # Or `full`, for language models.
       "max_turns": 16,  # The benchmark has 50.
       "reward_success": 10.0,
+      "valid_tasks": 0,  # Most validation tasks, a fixed draw; 0 = all.
       "expert_mode": "explore",  # Or `walkthrough`.
       "expert_hesitation": 1.0,  # Needless rounds per thought, on average.
       "expert_doubt": 0.45,  # Chance per round to do something else.
@@ -65,6 +66,9 @@ def smollm2(c: base.ConfigDict) -> None:
   c.train.mini_batches = 1
   c.train.row_tokens = 1536
   c.train.micro_rows = 1
+  # Games stand in order of their task type: draw, do not take the first.
+  c.env.valid_tasks = 12
+  c.env.expert_mode = "walkthrough"
   c.eval.tasks = 12
 
 
