@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
   c.cold_start = cold = ConfigDict()
   cold.kind = "none"  # `expert`, `rft`, `expert+rft` or `none`.
   cold.episodes = 512  # Demonstrations of the scripted expert.
+  cold.only_successes = False  # Leave out demonstrations that failed.
   cold.epochs = 1  # Passes over the demonstrations.
   cold.learning_rate = 1e-3  # Peak; cosine decay.
   cold.batch_size = 32  # Turns per optimizer step.

@@ -53,16 +53,18 @@ def smollm2(c: base.ConfigDict) -> None:
   c.rollout.prefill_tokens = 128
   c.rollout.prefill_rows = 1
   c.rollout.live_tokens = 512
-  c.rollout.tasks = 2
+  c.rollout.tasks = 4
   c.rollout.group_size = 4
-  c.rollout.slots = 8
+  c.rollout.slots = 16
   c.rollout.max_prompt = 960
-  c.rollout.max_response = 64
+  c.rollout.max_response = 96
+  c.rollout.temperature = 0.7
   c.control.thinking.window = 8
   c.control.thinking.min_tokens = 12
-  c.control.thinking.max_tokens = 48
+  c.control.thinking.max_tokens = 72
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 16
+  c.cold_start.episodes = 96
+  c.cold_start.only_successes = True
   c.cold_start.epochs = 1
   c.cold_start.batch_size = 8
   c.cold_start.micro_rows = 1
@@ -70,10 +72,10 @@ def smollm2(c: base.ConfigDict) -> None:
   c.optimizer.learning_rate = 1e-5
   c.train.updates = 50
   c.train.mini_batches = 1
-  c.train.row_tokens = 1024
+  c.train.row_tokens = 1056
   c.train.micro_rows = 1
   c.train.eval_every = 10
-  c.eval.tasks = 8
+  c.eval.tasks = 16
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:

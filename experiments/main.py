@@ -31,6 +31,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     if _CONFIG.value is not None:
       _ = _CONFIG.value.name  # A missing file shows only when it is used.
     return rest
+  except KeyError as error:
+    # Brings the key in quotes, and sometimes a hint.
+    reason = "unknown key " + ". ".join(str(error.args[0]).splitlines())
   except (AttributeError, LookupError, TypeError) as error:
     reason = " ".join(str(error).replace("\\n", " ").split())
   except (OSError, ValueError, flags.Error) as error:

@@ -92,10 +92,17 @@ def _imitate_expert(config, actor, agent, report) -> build.Agent:
       rules,
       tasks,
       seed=config.seed,
+      only_successes=cold.only_successes,
       progress=advance,
     )
   report |= {"expert_success": success, "expert_turns": len(pairs)}
   metrics.say(f"expert: {len(pairs)} turns, success {success:.3f}")
+  if not pairs:
+    raise ValueError(
+      f"cold_start.episodes: found no success among {len(tasks)} "
+      "demonstrations, expected some; raise it, or set "
+      "cold_start.only_successes to False"
+    )
   segments = batching.pair_segments(pairs)
   return _finetune(config, agent, segments, cold.epochs, report)
 

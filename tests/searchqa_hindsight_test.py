@@ -34,12 +34,15 @@ class HindsightTest(absltest.TestCase):
     again = prompts.parse(expert.respond(), GRAMMAR)
     self.assertEqual((again.kind, again.content), ("search", "Rome Who?"))
     last = prompts.parse(expert.respond(), GRAMMAR)
-    self.assertEqual((last.kind, last.content), ("answer", "Nobody"))
+    self.assertEqual((last.kind, last.content), ("answer", "unknown"))
 
   def test_a_target_counts_only_as_whole_words(self):
     self.assertEqual(hindsight.find_sentence("Parisian cafes.", "Paris"), "")
     self.assertEqual(hindsight.find_sentence("A. Paris!", "paris"), "Paris!")
     self.assertEqual(hindsight.find_sentence("Anything.", "the"), "")
+
+  def test_a_yes_or_no_is_never_quoted(self):
+    self.assertEqual(hindsight.find_sentence("There is no sea.", "no"), "")
 
 
 if __name__ == "__main__":

@@ -123,6 +123,14 @@ class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
     (("--config=configs/nope.py",), "nope.py"),
     ((f"--config={ROOT}/configs/smoke.py:grop",), "preset 'grop'"),
+    (
+      (f"--config={ROOT}/configs/smoke.py", "--config.trai.updates=2"),
+      "unknown key 'trai'. Did you mean",
+    ),
+    (
+      (f"--config={ROOT}/configs/smoke.py", "--config.train.update=2"),
+      "updates",
+    ),
     ((), "--config"),
   )
   def test_a_wrong_command_line_gets_one_line(self, arguments, named):

@@ -3,9 +3,11 @@
 Real question sets bring answers but no solutions. This expert searches the
 question itself, looks for a known answer in the passages, quotes the sentence
 that holds it and answers; where the first search does not show it, it searches
-once more, about the passage that came first. What it teaches is the form of a
-response and to answer from what was read, nothing about hard questions: use
-it for a short cold start of a pretrained model, on training questions only.
+once more, about the passage that came first, and gives up after that. What it
+teaches is the form of a response and to answer from what was read, nothing
+about hard questions: use it for a short cold start of a pretrained model, on
+training questions only, and leave out the episodes in which it gave up
+(`cold_start.only_successes`).
 """
 
 from collections.abc import Sequence
@@ -16,6 +18,8 @@ from envs.searchqa import retrieval, score
 SEARCHES = 2
 # A quotation is cut to this many characters.
 QUOTE = 160
+# Answers that any passage may hold by chance.
+_UNQUOTABLE = ("yes", "no")
 
 
 class HindsightExpert:
@@ -59,8 +63,7 @@ class HindsightExpert:
       title = self._shown[0].title
       thought = f"The answer is not there. {title} may help."
       return self._say(thought, "search", f"{title} {self._question}")
-    thought = "I found nothing better, so I answer as well as I can."
-    return self._say(thought, "answer", self._targets[0])
+    return self._say("The passages do not say it.", "answer", "unknown")
 
   def _say(self, thought: str, kind: str, content: str) -> str:
     wording = self._wording
@@ -70,10 +73,14 @@ class HindsightExpert:
 
 
 def find_sentence(text: str, target: str) -> str:
-  """The first sentence that holds the target word for word, else empty."""
-  wanted = f" {score.normalize(target)} "
-  if not wanted.strip():
+  """The first sentence that holds the target word for word, else empty.
+
+  A yes or no is never found: it is not an answer that can be quoted.
+  """
+  normal = score.normalize(target)
+  if not normal or normal in _UNQUOTABLE:
     return ""
+  wanted = f" {normal} "
   for sentence in re.split(r"(?<=[.!?])\s+", text):
     if wanted in f" {score.normalize(sentence)} ":
       return sentence[:QUOTE].strip()

@@ -23,9 +23,12 @@ from typing import Protocol
 
 import sentencepiece
 import tokenizers
-import transformers
 
-from t2po_jax.models import sources
+# Its advice to install PyTorch is of no use here.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+import transformers  # noqa: E402
+
+from t2po_jax.models import sources  # noqa: E402
 
 Message = dict[str, str]
 

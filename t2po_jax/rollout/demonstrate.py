@@ -22,6 +22,7 @@ def demonstrate(
   tasks: Sequence[str],
   *,
   seed: int,
+  only_successes: bool = False,
   progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[list[Pair], float]:
   """Plays the expert once on every task.
@@ -32,6 +33,7 @@ def demonstrate(
     rules: memory, lengths and the prefix of responses.
     tasks: task ids; one that stands twice is played with another seed.
     seed: of the expert's own choices.
+    only_successes: whether to leave out episodes in which the expert failed.
     progress: called with the number of finished episodes.
 
   Returns:
@@ -42,6 +44,7 @@ def demonstrate(
   env, pairs, solved = benchmark.env(), [], 0
   for number, task_id in enumerate(tasks):
     observation, memory, done = env.reset(task_id), [], False
+    episode = []
     expert = env.expert(seed * len(tasks) + number)
     while not done:
       view = prompts.View(
@@ -56,11 +59,13 @@ def demonstrate(
       text = expert.respond()
       response = tokenizer.encode(text.removeprefix(rules.prefix))
       response = np.asarray(response[: rules.max_response], np.int32)
-      pairs.append((prompt, response))
+      episode.append((prompt, response))
       result = env.step(rules.prefix + tokenizer.decode(response.tolist()))
       memory.append((observation.text, result.action))
       observation, done = result.observation, result.done
     solved += result.success
+    if result.success or not only_successes:
+      pairs += episode
     progress(number + 1)
   env.close()
   return pairs, solved / max(len(tasks), 1)
