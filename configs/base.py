@@ -5,13 +5,16 @@ states only what differs. The result is locked: a key that is not listed here
 is refused, with the nearest name that exists.
 
 Presets are joined by commas after a colon, later ones win:
-`--config=configs/searchqa.py:smollm2,grpo`.
+`--config=configs/searchqa.py:smollm2,grpo`. A task brings those of its models,
+`algorithms.py` those that every task has, and `tiny` is the task's default.
 """
 
 from collections.abc import Callable, Mapping
 import difflib
 
 from ml_collections import config_dict
+
+from configs import algorithms
 
 ConfigDict = config_dict.ConfigDict
 
@@ -38,6 +41,9 @@ def get_config() -> ConfigDict:
   c.rollout = rollout = ConfigDict()
   rollout.tasks = 16  # Task groups per update.
   rollout.group_size = 8  # Trajectories per group, G.
+  # Replace groups whose returns are all equal by fresh ones (DAPO).
+  rollout.filter_groups = False
+  rollout.filter_tries = 3  # Most rounds of replacement per update.
   rollout.memory = 4  # (observation, action) pairs in a prompt.
   rollout.prefix = "<think>"  # Text that every response is begun with.
   rollout.max_prompt = 192  # Tokens, the prefix included.
@@ -85,26 +91,54 @@ def get_config() -> ConfigDict:
   reward.format_penalty = 0.1  # Per response that breaks the grammar.
   reward.invalid_penalty = 0.1  # Per action that is not possible.
   reward.drop_void = False  # Leave out episodes with a turn without action.
+  reward.drop_overlong = False  # Leave out responses that were cut off.
+  reward.kl = "off"  # KL to the reference, charged per turn: `k1`, `k2`, `k3`.
+  reward.kl_coefficient = 0.0
+  reward.kl_target = 0.0  # nats per token; the coefficient follows; 0 = fixed.
+  reward.kl_horizon = 10_000.0  # Trajectories over which it follows.
 
   c.advantage = advantage = ConfigDict()
-  advantage.estimator = "gigpo"  # `grpo` or `gigpo`.
+  # `grpo`, `gigpo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `remax`,
+  # `empg`, or with a critic `gae` (of tokens) and `gae_turn`.
+  advantage.estimator = "gigpo"
   advantage.discount = 0.95  # beta, per turn.
   advantage.norm_std = True  # Divide by the group's standard deviation.
   advantage.step_weight = 1.0  # gigpo: weight of the step advantage.
   advantage.step_norm = "mean_norm"  # gigpo: or `mean_std_norm`.
   advantage.similarity = 1.0  # gigpo: anchors match from this ratio; 1 = equal.
-  advantage.per = "trajectory"  # gigpo: group statistics; or `turn`.
+  advantage.per = "trajectory"  # grpo, gigpo: group statistics; or `turn`.
+  advantage.trace = 0.95  # gae, gae_turn: lambda, per turn.
+  advantage.token_discount = 1.0  # gae: gamma, per token of a turn.
+  advantage.token_trace = 1.0  # gae: lambda, per token of a turn.
+  advantage.whiten = True  # gae, gae_turn: mean 0 and deviation 1.
+  advantage.entropy_scale = 1.0  # empg: k, how much sure turns learn more.
+  advantage.clarity_scale = 1.0  # empg: k', of the bonus for a sure next turn.
+  advantage.clarity_weight = 0.05  # empg: zeta, of that bonus.
+
+  c.critic = critic = ConfigDict()  # gae, gae_turn.
+  critic.kind = "trunk"  # Shares the policy's layers; or `separate`.
+  critic.learning_rate = 1e-3  # Of the critic's own parameters.
+  critic.coefficient = 0.5  # Weight of its loss.
+  critic.clip = 0.5  # Range around its old values; 0 = off.
 
   c.loss = loss = ConfigDict()
+  loss.kind = "ppo"  # Or `gspo`, `cispo`, `sapo`.
   loss.clip_low = 0.2
   loss.clip_high = 0.28
-  loss.dual_clip = 3.0  # 0 = off.
+  loss.dual_clip = 3.0  # ppo; 0 = off.
+  loss.temperature_positive = 1.0  # sapo: of the gate where A > 0.
+  loss.temperature_negative = 1.05  # sapo: of the gate elsewhere.
   loss.aggregation = "token_mean"
-  loss.kl = "off"  # Loss term against the reference: `k1`, `k2`, `k3`.
+  # Loss term against the reference: `k1`, `k2`, `k3`; `k1+`, `k3+` have the
+  # gradient of k2.
+  loss.kl = "off"
   loss.kl_coefficient = 0.0
   loss.entropy_coefficient = 0.0
   loss.old_logprobs = "sampler"  # Or `recompute` before each update.
-  loss.importance_cap = 2.0  # With `recompute`; 0 = off.
+  # With `recompute`: w = old / sampler, `truncate` to at most the cap, `mask`
+  # tokens beyond it, or `off`.
+  loss.importance = "truncate"
+  loss.importance_cap = 2.0
 
   c.optimizer = optimizer = ConfigDict()
   optimizer.learning_rate = 3e-4
@@ -125,6 +159,22 @@ def get_config() -> ConfigDict:
   train.save_every = 5  # Updates between checkpoints; 0 = only at the end.
   train.keep = 2  # Newest checkpoints kept, beside the best.
   train.split = "train"
+
+  c.guard = guard = ConfigDict()
+  # What follows an alarm: `off`, `warn`, `stop`, or `rollback` to the last
+  # good checkpoint with a lower learning rate.
+  guard.action = "warn"
+  guard.patience = 3  # Updates in a row beyond a limit that make an alarm.
+  guard.min_entropy = 0.002  # nats per token; 0 = off, as for every limit.
+  guard.max_entropy = 5.0
+  guard.max_kl = 0.5  # Old policy against new within an update, nats.
+  guard.max_grad_norm = 50.0  # Before clipping.
+  guard.max_repetition = 0.8  # Of a response's 4-grams.
+  guard.min_format = 0.3  # Responses that follow the grammar.
+  guard.max_mismatch = 0.1  # Sampler against trainer, mean, nats.
+  guard.max_skipped = 0.5  # Steps skipped because a gradient was not finite.
+  guard.rate_factor = 0.5  # rollback: of the learning rate.
+  guard.rollbacks = 3  # rollback: most of them; then stop.
 
   c.cold_start = cold = ConfigDict()
   cold.kind = "none"  # `expert`, `rft`, `expert+rft` or `none`.
@@ -169,9 +219,15 @@ def apply_presets(
 ) -> ConfigDict:
   """Applies comma-separated presets in order and locks the result.
 
+  Args:
+    config: the task's default.
+    names: of the presets.
+    presets: the task's own, by name.
+
   Raises:
     ValueError: if a preset is unknown.
   """
+  presets = {"tiny": lambda c: None, **algorithms.PRESETS, **presets}
   for name in filter(None, (part.strip() for part in names.split(","))):
     if name not in presets:
       near = difflib.get_close_matches(name, presets, n=1)

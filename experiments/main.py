@@ -59,6 +59,8 @@ def main(argv: list[str]) -> None:
     train.train(config, workdir)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
+  except train.CollapseError as error:
+    sys.exit(f"stopped by the collapse guard: {error}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """From the configuration to the parts of a run.
 
-The only translation between config keys and plain arguments. Everything is
-checked here, before anything is compiled or a long job starts.
+The only translation between config keys and plain arguments; `checks.py` has
+looked at them before.
 """
 
 from collections.abc import Mapping
@@ -19,10 +19,17 @@ from ml_collections import config_dict
 
 import envs
 from envs import base
-from t2po_jax import sharding, types
-from t2po_jax.control import thinking, thresholds, uncertainty
-from t2po_jax.learning import advantages, learner, objectives
+from t2po_jax import guard, sharding, types
+from t2po_jax.control import thinking, thresholds
+from t2po_jax.learning import (
+  advantages,
+  kl_control,
+  learner,
+  objectives,
+  optimizers,
+)
 from t2po_jax.models import config as model_config
+from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder, tokenizer, weights
 from t2po_jax.rollout import collect, draw, environments, sampler, scheduler
 
@@ -30,21 +37,41 @@ ConfigDict = config_dict.ConfigDict
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# Which keys of `config.advantage` each estimator reads.
+# The keys of `config.advantage` that each estimator reads, and its names for
+# them.
+_STEP = {
+  "discount": "discount",
+  "step_weight": "step_weight",
+  "step_norm": "step_mode",
+  "similarity": "similarity",
+}
+_GROUP = {"norm_std": "norm_std", "per": "per"}
 ESTIMATOR_KEYS = {
-  "grpo": {"norm_std": "norm_std", "per": "per"},
-  "gigpo": {
-    "norm_std": "norm_std",
-    "per": "per",
-    "discount": "discount",
-    "step_weight": "step_weight",
-    "step_norm": "step_mode",
-    "similarity": "similarity",
-  },
+  "grpo": _GROUP,
+  "gigpo": _GROUP | _STEP,
   "rloo": {},
   "reinforce_pp": {"discount": "discount"},
   "reinforce_pp_baseline": {},
+  "remax": {"discount": "discount"},
+  "empg": {
+    "norm_std": "norm_std",
+    "entropy_scale": "scale",
+    "clarity_scale": "clarity_scale",
+    "clarity_weight": "clarity_weight",
+  },
+  "gae": {
+    "discount": "turn_discount",
+    "trace": "turn_trace",
+    "token_discount": "discount",
+    "token_trace": "trace",
+    "whiten": "whiten",
+  },
+  "gae_turn": {"discount": "discount", "trace": "trace", "whiten": "whiten"},
 }
+CRITIC_ESTIMATORS = ("gae", "gae_turn")
+
+# How the episodes are sampled that `remax` compares with.
+GREEDY = draw.Sampling(temperature=0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,74 +106,6 @@ class Actor:
   tokenizer: tokenizer.Tokenizer
   sampler: sampler.Sampler
   scheduler: scheduler.Scheduler
-
-
-def _choice(key: str, found: str, known) -> None:
-  if found not in known:
-    raise ValueError(
-      f"{key}: found {found!r}, expected one of {', '.join(sorted(known))}"
-    )
-
-
-def check(config: ConfigDict) -> None:
-  """Refuses values that cannot work, by key.
-
-  Raises:
-    ValueError: naming the key, what was found and what would be right.
-  """
-  _choice("model.dtype", config.model.dtype, DTYPES)
-  _choice("advantage.estimator", config.advantage.estimator, ESTIMATOR_KEYS)
-  _choice("control.signal", config.control.signal, uncertainty.SIGNALS)
-  _choice(
-    "control.normalizer", config.control.normalizer, uncertainty.NORMALIZERS
-  )
-  _choice(
-    "advantage.step_norm", config.advantage.step_norm, advantages.STEP_MODES
-  )
-  _choice("advantage.per", config.advantage.per, advantages.PER)
-  for part in config.cold_start.kind.split("+"):
-    _choice("cold_start.kind", part, ("expert", "rft", "none"))
-  room = config.rollout.max_prompt + config.rollout.max_response
-  if config.train.row_tokens < room or config.train.row_tokens % 16:
-    raise ValueError(
-      f"train.row_tokens: found {config.train.row_tokens}, expected a multiple "
-      f"of 16 and at least rollout.max_prompt + rollout.max_response = {room}"
-    )
-  for key, least in (
-    ("rollout.tasks", 1),
-    ("rollout.group_size", 1),
-    ("rollout.slots", 1),
-    ("rollout.chunk", 1),
-    ("rollout.prefill_tokens", 1),
-    ("rollout.prefill_rows", 1),
-    ("rollout.live_tokens", 1),
-    ("rollout.max_prompt", 2),
-    ("rollout.max_response", 1),
-    ("train.updates", 0),
-    ("train.mini_batches", 1),
-    ("train.epochs", 1),
-    ("eval.tasks", 1),
-  ):
-    section, name = key.split(".")
-    if config[section][name] < least:
-      raise ValueError(
-        f"{key}: found {config[section][name]}, expected at least {least}"
-      )
-  if config.loss.kl == "off" and config.loss.kl_coefficient:
-    raise ValueError(
-      f"loss.kl_coefficient: found {config.loss.kl_coefficient} with loss.kl "
-      "'off', expected 0 or a kind of KL (k1, k2, k3)"
-    )
-  if config.loss.kl != "off" and not config.loss.kl_coefficient:
-    raise ValueError(
-      f"loss.kl_coefficient: found 0 with loss.kl {config.loss.kl!r}, expected "
-      "a positive number or loss.kl 'off'"
-    )
-  if config.rollout.temperature <= 0:
-    raise ValueError(
-      f"rollout.temperature: found {config.rollout.temperature}, expected "
-      "above 0: greedy samples cannot be learned from"
-    )
 
 
 def cache_dir(config: ConfigDict) -> pathlib.Path:
@@ -293,6 +252,14 @@ def eval_sampling(config: ConfigDict) -> draw.Sampling:
   return draw.Sampling(e.temperature, e.top_k, e.top_p)
 
 
+def samplings(config: ConfigDict) -> list[draw.Sampling]:
+  """All ways of drawing that a run uses, to compile them ahead."""
+  found = [train_sampling(config), eval_sampling(config)]
+  if config.advantage.estimator == "remax":
+    found.append(GREEDY)
+  return found
+
+
 def rules(
   config: ConfigDict,
   sampling: draw.Sampling,
@@ -344,11 +311,13 @@ def mesh(config: ConfigDict) -> jax.sharding.Mesh:
   )
 
 
-def _optimizer(config: ConfigDict) -> learner.OptimizerConfig:
+def _optimizer(
+  config: ConfigDict, learning_rate: float
+) -> optimizers.OptimizerConfig:
   o = config.optimizer
   steps = config.train.updates * config.train.mini_batches * config.train.epochs
-  return learner.OptimizerConfig(
-    learning_rate=o.learning_rate,
+  return optimizers.OptimizerConfig(
+    learning_rate=learning_rate,
     schedule=o.schedule,
     warmup_steps=o.warmup,
     total_steps=max(steps, 1),
@@ -363,30 +332,57 @@ def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
   """The learner of the policy-gradient update."""
   loss = config.loss
   objective = objectives.PolicyObjective(
+    kind=loss.kind,
     clip_low=loss.clip_low,
     clip_high=loss.clip_high,
     dual_clip=loss.dual_clip or None,
+    temperature_positive=loss.temperature_positive,
+    temperature_negative=loss.temperature_negative,
     aggregation=loss.aggregation,
     horizon=config.rollout.max_response,
     kl=loss.kl,
     kl_coefficient=loss.kl_coefficient,
     entropy_coefficient=loss.entropy_coefficient,
     old_logprobs=loss.old_logprobs,
-    importance_cap=loss.importance_cap or None,
+    importance=loss.importance,
+    importance_cap=loss.importance_cap,
     temperature=config.rollout.temperature,
+    value_coefficient=config.critic.coefficient,
+    value_clip=config.critic.clip or None,
   )
+  critic = critic_optimizer = None
+  if config.advantage.estimator in CRITIC_ESTIMATORS:
+    critic = critics.Critic(which.policy, config.critic.kind)
+    critic_optimizer = _optimizer(config, config.critic.learning_rate)
   return learner.Learner(
     which.policy,
     decoder.logical_axes(which.params),
     mesh(config),
-    optimizer=_optimizer(config),
+    optimizer=_optimizer(config, config.optimizer.learning_rate),
     objective=objective,
     rows=config.train.micro_rows,
+    critic=critic,
+    critic_optimizer=critic_optimizer,
   )
 
 
+def kl_controller(config: ConfigDict) -> kl_control.KLController:
+  """The coefficient of the KL penalty in the reward."""
+  return kl_control.KLController(
+    config.reward.kl_coefficient,
+    target=config.reward.kl_target,
+    horizon=config.reward.kl_horizon,
+  )
+
+
+def watch(config: ConfigDict) -> guard.Guard:
+  """The collapse guard with the configured limits."""
+  limits = {name: config.guard[name] for name in guard.LIMITS}
+  return guard.Guard(limits, patience=config.guard.patience)
+
+
 def estimate(
-  config: ConfigDict, trajectories: list[types.Trajectory]
+  config: ConfigDict, data: advantages.Episodes
 ) -> advantages.Advantages:
   """Advantages of a rollout by the configured estimator."""
   name = config.advantage.estimator
@@ -394,5 +390,4 @@ def estimate(
     argument: config.advantage[key]
     for key, argument in ESTIMATOR_KEYS[name].items()
   }
-  data = advantages.episodes(trajectories)
   return advantages.ESTIMATORS[name](data, **options)

@@ -170,9 +170,7 @@ class Checkpoints:
       for name, item in zip(ARRAY_ITEMS, _split(like), strict=True)
     )
     record = self._read_loop(step)
-    state = types.TrainState(
-      step=optimizer["step"], params=params, opt_state=optimizer["opt_state"]
-    )
+    state = types.TrainState(params=params, **optimizer)
     return state, record["position"]
 
   def restore_params(
@@ -262,7 +260,10 @@ def _handlers():
 
 def _split(state: types.TrainState):
   """The array items of a state, in the order of `ARRAY_ITEMS`."""
-  return state.params, {"step": state.step, "opt_state": state.opt_state}
+  rest = {"step": state.step, "opt_state": state.opt_state}
+  if state.critic is not None:
+    rest["critic"] = state.critic
+  return state.params, rest
 
 
 def _shapes(tree, name):

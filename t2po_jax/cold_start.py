@@ -17,7 +17,13 @@ import jax
 import numpy as np
 
 from t2po_jax import build, metrics, types
-from t2po_jax.learning import batching, finetune, learner, objectives
+from t2po_jax.learning import (
+  batching,
+  finetune,
+  learner,
+  objectives,
+  optimizers,
+)
 from t2po_jax.models import decoder, weights
 from t2po_jax.rollout import collect, demonstrate, statistics
 
@@ -157,7 +163,7 @@ def _finetune(config, agent, segments, epochs, report) -> build.Agent:
     agent.policy,
     decoder.logical_axes(agent.params),
     build.mesh(config),
-    optimizer=learner.OptimizerConfig(
+    optimizer=optimizers.OptimizerConfig(
       learning_rate=cold.learning_rate,
       schedule="cosine",
       warmup_steps=min(20, steps // 10),

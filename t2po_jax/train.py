@@ -5,9 +5,10 @@ The order of things, also after a restart:
   2. the cold start, from the cache if it has been done before;
   3. the newest checkpoint of the workdir, if there is one: parameters,
      optimizer state, and the loop's position (thresholds, best score);
-  4. update after update. Tasks and randomness of an update follow from the
-     seed and the update's number, so a killed run that is started again goes
-     on exactly as if it had never stopped.
+  4. update after update. Randomness follows from the seed and the update's
+     number, everything else that an update depends on is in the checkpoint, so
+     a killed run that is started again goes on exactly as if it had never
+     stopped.
 """
 
 from collections.abc import Mapping
@@ -18,10 +19,19 @@ from typing import Any
 from absl import logging
 import jax
 from ml_collections import config_dict
-import numpy as np
 
-from t2po_jax import build, checkpoint, cold_start, evaluate, metrics, types
-from t2po_jax.learning import batching
+from t2po_jax import (
+  build,
+  checkpoint,
+  checks,
+  cold_start,
+  evaluate,
+  experience,
+  guard,
+  improve,
+  metrics,
+  types,
+)
 from t2po_jax.rollout import collect, statistics
 
 CONSOLE = (
@@ -53,26 +63,8 @@ class CompileCounter:
     self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
-def tasks_of(
-  split: tuple[str, ...], count: int, *, update: int, seed: int
-) -> list[str]:
-  """The tasks of one update: epochs of fresh permutations, cut in pieces.
-
-  Args:
-    split: all task ids.
-    count: tasks per update.
-    update: number of the update, from 1.
-    seed: of the order.
-
-  Returns:
-    Task ids; every task is played once before one is played again.
-  """
-  tasks = []
-  for place in range((update - 1) * count, update * count):
-    epoch, index = divmod(place, len(split))
-    order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    tasks.append(split[order[index]])
-  return tasks
+class CollapseError(RuntimeError):
+  """The collapse guard ended a run."""
 
 
 class Run:
@@ -84,7 +76,7 @@ class Run:
     Raises:
       ValueError: if the configuration or something it names is wrong.
     """
-    build.check(config)
+    checks.check(config)
     self.config, self.workdir = config, workdir
     self.compiles = CompileCounter()
     self.timer = metrics.Timer()
@@ -100,19 +92,37 @@ class Run:
     self._check_workdir()
     with self.timer.stage("cold_start"):
       agent = cold_start.cold_start(config, self.actor, agent)
-    self.reference = None
-    if config.loss.kl != "off":
-      self.reference = self.learner.place_params(agent.params)
-    self.start = self.checkpoints.latest() or 0
-    if self.start:
-      self.state, position = self.checkpoints.restore(
-        self.learner.abstract_state()
-      )
-      for name, threshold in self.thresholds.items():
-        threshold.load(position["thresholds"][name])
-      metrics.say(f"resuming after update {self.start}")
-    else:
+    reference = None
+    if config.loss.kl != "off" or config.reward.kl != "off":
+      reference = self.learner.place_params(agent.params)
+    self.improver = improve.Improver(config, self.learner, reference)
+    self.guard = build.watch(config)
+    self.cursor = 0  # Tasks taken from the training split.
+    self.rate = 1.0  # Multiplies the learning rate.
+    self.rollbacks = 0
+    self.collapse = ""  # Why the guard ended the run.
+    self.scores: dict[str, float] = {}  # The last evaluation.
+    newest = self.checkpoints.latest()
+    self.start = newest or 0
+    if newest is None:
       self.state = self.learner.init_state(agent.params)
+    else:
+      self.state = self._restore(newest)
+      metrics.say(f"resuming after update {newest}")
+
+  def _restore(self, step: int) -> types.TrainState:
+    """The state of a checkpoint; sets the loop's position to its own."""
+    state, position = self.checkpoints.restore(
+      self.learner.abstract_state(), step=step
+    )
+    for name, threshold in self.thresholds.items():
+      threshold.load(position["thresholds"][name])
+    self.guard.load(position["guard"])
+    self.improver.kl.coefficient = position["kl_coefficient"]
+    self.cursor = position["cursor"]
+    self.rate = position["rate"]
+    self.rollbacks = position["rollbacks"]
+    return state
 
   def _check_first_prompt(self) -> None:
     """Refuses a prompt length that the split's first task does not fit."""
@@ -148,12 +158,10 @@ class Run:
   def warm_up(self) -> None:
     """Compiles all sampling programs."""
     self.actor.sampler.load(self.state.params)
-    samplings = [
-      build.train_sampling(self.config),
-      build.eval_sampling(self.config),
-    ]
     with metrics.progress("compiling") as advance:
-      self.actor.sampler.warm_up(samplings, lambda done, total: advance(done))
+      self.actor.sampler.warm_up(
+        build.samplings(self.config), lambda done, total: advance(done)
+      )
 
   def train(self) -> dict[str, float]:
     """Runs all updates that are left; returns the last evaluation."""
@@ -169,102 +177,110 @@ class Run:
     ) as writer:
       with self.timer.stage("warm_up"):
         self.warm_up()
-      last = {}
       if not self.start:
-        last = self._evaluate(0)
-        writer.write(0, last | self.timer.take())
+        writer.write(0, self._evaluate(0) | self.timer.take())
+        if config.guard.action == "rollback" and self.checkpoints.latest() != 0:
+          self._save(0, None)
       for update in range(self.start + 1, config.train.updates + 1):
-        compiled = self.compiles.count
-        numbers = self._update(update)
-        score = None
-        if _due(update, config.train.eval_every, config.train.updates):
-          last = self._evaluate(update)
-          numbers |= last
-          score = last["eval/success"]
-        numbers["compiles"] = self.compiles.count - compiled
-        if score is not None or _due(
-          update, config.train.save_every, config.train.updates
-        ):
-          with self.timer.stage("save"):
-            self._save(update, score)
-        seconds = self.timer.take()
-        writer.write(update, numbers | seconds | self._speed(numbers, seconds))
+        writer.write(update, self._round(update))
+        if self.collapse:
+          break
+    newest = self.checkpoints.latest()
     self.checkpoints.close()
     self.actor.pool.close()
-    return last
+    if self.collapse:
+      raise CollapseError(f"{self.collapse}; newest good checkpoint: {newest}")
+    return self.scores
+
+  def _round(self, update: int) -> dict[str, float]:
+    """One update, and whatever is due after it."""
+    config, compiled = self.config, self.compiles.count
+    numbers = self._update(update)
+    verdict = self.guard.judge(numbers)
+    good = self._heed(update, verdict)
+    numbers |= {
+      "guard/passed": float(len(verdict.passed)),
+      "guard/alarms": float(len(verdict.alarms)),
+      "guard/rollbacks": float(self.rollbacks),
+    }
+    last, score = config.train.updates, None
+    if _due(update, config.train.eval_every, last):
+      numbers |= self._evaluate(update)
+      score = numbers["eval/success"]
+    numbers["compiles"] = self.compiles.count - compiled
+    save = score is not None or _due(update, config.train.save_every, last)
+    if save and good:
+      with self.timer.stage("save"):
+        self._save(update, score)
+    seconds = self.timer.take()
+    return numbers | seconds | self._speed(numbers, seconds)
+
+  def _heed(self, update: int, verdict: guard.Verdict) -> bool:
+    """Acts on alarms as configured; returns whether the state may be saved."""
+    action = self.config.guard.action
+    if action == "off":
+      return True
+    for line in verdict.alarms:
+      metrics.say(f"alarm at update {update}: {line}")
+    if action == "warn":
+      return True
+    if verdict.alarms:
+      left = self.rollbacks < self.config.guard.rollbacks
+      if action == "rollback" and left:
+        self._roll_back()
+        return True
+      self.collapse = f"update {update}: {'; '.join(verdict.alarms)}"
+    return not verdict.passed
+
+  def _roll_back(self) -> None:
+    """Back to the newest checkpoint, on with fresh tasks and smaller steps."""
+    cursor, rate, rollbacks = self.cursor, self.rate, self.rollbacks
+    step = self.checkpoints.latest()
+    self.state = self._restore(step)
+    self.cursor, self.rollbacks = cursor, rollbacks + 1
+    self.rate = rate * self.config.guard.rate_factor
+    self.guard.forget()
+    metrics.say(
+      f"rolled back to update {step}, learning rate now {self.rate:g} of the "
+      "configured one"
+    )
 
   def _update(self, update: int) -> dict[str, float]:
-    """Collects one rollout and learns from it."""
-    config = self.config
+    """Collects the episodes of an update and learns from them."""
     with self.timer.stage("collect"):
-      rollout, numbers = self._collect(update)
-    with self.timer.stage("advantages"):
-      found = build.estimate(config, rollout.trajectories)
-      segments = batching.trajectory_segments(
-        rollout.trajectories,
-        found.tokens if found.tokens is not None else found.turns,
-        max_length=config.train.row_tokens,
-        drop_void=config.reward.drop_void,
-      )
-      packed = batching.pack(
-        segments,
-        lengths=[config.train.row_tokens],
-        rows=config.train.micro_rows,
-        minibatches=config.train.mini_batches,
-        seed=update,
-      )
+      found, numbers = self._collect(update)
     with self.timer.stage("update"):
-      self.state, learned = self.learner.update(
-        self.state,
-        packed.batches,
-        epochs=config.train.epochs,
-        ref_params=self.reference,
+      self.state, learned = self.improver.improve(
+        self.state, found, update=update, rate=self.rate
       )
-      learned = metrics.to_floats(learned)
     for name, threshold in self.thresholds.items():
       threshold.advance()
       numbers[f"control/{name}"] = threshold.value
-    numbers |= {f"learn/{name}": value for name, value in learned.items()}
-    numbers |= {f"pack/{name}": value for name, value in packed.stats.items()}
-    return numbers | found.metrics
+    return numbers | learned
 
-  def _collect(self, update: int) -> tuple[collect.Rollout, dict[str, float]]:
+  def _collect(
+    self, update: int
+  ) -> tuple[experience.Experience, dict[str, float]]:
     """Plays the update's tasks with the current parameters."""
-    config, actor = self.config, self.actor
-    tasks = tasks_of(
-      actor.benchmark.splits[config.train.split],
-      config.rollout.tasks,
+    before = self.actor.scheduler.counters.copy()
+    self.actor.sampler.load(self.state.params)
+    found = experience.gather(
+      self.config,
+      self.actor,
       update=update,
-      seed=config.seed,
+      cursor=self.cursor,
+      **self._thresholds(),
     )
-    before = actor.scheduler.counters.copy()
-    actor.sampler.load(self.state.params)
-    total = len(tasks) * config.rollout.group_size
-    with metrics.progress(f"update {update}", total) as advance:
-      rollout = collect.collect(
-        tasks,
-        group_size=config.rollout.group_size,
-        benchmark=actor.benchmark,
-        pool=actor.pool,
-        tokenizer=actor.tokenizer,
-        scheduler=actor.scheduler,
-        rules=build.rules(
-          config, build.train_sampling(config), **self._thresholds()
-        ),
-        seed=(config.seed, update),
-        progress=advance,
-      )
-    self.thresholds["epsilon"].add(rollout.deltas)
-    self.thresholds["eta"].add(rollout.gammas)
-    self._dump(f"train-{update:05d}", rollout.trajectories)
-    described = statistics.describe(rollout.trajectories)
+    self.cursor = found.cursor
+    self.thresholds["epsilon"].add(found.deltas)
+    self.thresholds["eta"].add(found.gammas)
+    self._dump(f"train-{update:05d}", found.trajectories)
+    described = statistics.describe(found.played)
     numbers = {f"train/{name}": value for name, value in described.items()}
-    numbers["train/mixed_groups"] = statistics.mixed_groups(
-      rollout.trajectories
-    )
-    work = actor.scheduler.counters - before
+    numbers["train/mixed_groups"] = statistics.mixed_groups(found.played)
+    work = self.actor.scheduler.counters - before
     numbers |= {f"sampler/{name}": value for name, value in work.items()}
-    return rollout, numbers
+    return found, numbers | found.numbers
 
   def _speed(
     self, numbers: Mapping[str, float], seconds: Mapping[str, float]
@@ -284,6 +300,7 @@ class Run:
         self.config, self.actor, **self._thresholds()
       )
       self._dump(f"eval-{update:05d}", trajectories)
+    self.scores = numbers
     return numbers
 
   def _thresholds(self) -> dict[str, float]:
@@ -310,6 +327,11 @@ class Run:
         name: threshold.state_dict()
         for name, threshold in self.thresholds.items()
       },
+      "guard": self.guard.state_dict(),
+      "kl_coefficient": self.improver.kl.coefficient,
+      "cursor": self.cursor,
+      "rate": self.rate,
+      "rollbacks": self.rollbacks,
     }
     self.checkpoints.save(update, self.state, position, score=score)
 
@@ -344,6 +366,7 @@ def train(
 
   Raises:
     ValueError: if the configuration or something it names is wrong.
+    CollapseError: if the collapse guard was set to stop the run, and did.
   """
   workdir = pathlib.Path(workdir).absolute()
   workdir.mkdir(parents=True, exist_ok=True)

@@ -137,6 +137,9 @@ class Batch:
     sampler_logprobs: [B, R] float32, as recorded while sampling.
     old_logprobs: [B, R] float32, of the policy that the ratio is against.
     ref_logprobs: [B, R] float32, of the reference policy; 0 when unused.
+    old_values: [B, R] float32, of the critic before the update; 0 without one.
+    value_targets: [B, R] float32, what it should have said; NaN where nothing
+      is asked of it.
   """
 
   tokens: Array
@@ -150,6 +153,8 @@ class Batch:
   sampler_logprobs: Array
   old_logprobs: Array
   ref_logprobs: Array
+  old_values: Array
+  value_targets: Array
 
 
 @flax.struct.dataclass
@@ -160,8 +165,10 @@ class TrainState:
     step: number of optimizer steps taken.
     params: float32 master weights of the policy.
     opt_state: the optimizer's state.
+    critic: float32 parameters of the critic; None without one.
   """
 
   step: Array
   params: Params
   opt_state: Any
+  critic: Params | None = None

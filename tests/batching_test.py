@@ -1,5 +1,7 @@
 """Packing turns into rows: nothing lost or repeated, little padding."""
 
+import dataclasses
+
 from absl.testing import absltest, parameterized
 import chex
 import numpy as np
@@ -268,28 +270,61 @@ class SelectionTest(chex.TestCase):
 
 
 class PerTurnTest(chex.TestCase):
-  def test_sums_and_advantages_go_by_turn(self):
+  def test_taken_apart_by_turn(self):
     rollout, advantages = random_rollout(6, 5)
-    flat = np.concatenate(advantages)
-    turns = len(flat)
-    (batch,) = pack_rollout(rollout, advantages, lengths=[64], rows=2).batches
-    sums = batching.turn_sums(batch, batch.sampler_logprobs, turns=turns)
     everything = [turn for one in rollout for turn in one.turns]
-    wanted = [
-      sum(
-        float(p)
-        for p, f in zip(
-          turn.response.logprobs, turn.response.forced, strict=True
-        )
-        if not f
-      )
-      for turn in everything
+    packed = pack_rollout(rollout, advantages, lengths=[64], rows=2)
+    found = batching.to_turns(
+      packed.batches,
+      [batch.sampler_logprobs for batch in packed.batches],
+      turns=len(everything) + 1,
+    )
+    self.assertLen(found, len(everything) + 1)
+    for turn, values in zip(everything, found, strict=False):
+      np.testing.assert_array_equal(values, turn.response.logprobs)
+    self.assertEmpty(found[-1])
+
+  @parameterized.parameters(1, 3)
+  def test_laid_out_again(self, minibatches):
+    rollout, advantages = random_rollout(5, 6)
+    rng = np.random.default_rng(0)
+    values = [
+      rng.normal(size=len(turn.response.tokens)).astype(np.float32)
+      for one in rollout
+      for turn in one.turns
     ]
-    np.testing.assert_allclose(sums, wanted, rtol=1e-5)
-    other = batching.with_advantages(batch, np.zeros(turns))
-    self.assertFalse(np.any(other.advantages))
-    back = batching.with_advantages(other, flat)
-    np.testing.assert_array_equal(back.advantages, batch.advantages)
+    packed = pack_rollout(
+      rollout, advantages, lengths=[64], rows=2, minibatches=minibatches
+    )
+    laid = [batching.from_turns(batch, values) for batch in packed.batches]
+    for batch, of_batch in zip(packed.batches, laid, strict=True):
+      self.assertFalse(np.any(of_batch[batch.turn < 0]))
+    back = batching.to_turns(packed.batches, laid, turns=len(values))
+    chex.assert_trees_all_equal(back, values)
+
+  def test_nothing_on_empty_rows(self):
+    rollout, advantages = random_rollout(2, 1)
+    (batch,) = pack_rollout(rollout, advantages, lengths=[64], rows=1).batches
+    empty = batch.replace(turn=np.full_like(batch.turn, -1))
+    found = batching.to_turns([empty], [batch.advantages], turns=2)
+    self.assertEqual([len(values) for values in found], [0, 0])
+    self.assertFalse(np.any(batching.from_turns(empty, [])))
+
+
+class OverlongTest(chex.TestCase):
+  def test_only_the_responses_that_were_cut_off_are_left_out(self):
+    turns = [make_turn([1, 2], [3]), make_turn([4], [5, 6])]
+    cut = dataclasses.replace(
+      turns[0],
+      response=dataclasses.replace(turns[0].response, finish="length"),
+    )
+    rollout = [make_trajectory(cut, turns[1])]
+    segments = batching.trajectory_segments(
+      rollout, max_length=9, drop_overlong=True
+    )
+    self.assertEqual([int(segment.turn[0]) for segment in segments], [1])
+    kept = batching.trajectory_segments(rollout, max_length=9)
+    self.assertEqual([int(segment.turn[0]) for segment in kept], [0, 1])
 
 
 class RefusalTest(chex.TestCase):

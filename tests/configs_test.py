@@ -4,8 +4,8 @@ import importlib
 
 from absl.testing import absltest, parameterized
 
-from configs import base
-from t2po_jax import build, train
+from configs import algorithms, base, searchqa
+from t2po_jax import checks, train
 
 TASKS = ("smoke", "searchqa", "webshop", "alfworld")
 
@@ -15,13 +15,16 @@ def all_presets():
     yield task, ""
     for preset in importlib.import_module(f"configs.{task}").PRESETS:
       yield task, preset
+  for preset in algorithms.PRESETS:
+    yield "searchqa", f"tiny,rft,{preset}"
+  yield "webshop", "smollm2,gigpo_dapo"
 
 
 class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(*all_presets())
   def test_passes_the_checks(self, task, preset):
     config = importlib.import_module(f"configs.{task}").get_config(preset)
-    build.check(config)
+    checks.check(config)
     self.assertTrue(config.is_locked)
     self.assertEqual(config.env.name, "toy" if task == "smoke" else task)
 
@@ -34,6 +37,25 @@ class ConfigTest(parameterized.TestCase):
       {key for key in used if not key.startswith("env.")},
       {key for key in known if not key.startswith("env.")},
     )
+
+  def test_presets_say_what_they_change(self):
+    for names, key, value in (
+      ("grpo", "control.thinking.enabled", False),
+      ("grpo", "control.resampling.max_tries", 0),
+      ("t2po_no_tds", "control.thinking.enabled", True),
+      ("t2po_no_tds", "control.resampling.max_tries", 0),
+      ("t2po_no_tti", "control.resampling.max_tries", 2),
+      ("hard_budget", "control.thinking.epsilon", "0"),
+      ("rft", "cold_start.kind", "expert+rft"),
+      ("rft,t2po_no_rft", "cold_start.kind", "expert"),
+      ("gigpo_dapo", "rollout.filter_groups", True),
+    ):
+      config = searchqa.get_config(names)
+      self.assertEqual(train.flatten(config.to_dict())[key], value, names)
+
+  def test_there_must_be_something_to_leave_out(self):
+    with self.assertRaisesRegex(ValueError, "t2po_no_rft.*'expert'"):
+      searchqa.get_config("t2po_no_rft")
 
   def test_later_presets_win(self):
     def low(c):
@@ -54,12 +76,30 @@ class ConfigTest(parameterized.TestCase):
     ({"rollout": {"group_size": 0}}, "rollout.group_size"),
     ({"loss": {"kl": "k3"}}, "loss.kl_coefficient"),
     ({"rollout": {"temperature": 0.0}}, "rollout.temperature"),
+    ({"rollout": {"group_size": 1}}, "rollout.group_size.*at least 2: gigpo"),
+    ({"rollout": {"filter_tries": 5}}, "rollout.filter_tries.*filter_groups"),
+    ({"loss": {"kl_coefficient": 0.1}}, "loss.kl_coefficient.*loss.kl 'off'"),
+    ({"loss": {"kl": "k4"}}, "loss.kl.*one of"),
+    ({"loss": {"importance_cap": 3.0}}, "importance_cap.*old_logprobs"),
+    ({"loss": {"kind": "gspo", "dual_clip": 2.0}}, "dual_clip.*'gspo'"),
+    ({"loss": {"temperature_positive": 2.0}}, "temperature_positive.*'ppo'"),
+    ({"reward": {"kl": "k3"}}, "reward.kl_coefficient"),
+    ({"reward": {"kl": "k3+", "kl_coefficient": 0.1}}, "reward.kl.*without"),
+    ({"reward": {"kl_target": 0.1}}, "reward.kl_target.*reward.kl 'off'"),
+    ({"advantage": {"trace": 0.5}}, "advantage.trace.*'gigpo'"),
+    (
+      {"advantage": {"estimator": "grpo", "step_weight": 2.0}},
+      "advantage.step_weight.*'grpo'",
+    ),
+    ({"critic": {"kind": "separate"}}, "critic.kind.*'gigpo'"),
+    ({"guard": {"rollbacks": 9}}, "guard.rollbacks.*'warn'"),
+    ({"guard": {"action": "halt"}}, "guard.action"),
   )
   def test_refuses_by_name(self, changes, key):
     config = base.get_config()
     config.update(changes)
     with self.assertRaisesRegex(ValueError, key):
-      build.check(config)
+      checks.check(config)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax import sharding, types
-from t2po_jax.learning import batching, finetune, learner, objectives
+from t2po_jax.learning import (
+  batching,
+  finetune,
+  learner,
+  objectives,
+  optimizers,
+)
 
 V, D = 12, 16
 
@@ -90,7 +96,7 @@ class FinetuneTest(chex.TestCase):
       policy,
       {"table": ("vocab", "width"), "head": ("width", "vocab")},
       sharding.create_mesh(devices=jax.devices()[:1]),
-      optimizer=learner.OptimizerConfig(learning_rate=0.05),
+      optimizer=optimizers.OptimizerConfig(learning_rate=0.05),
       objective=objectives.LikelihoodObjective(),
       rows=2,
     )

@@ -30,9 +30,13 @@ FLOORS = {
   "learning": 2,
   "checkpoint": 3,
   "metrics": 3,
+  "guard": 3,
   "build": 4,
+  "checks": 4,
   "cold_start": 4,
   "evaluate": 4,
+  "experience": 4,
+  "improve": 4,
   "train": 4,
 }
 SHARED_FLOORS = (0, 4)

@@ -15,7 +15,14 @@ import numpy as np
 import optax
 
 from t2po_jax import sharding
-from t2po_jax.learning import batching, learner, losses, objectives
+from t2po_jax.learning import (
+  batching,
+  learner,
+  losses,
+  objectives,
+  optimizers,
+  scoring,
+)
 
 V, D = 11, 4
 AXES = {
@@ -113,7 +120,7 @@ def loop_loss(params, segments, objective, *, old=None, reference=None):
       term = max(-ratio * a, -min(max(ratio, low), high) * a)
       if a < 0 and objective.dual_clip is not None:
         term = min(term, -objective.dual_clip * a)
-      if old is not None and objective.importance_cap is not None:
+      if old is not None and objective.importance == "truncate":
         trust = np.exp(old_logp - segment.logprobs[i])
         term *= min(trust, objective.importance_cap)
       term -= objective.entropy_coefficient * entropy
@@ -150,7 +157,7 @@ EVERYTHING = objectives.PolicyObjective(
   old_logprobs="recompute",
   importance_cap=1.5,
 )
-OPTIMIZER = learner.OptimizerConfig(
+OPTIMIZER = optimizers.OptimizerConfig(
   learning_rate=0.01, eps=1e-3, max_grad_norm=10.0
 )
 
@@ -401,7 +408,7 @@ class StepTest(chex.TestCase):
 
   def test_clipping_bounds_the_gradient(self):
     trainer = make_learner(
-      optimizer=learner.OptimizerConfig(
+      optimizer=optimizers.OptimizerConfig(
         learning_rate=1.0, eps=1e3, max_grad_norm=1e-3
       )
     )
@@ -435,7 +442,7 @@ class TargetLogprobsTest(chex.TestCase):
 
   def compute(self, chunk, *, entropy_gradient=True):
     def value(hidden, head):
-      logprobs, entropy = learner.target_logprobs(
+      logprobs, entropy = scoring.target_logprobs(
         lambda x: x @ head,
         hidden,
         self.targets,
@@ -477,7 +484,7 @@ class TargetLogprobsTest(chex.TestCase):
     self.assertGreater(float(jnp.min(entropy)), 0.0)
 
     def value(hidden):
-      logprobs, _ = learner.target_logprobs(
+      logprobs, _ = scoring.target_logprobs(
         lambda x: x @ self.head, hidden, self.targets, temperature=0.5
       )
       return jnp.sum(jnp.sin(logprobs))
@@ -490,7 +497,7 @@ class TargetLogprobsTest(chex.TestCase):
     rows, positions, vocab = 2, 256, 4096
 
     def loss(hidden, head, targets):
-      logprobs, entropy = learner.target_logprobs(
+      logprobs, entropy = scoring.target_logprobs(
         lambda x: x @ head, hidden, targets, chunk=16
       )
       return jnp.sum(logprobs) + jnp.sum(entropy)
@@ -522,13 +529,13 @@ class ScheduleTest(chex.TestCase):
     ),
   )
   def test_by_hand(self, options, wanted):
-    config = learner.OptimizerConfig(learning_rate=2.0, **options)
-    schedule = learner.learning_rate(config)
+    config = optimizers.OptimizerConfig(learning_rate=2.0, **options)
+    schedule = optimizers.learning_rate(config)
     found = [float(schedule(step)) for step in range(len(wanted))]
     np.testing.assert_allclose(found, 2.0 * np.array(wanted), atol=1e-6)
 
   def test_optimizer_is_adamw_behind_clipping(self):
-    config = learner.OptimizerConfig(
+    config = optimizers.OptimizerConfig(
       learning_rate=0.1,
       b1=0.8,
       b2=0.9,
@@ -536,7 +543,7 @@ class ScheduleTest(chex.TestCase):
       weight_decay=0.5,
       max_grad_norm=1.0,
     )
-    optimizer = learner.create_optimizer(config)
+    optimizer = optimizers.create(config)
     w = np.array([1.0, -2.0])
     params, m, v = jnp.asarray(w), np.zeros(2), np.zeros(2)
     state = optimizer.init(params)
@@ -568,7 +575,7 @@ class RefusalTest(chex.TestCase):
   )
   def test_optimizer_options(self, options, message):
     with self.assertRaisesRegex(ValueError, message):
-      learner.OptimizerConfig(**options)
+      optimizers.OptimizerConfig(**options)
 
   @parameterized.parameters(
     (dict(kind="pppo"), "kind: found 'pppo'"),

@@ -391,6 +391,26 @@ class KlTest(chex.TestCase):
 
 
 class MismatchTest(chex.TestCase):
+  def test_masked_importance_weight(self):
+    rng = np.random.default_rng(4)
+    trainer, sampler = rng.normal(size=(2, *MASK.shape), scale=0.3).astype(
+      np.float32
+    )
+    found = losses.masked_importance_weight(trainer, sampler, MASK, cap=1.5)
+    kept = 0
+    for place in np.ndindex(MASK.shape):
+      weight = np.exp(float(trainer[place]) - float(sampler[place]))
+      inside = MASK[place] > 0 and 1 / 1.5 <= weight <= 1.5
+      kept += inside
+      self.assertAlmostEqual(
+        float(found[place]), weight if inside else 0.0, places=5
+      )
+    self.assertBetween(kept, 1, int(np.sum(MASK)) - 1)
+    grad = jax.grad(
+      lambda x: losses.masked_importance_weight(x, sampler, MASK).sum()
+    )(trainer)
+    self.assertFalse(np.any(grad))
+
   def test_importance_weight(self):
     trainer, sampler, _ = _batch(spread=1.0)
     found = losses.truncated_importance_weight(trainer, sampler, MASK, cap=1.5)

@@ -78,10 +78,11 @@ class _Shape:
 
 def trajectory_segments(
   trajectories: Sequence[types.Trajectory],
-  advantages: Sequence[Sequence[TurnAdvantage]],
+  advantages: Sequence[Sequence[TurnAdvantage]] | None = None,
   *,
   max_length: int,
   drop_void: bool = False,
+  drop_overlong: bool = False,
 ) -> list[Segment]:
   """The segments to train on.
 
@@ -91,10 +92,12 @@ def trajectory_segments(
   Args:
     trajectories: the rollout.
     advantages: per trajectory one entry per turn: a number, or [T] numbers
-      for the tokens of the response.
+      for the tokens of the response. None for 0, where they come later.
     max_length: tokens of the longest row; a growing dialogue is cut there.
     drop_void: whether to leave out trajectories with any turn that has no
       valid action (void turn filtering, a baseline).
+    drop_overlong: whether to leave out responses that were cut off at the
+      longest length allowed (overlong filtering, arXiv 2503.14476).
 
   Returns:
     Segments in the order of the rollout. Turns are numbered over the whole
@@ -104,6 +107,8 @@ def trajectory_segments(
     ValueError: if trajectories and advantages do not match, or a prompt is
       empty.
   """
+  if advantages is None:
+    advantages = [[0.0] * len(t.turns) for t in trajectories]
   if len(trajectories) != len(advantages):
     raise ValueError(
       f"found advantages of {len(advantages)} trajectories; there are "
@@ -118,7 +123,14 @@ def trajectory_segments(
       )
     void = any(not turn.action_valid for turn in trajectory.turns)
     if not trajectory.aborted and not (drop_void and void):
-      segments += _chain(trajectory.turns, values, first, max_length)
+      kept = [
+        (first + place, turn, value)
+        for place, (turn, value) in enumerate(
+          zip(trajectory.turns, values, strict=True)
+        )
+        if not (drop_overlong and turn.response.finish == "length")
+      ]
+      segments += _chain(kept, max_length)
     first += len(trajectory.turns)
   return segments
 
@@ -202,37 +214,47 @@ def pack(
   return Packed(batches=batches, stats=stats)
 
 
-def turn_sums(
-  batch: types.Batch, values: np.ndarray, *, turns: int
-) -> np.ndarray:
-  """Sums a quantity over the sampled tokens of each turn.
+def to_turns(
+  batches: Sequence[types.Batch], values: Sequence[np.ndarray], *, turns: int
+) -> list[np.ndarray]:
+  """Takes a quantity of packed rows apart into turns.
 
   Args:
-    batch: a packed batch.
-    values: [B, R] numbers, e.g. log-ratios to the reference policy.
+    batches: packed batches.
+    values: [B, R] numbers for each batch, e.g. of a critic.
     turns: number of turns in the rollout.
 
   Returns:
-    [turns] float64, 0 for turns that are not in the batch.
+    Per turn [T] numbers, one per response token, forced ones included; empty
+    for turns that are in no batch.
   """
-  keep = np.asarray(batch.mask) > 0
-  chosen = np.asarray(batch.turn)[keep]
-  return np.bincount(chosen, np.asarray(values)[keep], minlength=turns)
+  number = np.concatenate([np.ravel(batch.turn) for batch in batches])
+  flat = np.concatenate([np.ravel(value) for value in values])
+  # A turn's tokens stand in one row, in order.
+  order = np.argsort(number, kind="stable")
+  order = order[np.count_nonzero(number < 0) :]
+  counts = np.bincount(number[order], minlength=turns)
+  return np.split(flat[order], np.cumsum(counts)[:-1])
 
 
-def with_advantages(batch: types.Batch, advantages: np.ndarray) -> types.Batch:
-  """Replaces the advantages of a batch.
+def from_turns(batch: types.Batch, values: Sequence[np.ndarray]) -> np.ndarray:
+  """Lays a quantity of turns out as a packed batch is; undoes `to_turns`.
 
   Args:
     batch: a packed batch.
-    advantages: [turns], one number per turn of the rollout.
+    values: per turn of the rollout [T] numbers, one per response token.
 
   Returns:
-    The batch with the new numbers on all response tokens, 0 on padding.
+    [B, R] float32, 0 on padding.
   """
-  turn = np.asarray(batch.turn)
-  spread = np.asarray(advantages, np.float32)[np.maximum(turn, 0)]
-  return batch.replace(advantages=np.where(turn >= 0, spread, 0.0))
+  number = np.ravel(batch.turn)
+  order = np.argsort(number, kind="stable")
+  order = order[np.count_nonzero(number < 0) :]
+  present = np.unique(number[order])
+  flat = np.zeros(number.shape, np.float32)
+  if len(present):
+    flat[order] = np.concatenate([values[turn] for turn in present])
+  return flat.reshape(batch.turn.shape)
 
 
 def _segment(prompt, response, number, *, mask, advantages, logprobs):
@@ -254,17 +276,17 @@ def _segment(prompt, response, number, *, mask, advantages, logprobs):
   )
 
 
-def _chain(turns, values, first, max_length):
-  """The segments of one trajectory; a growing dialogue becomes one."""
+def _chain(turns, max_length):
+  """Segments of (number, turn, advantage); a growing dialogue becomes one."""
   chain = []
-  for offset, (turn, value) in enumerate(zip(turns, values, strict=True)):
+  for number, turn, value in turns:
     response = turn.response
     if not len(response.tokens):
       continue
     segment = _segment(
       turn.prompt,
       response.tokens,
-      first + offset,
+      number,
       mask=1.0 - response.forced,
       advantages=value,
       logprobs=response.logprobs,
@@ -381,6 +403,8 @@ def _fill(bins, shape, height):
     sampler_logprobs=np.zeros(by_response, np.float32),
     old_logprobs=np.zeros(by_response, np.float32),
     ref_logprobs=np.zeros(by_response, np.float32),
+    old_values=np.zeros(by_response, np.float32),
+    value_targets=np.zeros(by_response, np.float32),
   )
   for row, filled in enumerate(bins):
     start = begin = 0

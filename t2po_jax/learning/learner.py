@@ -1,9 +1,10 @@
 """The update: rows in, better parameters out.
 
-`Learner` compiles two functions for a mesh: one optimizer step and the
-log-probs of a batch. Where other code bases of this field use `jax.pmap`, here
-it is `jax.jit` with explicit shardings (see `sharding.py`): parameters,
-optimizer state and rows are laid out by name, and the state is donated.
+`Learner` compiles its functions for a mesh: one optimizer step, the log-probs
+of a batch, and the values of a batch if there is a critic. Where other code
+bases of this field use `jax.pmap`, here it is `jax.jit` with explicit shardings
+(see `sharding.py`): parameters, optimizer state and rows are laid out by name,
+and the state is donated.
 
 A step walks over the micro-batches of its batch and adds up gradients. The
 weight of every token is computed from the whole batch first, so the sum is the
@@ -15,8 +16,7 @@ transferred between host and devices inside a step.
 """
 
 import collections
-from collections.abc import Callable, Sequence
-import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -25,9 +25,7 @@ import numpy as np
 import optax
 
 from t2po_jax import sharding, types
-from t2po_jax.learning import losses, objectives
-
-SCHEDULES = ("constant", "linear", "cosine")
+from t2po_jax.learning import losses, objectives, optimizers, scoring
 
 
 class Policy(Protocol):
@@ -40,136 +38,18 @@ class Policy(Protocol):
   def logits(self, params, hidden) -> types.Array: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class OptimizerConfig:
-  """AdamW and its schedule.
+class Critic(Protocol):
+  """What the learner needs of a critic; see `models.critic.Critic`."""
 
-  Attributes:
-    learning_rate: the peak.
-    schedule: after warm-up: `constant`, or `linear` or `cosine` to the end.
-    warmup_steps: optimizer steps from 0 to the peak.
-    total_steps: optimizer steps until the end, for `linear` and `cosine`.
-    final_fraction: of the peak, at the end, from 0 to 1.
-    b1: decay of the gradient's mean, from 0 to 1.
-    b2: decay of the gradient's square, from 0 to 1.
-    eps: added to the root of the square.
-    weight_decay: per step, times the learning rate; on every parameter.
-    max_grad_norm: the gradient's global norm is clipped to this; above 0.
-  """
+  def init(self, params) -> types.Params: ...
 
-  learning_rate: float = 1e-6
-  schedule: str = "constant"
-  warmup_steps: int = 0
-  total_steps: int = 0
-  final_fraction: float = 0.0
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  weight_decay: float = 0.0
-  max_grad_norm: float = 1.0
+  def logical_axes(self, params) -> sharding.Axes: ...
 
-  def __post_init__(self):
-    if self.schedule not in SCHEDULES:
-      raise ValueError(
-        f"schedule: found {self.schedule!r}, expected one of {SCHEDULES}"
-      )
-    if self.schedule != "constant" and self.total_steps <= self.warmup_steps:
-      raise ValueError(
-        f"total_steps: found {self.total_steps}, expected more than "
-        f"warmup_steps ({self.warmup_steps}) for schedule {self.schedule!r}"
-      )
-    if self.max_grad_norm <= 0:
-      raise ValueError(
-        f"max_grad_norm: found {self.max_grad_norm}, expected above 0"
-      )
+  def hidden(
+    self, params, of_policy, tokens, positions, segments
+  ) -> types.Array: ...
 
-
-def learning_rate(config: OptimizerConfig) -> optax.Schedule:
-  """The learning rate as a function of the optimizer step, from 0."""
-  peak, end = config.learning_rate, config.learning_rate * config.final_fraction
-  steps = config.total_steps - config.warmup_steps
-  after = {
-    "constant": lambda: optax.constant_schedule(peak),
-    "linear": lambda: optax.linear_schedule(peak, end, steps),
-    "cosine": lambda: optax.cosine_decay_schedule(
-      peak, steps, config.final_fraction
-    ),
-  }[config.schedule]()
-  if not config.warmup_steps:
-    return after
-  # The first step already moves: 1/n, 2/n, ... of the peak.
-  first = peak / config.warmup_steps
-  warmup = optax.linear_schedule(first, peak, config.warmup_steps - 1)
-  return optax.join_schedules([warmup, after], [config.warmup_steps])
-
-
-def create_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-  """AdamW behind global-norm clipping."""
-  return optax.chain(
-    optax.clip_by_global_norm(config.max_grad_norm),
-    optax.adamw(
-      learning_rate(config),
-      b1=config.b1,
-      b2=config.b2,
-      eps=config.eps,
-      weight_decay=config.weight_decay,
-    ),
-  )
-
-
-def target_logprobs(
-  project: Callable[[types.Array], types.Array],
-  hidden: types.Array,
-  targets: types.Array,
-  *,
-  temperature: float = 1.0,
-  chunk: int | None = None,
-  entropy_gradient: bool = False,
-) -> tuple[types.Array, types.Array]:
-  """Log-probs of the targets, and entropies, from hidden states.
-
-  logp = z_target - logsumexp(z), H = logsumexp(z) - sum softmax(z) z, with
-  z = logits / temperature.
-
-  Args:
-    project: hidden states [..., D] -> logits [..., V] float32.
-    hidden: [B, R, D].
-    targets: [B, R] int32 token ids.
-    temperature: above 0.
-    chunk: positions per row whose logits exist at the same time, rounded down
-      to a divisor of R; None keeps all logits for the backward pass.
-    entropy_gradient: whether the entropy is differentiated.
-
-  Returns:
-    [B, R] float32 log-probs and [B, R] float32 entropies, nats.
-  """
-
-  def score(hidden, targets):
-    logits = project(hidden) / temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison splits over devices and transposes without a scatter.
-    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
-    chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    if not entropy_gradient:
-      logits = jax.lax.stop_gradient(logits)
-    return chosen - normaliser, losses.token_entropy(logits)
-
-  if chunk is None:
-    return score(hidden, targets)
-  size = targets.shape[1]
-  width = max(c for c in range(1, min(chunk, size) + 1) if size % c == 0)
-
-  def cut(x):
-    parts = x.reshape(x.shape[0], size // width, width, *x.shape[2:])
-    return jnp.moveaxis(parts, 1, 0)
-
-  def join(x):
-    return jnp.moveaxis(x, 0, 1).reshape(targets.shape)
-
-  found = jax.lax.map(
-    lambda part: jax.checkpoint(score)(*part), (cut(hidden), cut(targets))
-  )
-  return jax.tree.map(join, found)
+  def values(self, params, hidden) -> types.Array: ...
 
 
 class Learner:
@@ -178,7 +58,6 @@ class Learner:
   Attributes:
     mesh: the mesh.
     rows: rows of a micro-batch over the whole mesh.
-    optimizer: the optax transformation.
     traces: how often each function was traced; more than once per shape of a
       batch means recompilation.
   """
@@ -189,10 +68,12 @@ class Learner:
     axes: sharding.Axes,
     mesh: jax.sharding.Mesh,
     *,
-    optimizer: OptimizerConfig,
+    optimizer: optimizers.OptimizerConfig,
     objective: objectives.Objective,
     rows: int,
     chunk: int | None = 128,
+    critic: Critic | None = None,
+    critic_optimizer: optimizers.OptimizerConfig | None = None,
   ):
     """Plans the layout; nothing is compiled or allocated yet.
 
@@ -203,7 +84,11 @@ class Learner:
       optimizer: of the update.
       objective: what is minimised.
       rows: rows of a micro-batch over the whole mesh.
-      chunk: see `target_logprobs`.
+      chunk: see `scoring.target_logprobs`.
+      critic: learns values beside the policy, in the same steps; None for
+        none.
+      critic_optimizer: of the critic's own parameters; by default as the
+        policy's.
 
     Raises:
       ValueError: if the rows do not divide over the mesh.
@@ -215,11 +100,16 @@ class Learner:
         f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
       )
     self.mesh = mesh
-    self.optimizer = create_optimizer(optimizer)
+    # What is trained, by name: each part with its own optimizer and norm.
+    self._optimizers = {"policy": optimizers.create(optimizer)}
+    if critic is not None:
+      of_critic = optimizers.create(critic_optimizer or optimizer)
+      self._optimizers["critic"] = of_critic
     self.traces = collections.Counter()
-    self._policy, self._objective = policy, objective
+    self._policy, self._critic = policy, critic
+    self._objective = objective
     self.rows, self._chunk = rows, chunk
-    self._learning_rate = learning_rate(optimizer)
+    self._learning_rate = optimizers.learning_rate(optimizer)
     whole = sharding.replicated(mesh)
     by_row = sharding.row_sharding(mesh, dimension=1)
     self._batch_sharding = by_row
@@ -227,13 +117,22 @@ class Learner:
     self._state_sharding = jax.tree.map(lambda x: x.sharding, self._state)
     self._step = jax.jit(
       self._optimizer_step,
-      in_shardings=(self._state_sharding, by_row),
+      in_shardings=(self._state_sharding, by_row, whole),
       out_shardings=(self._state_sharding, whole),
       donate_argnums=0,
     )
     self._score = jax.jit(
       self._batch_logprobs,
       in_shardings=(self._state_sharding.params, by_row),
+      out_shardings=by_row,
+    )
+    self._value = jax.jit(
+      self._batch_values,
+      in_shardings=(
+        self._state_sharding.params,
+        self._state_sharding.critic,
+        by_row,
+      ),
       out_shardings=by_row,
     )
     self._merge = jax.jit(_merge_metrics, out_shardings=whole)
@@ -260,11 +159,17 @@ class Learner:
     master = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     master = self.place_params(master)
     layout = self._state_sharding
-    start = jax.jit(self.optimizer.init, out_shardings=layout.opt_state)
+    critic = None
+    if self._critic is not None:
+      critic = jax.device_put(
+        self._critic.init(master), layout.critic, may_alias=False
+      )
+    start = jax.jit(self._init_optimizers, out_shardings=layout.opt_state)
     return types.TrainState(
       step=sharding.put(np.int32(0), layout.step),
       params=master,
-      opt_state=start(master),
+      opt_state=start(_join(master, critic)),
+      critic=critic,
     )
 
   def update(
@@ -274,6 +179,7 @@ class Learner:
     *,
     epochs: int = 1,
     ref_params: types.Params | None = None,
+    rate: float = 1.0,
   ) -> tuple[types.TrainState, dict[str, types.Array]]:
     """One optimizer step per batch and epoch.
 
@@ -285,6 +191,7 @@ class Learner:
       epochs: how often to go through the batches, >= 1.
       ref_params: of the reference policy, from `place_params`; only if the
         objective needs them and the batches lack them.
+      rate: multiplies the learning rate, above 0.
 
     Returns:
       The new state, and metrics as scalars on the device: means over the
@@ -304,10 +211,11 @@ class Learner:
           batch.replace(ref_logprobs=self._score(ref_params, batch))
           for batch in placed
         ]
+      rate = sharding.put(np.float32(rate), sharding.replicated(self.mesh))
       found = []
       for _ in range(epochs):
         for batch in placed:
-          state, metrics = self._step(state, batch)
+          state, metrics = self._step(state, batch, rate)
           found.append(metrics)
       return state, self._merge(found) if found else {}
 
@@ -325,6 +233,20 @@ class Learner:
       found = self._score(params, self._place(batch))
       return found.reshape(batch.targets.shape)
 
+  def values(self, state: types.TrainState, batch: types.Batch) -> types.Array:
+    """The critic's values before each response token.
+
+    Args:
+      state: the learner's state.
+      batch: from `batching.pack`, numpy arrays.
+
+    Returns:
+      [B, R] float32 on the devices.
+    """
+    with jax.set_mesh(self.mesh):
+      found = self._value(state.params, state.critic, self._place(batch))
+      return found.reshape(batch.targets.shape)
+
   def _plan(self, axes) -> types.TrainState:
     """The shapes and shardings of the state."""
     params = jax.eval_shape(self._policy.init, jax.random.key(0))
@@ -332,15 +254,25 @@ class Learner:
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params
     )
     layout = sharding.params_sharding(self.mesh, params, axes)
-    opt_state = jax.eval_shape(self.optimizer.init, params)
+    critic = critic_layout = None
+    if self._critic is not None:
+      critic = jax.eval_shape(self._critic.init, params)
+      critic_layout = sharding.params_sharding(
+        self.mesh, critic, self._critic.logical_axes(params)
+      )
+    opt_state = jax.eval_shape(self._init_optimizers, _join(params, critic))
     whole = sharding.replicated(self.mesh)
-    opt_layout = optax.tree.map_params(
-      self.optimizer,
-      lambda _, place: place,
-      opt_state,
-      layout,
-      transform_non_params=lambda _: whole,
-    )
+    layouts = _join(layout, critic_layout)
+    opt_layout = {
+      name: optax.tree.map_params(
+        optimizer,
+        lambda _, place: place,
+        opt_state[name],
+        layouts[name],
+        transform_non_params=lambda _: whole,
+      )
+      for name, optimizer in self._optimizers.items()
+    }
 
     def describe(x, place):
       return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
@@ -349,7 +281,15 @@ class Learner:
       step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
       params=jax.tree.map(describe, params, layout),
       opt_state=jax.tree.map(describe, opt_state, opt_layout),
+      critic=jax.tree.map(describe, critic, critic_layout),
     )
+
+  def _init_optimizers(self, trained):
+    """The optimizer states of everything that is trained."""
+    return {
+      name: optimizer.init(trained[name])
+      for name, optimizer in self._optimizers.items()
+    }
 
   def _place(self, batch):
     """[B, ...] on the host -> [micro-batches, rows, ...] on the devices."""
@@ -365,36 +305,52 @@ class Learner:
 
     return sharding.put(jax.tree.map(cut, batch), self._batch_sharding)
 
-  def _token_logprobs(self, params, batch):
-    """Log-probs and entropies [B, R] of one micro-batch."""
+  def _hidden(self, params, batch):
+    """Hidden states [B, T, D] of one micro-batch."""
     hidden = self._policy.hidden(
       params, batch.tokens, batch.positions, batch.segments
     )
-    hidden = sharding.constrain(hidden, "rows", "length", "activation_width")
-    hidden = jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
-    return target_logprobs(
+    return sharding.constrain(hidden, "rows", "length", "activation_width")
+
+  def _token_logprobs(self, params, hidden, batch):
+    """Log-probs and entropies [B, R] of one micro-batch."""
+    return scoring.target_logprobs(
       lambda x: self._policy.logits(params, x),
-      hidden,
+      _at_responses(hidden, batch),
       batch.targets,
       temperature=self._objective.temperature,
       chunk=self._chunk,
       entropy_gradient=self._objective.entropy_coefficient != 0,
     )
 
-  def _part_loss(self, params, batch, weights, shares):
-    """Loss of one micro-batch, in the form `value_and_grad` wants."""
-    logprobs, entropy = self._token_logprobs(params, batch)
-    parts = self._objective.evaluate(logprobs, entropy, batch, weights, shares)
-    return parts.loss, (parts.means, parts.maxima)
+  def _token_values(self, critic, hidden, batch):
+    """Values [B, R] of one micro-batch."""
+    hidden = self._critic.hidden(
+      critic, hidden, batch.tokens, batch.positions, batch.segments
+    )
+    return self._critic.values(critic, _at_responses(hidden, batch))
 
-  def _gradient(self, params, batch):
+  def _part_loss(self, trained, batch, weights, shares, asked):
+    """Loss of one micro-batch, in the form `value_and_grad` wants."""
+    params, critic = trained["policy"], trained.get("critic")
+    hidden = self._hidden(params, batch)
+    logprobs, entropy = self._token_logprobs(params, hidden, batch)
+    parts = self._objective.evaluate(logprobs, entropy, batch, weights, shares)
+    loss, means = parts.loss, parts.means
+    if critic is not None:
+      values = self._token_values(critic, hidden, batch)
+      error, found = self._objective.evaluate_values(values, batch, asked)
+      loss, means = loss + error, means | found
+    return loss, (means, parts.maxima)
+
+  def _gradient(self, trained, batch):
     """Gradient, means and maxima of the whole batch."""
-    weights, shares = self._weigh(batch)
+    weighed = self._weigh(batch)
     differentiate = jax.grad(self._part_loss, has_aux=True)
 
     def part(i):
       return differentiate(
-        params, *jax.tree.map(lambda x: x[i], (batch, weights, shares))
+        trained, *jax.tree.map(lambda x: x[i], (batch, *weighed))
       )
 
     def add(i, total):
@@ -417,7 +373,7 @@ class Learner:
     return grads, means | maxima
 
   def _weigh(self, batch):
-    """Weights of all tokens, for the loss and for the metrics."""
+    """Weights of all tokens, for the loss, the metrics and the critic."""
 
     def flat(x):
       # Rows first: this keeps them on their devices.
@@ -435,27 +391,36 @@ class Learner:
       horizon=self._objective.horizon,
     )
     shares = losses.token_weights(mask, turn, mode="token_mean")
-    return back(weights), back(shares)
+    asked = (turn >= 0) & jnp.isfinite(flat(batch.value_targets))
+    asked = losses.token_weights(asked, turn, mode="token_mean")
+    return back(weights), back(shares), back(asked)
 
-  def _optimizer_step(self, state, batch):
+  def _optimizer_step(self, state, batch, rate):
     """One step; see `update`."""
     self.traces["update"] += 1
-    grads, metrics = self._gradient(state.params, batch)
-    norm = optax.tree.norm(grads)
-    updates, opt_state = self.optimizer.update(
-      grads, state.opt_state, state.params
-    )
-    finite = jnp.isfinite(norm)
+    trained = _join(state.params, state.critic)
+    grads, metrics = self._gradient(trained, batch)
+    found = {
+      name: optimizer.update(grads[name], state.opt_state[name], trained[name])
+      for name, optimizer in self._optimizers.items()
+    }
+    updates = {
+      name: jax.tree.map(lambda x: rate * x, pair[0])
+      for name, pair in found.items()
+    }
+    trained = optax.apply_updates(trained, updates)
+    finite = jnp.isfinite(optax.tree.norm(grads))
     moved = types.TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
-      opt_state=opt_state,
+      params=trained["policy"],
+      opt_state={name: pair[1] for name, pair in found.items()},
+      critic=trained.get("critic"),
     )
     new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
     metrics |= {
-      "grad_norm": norm,
-      "update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0),
-      "learning_rate": self._learning_rate(state.step),
+      "grad_norm": optax.tree.norm(grads["policy"]),
+      "update_norm": jnp.where(finite, optax.tree.norm(updates["policy"]), 0.0),
+      "learning_rate": rate * self._learning_rate(state.step),
       "skipped": 1.0 - finite,
       "tokens": jnp.sum(batch.mask),
       "steps": jnp.ones(()),
@@ -466,13 +431,42 @@ class Learner:
     """[micro-batches, rows, R] log-probs; those without content are 0."""
     self.traces["logprobs"] += 1
 
-    def score(i, found):
-      part = jax.tree.map(lambda x: x[i], batch)
-      logprobs, _ = self._token_logprobs(params, part)
-      return found.at[i].set(logprobs)
+    def score(part):
+      hidden = self._hidden(params, part)
+      return self._token_logprobs(params, hidden, part)[0]
 
-    empty = jnp.zeros(batch.targets.shape, jnp.float32)
-    return jax.lax.fori_loop(0, _filled(batch), score, empty)
+    return _by_part(score, batch)
+
+  def _batch_values(self, params, critic, batch):
+    """[micro-batches, rows, R] values; those without content are 0."""
+    self.traces["values"] += 1
+
+    def score(part):
+      return self._token_values(critic, self._hidden(params, part), part)
+
+    return _by_part(score, batch)
+
+
+def _join(params, critic):
+  """What is trained, by name."""
+  parts = {"policy": params, "critic": critic}
+  return {name: part for name, part in parts.items() if part is not None}
+
+
+def _at_responses(hidden, batch):
+  """[B, T, D] -> [B, R, D], the positions that predict response tokens."""
+  return jnp.take_along_axis(hidden, batch.index[..., None], axis=1)
+
+
+def _by_part(score, batch):
+  """Applies a score [rows, R] to every micro-batch with content."""
+
+  def add(i, found):
+    part = jax.tree.map(lambda x: x[i], batch)
+    return found.at[i].set(score(part))
+
+  empty = jnp.zeros(batch.targets.shape, jnp.float32)
+  return jax.lax.fori_loop(0, _filled(batch), add, empty)
 
 
 def _filled(batch) -> types.Array:

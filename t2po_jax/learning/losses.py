@@ -359,6 +359,38 @@ def truncated_importance_weight(
   return jax.lax.stop_gradient(jnp.where(mask > 0, weight, 0.0))
 
 
+def masked_importance_weight(
+  trainer_logprobs: types.Array,
+  sampler_logprobs: types.Array,
+  mask: types.Array,
+  *,
+  cap: float = 2.0,
+) -> types.Array:
+  """w = exp(logp_trainer - logp_sampler) in [1 / cap, cap], elsewhere 0.
+
+  Tokens on which trainer and sampler disagree too much take no part at all
+  (IcePop, Ling team 2025, "Every step evolves", arXiv 2510.18855).
+
+  Args:
+    trainer_logprobs: as in `truncated_importance_weight`.
+    sampler_logprobs: as in `truncated_importance_weight`.
+    mask: as in `truncated_importance_weight`.
+    cap: C, above 1.
+
+  Returns:
+    [B, R] float32, 0 or from 1 / C to C; a constant; 0 outside the mask.
+  """
+  weight = jnp.exp(_log_ratio(trainer_logprobs, sampler_logprobs, mask))
+  kept = (mask > 0) & (weight >= 1.0 / cap) & (weight <= cap)
+  return jax.lax.stop_gradient(jnp.where(kept, weight, 0.0))
+
+
+IMPORTANCE: dict[str, Callable[..., types.Array]] = {
+  "truncate": truncated_importance_weight,
+  "mask": masked_importance_weight,
+}
+
+
 def mismatch(
   trainer_logprobs: types.Array,
   sampler_logprobs: types.Array,

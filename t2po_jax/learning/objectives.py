@@ -23,7 +23,7 @@ from t2po_jax.learning import losses
 OLD_LOGPROBS = ("sampler", "recompute")
 
 # Options of each policy loss, by the names of `PolicyObjective`'s fields.
-_OPTIONS = {
+OPTIONS = {
   "ppo": ("clip_low", "clip_high", "dual_clip"),
   "gspo": ("clip_low", "clip_high"),
   "cispo": ("clip_low", "clip_high"),
@@ -75,6 +75,11 @@ class Objective(Protocol):
   ) -> Parts:
     """The loss and metrics of some rows of a batch."""
 
+  def evaluate_values(
+    self, values: types.Array, batch: types.Batch, weights: types.Array
+  ) -> tuple[types.Array, dict[str, types.Array]]:
+    """The critic's loss and token means; only asked where there is one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class PolicyObjective:
@@ -94,9 +99,13 @@ class PolicyObjective:
     entropy_coefficient: c_H, at least 0: a bonus.
     old_logprobs: `sampler` takes the recorded ones; `recompute` runs the
       policy once more before the first step.
-    importance_cap: C of the truncated importance weights min(old / sampler,
-      C); only when recomputed; None for none.
+    importance: how the gap between recomputed and recorded log-probs is
+      weighed, w = old / sampler: `off`; `truncate` to min(w, C); `mask`
+      leaves tokens outside [1 / C, C] out.
+    importance_cap: C, above 1; only when recomputed.
     temperature: of sampling, above 0.
+    value_coefficient: weight of the critic's loss, above 0.
+    value_clip: range around the critic's old values, above 0; None for none.
   """
 
   kind: str = "ppo"
@@ -111,14 +120,18 @@ class PolicyObjective:
   kl_coefficient: float = 0.0
   entropy_coefficient: float = 0.0
   old_logprobs: str = "sampler"
-  importance_cap: float | None = 2.0
+  importance: str = "truncate"
+  importance_cap: float = 2.0
   temperature: float = 1.0
+  value_coefficient: float = 0.5
+  value_clip: float | None = 0.5
 
   def __post_init__(self):
     _check_choice("kind", self.kind, tuple(losses.POLICY_LOSSES))
     _check_choice("kl", self.kl, ("off", *losses.KL_KINDS))
     _check_choice("old_logprobs", self.old_logprobs, OLD_LOGPROBS)
     _check_choice("aggregation", self.aggregation, losses.AGGREGATIONS)
+    _check_choice("importance", self.importance, ("off", *losses.IMPORTANCE))
     for name in ("kl_coefficient", "entropy_coefficient"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}: found {getattr(self, name)}, expected >= 0")
@@ -141,7 +154,7 @@ class PolicyObjective:
   @property
   def policy_loss(self) -> Callable[..., tuple[types.Array, losses.Stats]]:
     """The policy loss per token with its options set."""
-    options = {name: getattr(self, name) for name in _OPTIONS[self.kind]}
+    options = {name: getattr(self, name) for name in OPTIONS[self.kind]}
     return functools.partial(losses.POLICY_LOSSES[self.kind], **options)
 
   def evaluate(
@@ -173,8 +186,8 @@ class PolicyObjective:
       for name, value in stats.items()
       if name != "ratio"
     }
-    if self.recomputes_old and self.importance_cap is not None:
-      trust = losses.truncated_importance_weight(
+    if self.recomputes_old and self.importance != "off":
+      trust = losses.IMPORTANCE[self.importance](
         batch.old_logprobs,
         batch.sampler_logprobs,
         mask,
@@ -198,6 +211,34 @@ class PolicyObjective:
     means["mismatch_kl"] = found["kl"] * share
     maxima["mismatch_max"] = found["max_abs"]
     return Parts(loss=loss, means={"loss": loss, **means}, maxima=maxima)
+
+  def evaluate_values(
+    self, values: types.Array, batch: types.Batch, weights: types.Array
+  ) -> tuple[types.Array, dict[str, types.Array]]:
+    """The critic's loss on some rows of a batch.
+
+    Args:
+      values: [B, R] float32, differentiated.
+      batch: those rows, with `old_values` and `value_targets`.
+      weights: [B, R], the rows' part of weights that are equal wherever the
+        batch has a target, and 0 elsewhere.
+
+    Returns:
+      The weighted loss, and means over the targets to log.
+    """
+    per_token, stats = losses.value_loss(
+      values,
+      batch.old_values,
+      batch.value_targets,
+      weights,
+      clip=self.value_clip,
+    )
+    loss = losses.aggregate(per_token, weights)
+    means = {
+      name: losses.aggregate(value, weights) for name, value in stats.items()
+    }
+    means |= {"value_loss": loss, "value": losses.aggregate(values, weights)}
+    return self.value_coefficient * loss, means
 
   def _mismatch(self, logprobs, batch):
     """Sampler against trainer, both of the policy that sampled."""
@@ -239,6 +280,16 @@ class LikelihoodObjective:
     loss = losses.aggregate(-logprobs, weights)
     means = {"loss": loss, "entropy": losses.aggregate(entropy, shares)}
     return Parts(loss=loss, means=means, maxima={})
+
+  def evaluate_values(
+    self, values: types.Array, batch: types.Batch, weights: types.Array
+  ) -> tuple[types.Array, dict[str, types.Array]]:
+    """Refused: demonstrations bring no returns.
+
+    Raises:
+      NotImplementedError: always.
+    """
+    raise NotImplementedError("supervised fine-tuning does not train a critic")
 
 
 def _check_choice(name, found, choices):

@@ -70,6 +70,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     "prompt_shortened": _mean([turn.prompt_shortened for turn in turns]),
     "format_valid": _mean([turn.format_valid for turn in turns]),
     "action_valid": _mean([turn.action_valid for turn in turns]),
+    "repetition": _mean([repetition(attempt.tokens) for attempt in kept]),
     "cut_off": _mean([attempt.finish == "length" for attempt in kept]),
     "intervention_rate": _mean([a.fired_at >= 0 for a in kept]),
     "intervention_at": _mean([attempt.fired_at for attempt in fired]),
@@ -83,6 +84,20 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
       [turn.info[name] for turn in turns if name in turn.info]
     )
   return numbers
+
+
+def repetition(tokens: np.ndarray, *, size: int = 4) -> float:
+  """The fraction of a response's n-grams that occurred in it before.
+
+  Args:
+    tokens: [T] int32.
+    size: n.
+
+  Returns:
+    From 0 to 1; 0 for a response shorter than n tokens.
+  """
+  grams = [tuple(tokens[i : i + size]) for i in range(len(tokens) - size + 1)]
+  return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def mixed_groups(trajectories: Sequence[types.Trajectory]) -> float:

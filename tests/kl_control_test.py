@@ -1,0 +1,34 @@
+"""The coefficient of the KL penalty."""
+
+from absl.testing import absltest, parameterized
+
+from t2po_jax.learning import kl_control
+
+
+class KLControllerTest(parameterized.TestCase):
+  def test_a_target_of_zero_fixes_it(self):
+    controller = kl_control.KLController(0.3, target=0.0, horizon=10.0)
+    controller.advance(5.0, 100)
+    self.assertEqual(controller.coefficient, 0.3)
+
+  @parameterized.parameters(
+    (0.11, 1.0 + 0.1 * 32 / 320),  # Ten per cent too much.
+    (0.05, 1.0 - 0.2 * 32 / 320),  # Half of it: clipped at -0.2.
+    (9.0, 1.0 + 0.2 * 32 / 320),
+    (0.1, 1.0),
+  )
+  def test_one_step_by_hand(self, kl, factor):
+    controller = kl_control.KLController(0.5, target=0.1, horizon=320.0)
+    controller.advance(kl, 32)
+    self.assertAlmostEqual(controller.coefficient, 0.5 * factor)
+
+  def test_steers_a_simple_policy_to_its_target(self):
+    # A policy whose KL is inverse to the penalty.
+    controller = kl_control.KLController(1.0, target=0.02, horizon=100.0)
+    for _ in range(2000):
+      controller.advance(0.1 / controller.coefficient, 16)
+    self.assertAlmostEqual(controller.coefficient, 5.0, places=3)
+
+
+if __name__ == "__main__":
+  absltest.main()
