@@ -66,15 +66,21 @@ def cold_start(
       agent = _imitate_expert(config, actor, agent, report)
     if "rft" in kinds:
       agent = _imitate_successes(config, actor, agent, report)
-    _store(place, agent, report)
+    store(place, agent, report)
   else:
     metrics.say(f"cold start from {place}")
   _, params = weights.load(place)
   return dataclasses.replace(agent, params=params)
 
 
-def _store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
-  """Writes the directory whole or not at all."""
+def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
+  """Writes an agent as a Hugging Face directory, whole or not at all.
+
+  Args:
+    place: the directory; an older one is replaced.
+    agent: its parameters and tokenizer are written.
+    report: what was done, for `cold_start.json` beside them.
+  """
   place.parent.mkdir(parents=True, exist_ok=True)
   draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
   params = jax.tree.map(np.asarray, agent.params)
@@ -110,7 +116,7 @@ def _imitate_expert(config, actor, agent, report) -> build.Agent:
       "cold_start.only_successes to False"
     )
   segments = batching.pair_segments(pairs)
-  return _finetune(config, agent, segments, cold.epochs, report)
+  return imitate(config, agent, segments, cold.epochs, report)
 
 
 def _imitate_successes(config, actor, agent, report) -> build.Agent:
@@ -149,12 +155,29 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
         f"cold_start.rft: round {number + 1} found no success among {total} "
         "episodes; start from a stronger model or raise cold_start.rft_tasks"
       )
-    agent = _finetune(config, agent, segments, cold.rft_epochs, report)
+    agent = imitate(config, agent, segments, cold.rft_epochs, report)
   return agent
 
 
-def _finetune(config, agent, segments, epochs, report) -> build.Agent:
-  """Supervised steps on the segments."""
+def imitate(
+  config: build.ConfigDict,
+  agent: build.Agent,
+  segments: list[batching.Segment],
+  epochs: int,
+  report: dict,
+) -> build.Agent:
+  """Supervised fine-tuning as `config.cold_start` says.
+
+  Args:
+    config: the run's configuration.
+    agent: who learns.
+    segments: what is learned, see `batching.pair_segments`.
+    epochs: passes over them.
+    report: gets the last loss.
+
+  Returns:
+    The agent with new parameters.
+  """
   cold = config.cold_start
   steps = finetune.count_steps(
     len(segments), batch_size=cold.batch_size, epochs=epochs

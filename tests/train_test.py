@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 from configs import base as base_config
 from configs import smoke
-from t2po_jax import build, experience, metrics, train
+from t2po_jax import build, metrics, train
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What may differ between two runs of the same updates.
@@ -172,18 +172,6 @@ class LearningTest(absltest.TestCase):
     self.assertEqual(sum(line["compiles"] for line in lines[10:-1]), 0)
     mismatch = max(line["learn/mismatch_max"] for line in lines[1:])
     self.assertLess(mismatch, 1e-4)
-
-
-class TaskOrderTest(absltest.TestCase):
-  def test_every_task_once_before_one_comes_again(self):
-    split = tuple(f"t{i}" for i in range(10))
-    drawn = []
-    for update in range(1, 6):
-      drawn += experience.tasks_of(split, 4 * (update - 1), 4, seed=1)
-    self.assertSameElements(drawn[:10], split)
-    self.assertSameElements(drawn[10:], split)
-    self.assertLen(set(drawn[:10]), 10)
-    self.assertNotEqual(drawn[:10], drawn[10:])
 
 
 class FingerprintTest(absltest.TestCase):

@@ -1,0 +1,61 @@
+"""Fine-tunes a model on your own chats: `experiments/sft.py`.
+
+  python experiments/sft.py --config=configs/searchqa.py:smollm2 \
+    --data=chats.jsonl --out=models/mine
+
+Each line of the file is `{"messages": [{"role": ..., "content": ...}, ...]}`;
+every message of the assistant is learned. The settings are those of
+`cold_start` (epochs, learning_rate, batch_size, micro_rows) and
+`train.row_tokens`. The result is a Hugging Face directory: give it as
+`--config.model.source` to train it further by reinforcement learning, or load
+it with transformers.
+"""
+
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import config_flags  # noqa: E402
+
+from t2po_jax import build, checks, cold_start, metrics  # noqa: E402
+from t2po_jax.learning import batching, chats  # noqa: E402
+
+_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+_DATA = flags.DEFINE_string("data", None, "JSON Lines file of chats.")
+_OUT = flags.DEFINE_string("out", None, "New folder for the model.")
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  logging.set_verbosity(logging.WARNING)
+  config, out = _CONFIG.value, pathlib.Path(_OUT.value)
+  try:
+    if out.exists():
+      raise ValueError(f"--out: {out} exists already; name a new folder")
+    checks.check(config)
+    agent = build.agent(config, build.benchmark(config))
+    pairs = chats.read_pairs(
+      _DATA.value, agent.tokenizer, max_length=config.train.row_tokens
+    )
+    metrics.say(f"{len(pairs)} messages to learn from")
+    report = {"source": config.model.source, "messages": len(pairs)}
+    agent = cold_start.imitate(
+      config,
+      agent,
+      batching.pair_segments(pairs),
+      config.cold_start.epochs,
+      report,
+    )
+    cold_start.store(out, agent, report)
+  except (ValueError, OSError) as error:
+    sys.exit(f"error: {error}")
+  print(f"written to {out}")
+
+
+if __name__ == "__main__":
+  flags.mark_flags_as_required(["config", "data", "out"])
+  app.run(main)
