@@ -5,7 +5,7 @@
 trains a small model from scratch on the embedded world.
 """
 
-from configs import base
+from configs import base, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
@@ -45,65 +45,33 @@ def smollm2(c: base.ConfigDict) -> None:
 
   --config=configs/searchqa.py:smollm2 --config.env.data_dir=DIR
   """
-  c.name = "searchqa-smollm2"
-  c.env.wording = "full"
+  models.smollm2(c)
   c.env.topk = 3
   c.env.passage_chars = 240
-  c.model.source = "smollm2-135m-instruct"
-  c.rollout.prefill_tokens = 128
-  c.rollout.prefill_rows = 1
-  c.rollout.live_tokens = 512
   c.rollout.tasks = 4
   c.rollout.group_size = 4
   c.rollout.slots = 16
   c.rollout.max_prompt = 960
   c.rollout.max_response = 96
   c.rollout.temperature = 0.7
-  c.control.thinking.window = 8
   c.control.thinking.min_tokens = 12
   c.control.thinking.max_tokens = 72
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 96
   c.cold_start.only_successes = True
-  c.cold_start.epochs = 1
-  c.cold_start.batch_size = 8
-  c.cold_start.micro_rows = 1
-  c.cold_start.learning_rate = 2e-4
-  c.optimizer.learning_rate = 1e-5
-  c.train.updates = 50
-  c.train.mini_batches = 1
   c.train.row_tokens = 1056
-  c.train.micro_rows = 1
-  c.train.eval_every = 10
   c.eval.tasks = 16
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
   """The paper's setting, for accelerators; not yet run."""
-  c.name = "searchqa-qwen3-4b"
-  c.env.wording = "full"
+  models.qwen3_4b(c)
   c.env.topk = 3
-  c.model.source = "Qwen/Qwen3-4B"
-  c.model.dtype = "bfloat16"
-  c.model.remat = "full"
   c.rollout.tasks = 256
   c.rollout.group_size = 5
   c.rollout.slots = 256
   c.rollout.max_prompt = 4096
-  c.rollout.max_response = 500
-  c.control.thinking.window = 8
-  c.control.thinking.min_tokens = 16
-  c.control.thinking.max_tokens = 450
-  c.control.resampling.eta = "0.3"
-  c.cold_start.kind = "rft"
-  c.optimizer.learning_rate = 1e-6
-  c.train.updates = 200
-  c.train.mini_batches = 4
   c.train.row_tokens = 4608
-  c.train.micro_rows = 8
   c.eval.tasks = 512
-  c.mesh.data = 1
-  c.mesh.fsdp = -1
 
 
 PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}
