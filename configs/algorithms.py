@@ -1,8 +1,9 @@
 """Presets of algorithms, for every task: `--config=configs/searchqa.py:grpo`.
 
 A base configuration is T2PO already: GiGPO advantages with the thinking
-intervention and turn resampling. Each preset changes only what makes the
-algorithm; lengths, numbers of episodes and the optimizer stay the task's.
+intervention and turn resampling. Each preset begins from there, whatever came
+before it, and changes only what makes the algorithm; lengths, numbers of
+episodes and the optimizer stay the task's.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,15 +13,28 @@ from ml_collections import config_dict
 ConfigDict = config_dict.ConfigDict
 
 
-def off(c: ConfigDict) -> None:
-  """Exploration control off: plain multi-turn reinforcement learning."""
-  c.control.thinking.enabled = False
-  c.control.resampling.max_tries = 0
-
-
 def t2po(c: ConfigDict) -> None:
   """T2PO (arXiv 2605.02178), as the base configuration has it."""
+  c.control.signal = "calibrated"
+  c.control.thinking.enabled = True
+  if c.control.thinking.epsilon == "0":  # A hard budget came before.
+    c.control.thinking.epsilon = "auto(0.2)"
+  c.control.resampling.max_tries = 2
+  c.reward.drop_void = False
+  c.rollout.filter_groups = False
   c.advantage.estimator = "gigpo"
+  c.advantage.discount = 0.95
+  c.advantage.norm_std = True
+  c.loss.kind = "ppo"
+  c.loss.clip_low = c.loss.clip_high = 0.2
+  c.loss.aggregation = "token_mean"
+
+
+def off(c: ConfigDict) -> None:
+  """Exploration control off: plain multi-turn reinforcement learning."""
+  t2po(c)
+  c.control.thinking.enabled = False
+  c.control.resampling.max_tries = 0
 
 
 def t2po_no_tti(c: ConfigDict) -> None:
@@ -163,6 +177,7 @@ def rloo(c: ConfigDict) -> None:
 def reinforce_pp(c: ConfigDict) -> None:
   """REINFORCE++ (arXiv 2501.03262)."""
   off(c)
+  c.advantage.discount = 1.0
   c.advantage.estimator = "reinforce_pp"
 
 
@@ -175,6 +190,7 @@ def reinforce_pp_baseline(c: ConfigDict) -> None:
 def remax(c: ConfigDict) -> None:
   """ReMax (arXiv 2310.10505): a greedy episode as baseline."""
   off(c)
+  c.advantage.discount = 1.0
   c.advantage.estimator = "remax"
 
 

@@ -117,14 +117,14 @@ def get_config() -> ConfigDict:
 
   c.critic = critic = ConfigDict()  # gae, gae_turn.
   critic.kind = "trunk"  # Shares the policy's layers; or `separate`.
-  critic.learning_rate = 1e-3  # Of the critic's own parameters.
-  critic.coefficient = 0.5  # Weight of its loss.
-  critic.clip = 0.5  # Range around its old values; 0 = off.
+  critic.rate = 10.0  # Learning rate of its own parameters, per policy's.
+  critic.coefficient = 0.5  # trunk: weight of its loss.
+  critic.clip = 0.0  # Range around its old values; 0 = off.
 
   c.loss = loss = ConfigDict()
   loss.kind = "ppo"  # Or `gspo`, `cispo`, `sapo`.
   loss.clip_low = 0.2
-  loss.clip_high = 0.28
+  loss.clip_high = 0.2  # Above clip_low: clip-higher (DAPO).
   loss.dual_clip = 3.0  # ppo; 0 = off.
   loss.temperature_positive = 1.0  # sapo: of the gate where A > 0.
   loss.temperature_negative = 1.05  # sapo: of the gate elsewhere.
@@ -168,6 +168,7 @@ def get_config() -> ConfigDict:
   guard.min_entropy = 0.002  # nats per token; 0 = off, as for every limit.
   guard.max_entropy = 5.0
   guard.max_kl = 0.5  # Old policy against new within an update, nats.
+  guard.max_reference_kl = 0.0  # With `loss.kl`: from the reference, nats.
   guard.max_grad_norm = 50.0  # Before clipping.
   guard.max_repetition = 0.8  # Of a response's 4-grams.
   guard.min_format = 0.3  # Responses that follow the grammar.

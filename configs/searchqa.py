@@ -48,12 +48,11 @@ def smollm2(c: base.ConfigDict) -> None:
   models.smollm2(c)
   c.env.topk = 3
   c.env.passage_chars = 240
-  c.rollout.tasks = 4
+  c.rollout.tasks = 8
   c.rollout.group_size = 4
   c.rollout.slots = 16
   c.rollout.max_prompt = 960
   c.rollout.max_response = 96
-  c.rollout.temperature = 0.7
   c.control.thinking.min_tokens = 12
   c.control.thinking.max_tokens = 72
   c.cold_start.episodes = 96

@@ -16,31 +16,13 @@ from absl import app, flags, logging  # noqa: E402
 import jax  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from experiments import command_line  # noqa: E402
 from t2po_jax import build, train  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default runs/<config>-<time>."
 )
-
-
-def parse_flags(argv: list[str]) -> list[str]:
-  """Parses the command line; what is wrong with it is said in one line."""
-  try:
-    rest = flags.FLAGS(argv)
-    if _CONFIG.value is not None:
-      _ = _CONFIG.value.name  # A missing file shows only when it is used.
-    return rest
-  except KeyError as error:
-    # Brings the key in quotes, and sometimes a hint.
-    reason = "unknown key " + ". ".join(str(error.args[0]).splitlines())
-  except (AttributeError, LookupError, TypeError) as error:
-    reason = " ".join(str(error).replace("\\n", " ").split())
-  except (OSError, ValueError, flags.Error) as error:
-    # An error inside a configuration brings its whole traceback along.
-    reason = str(error).strip().splitlines()[-1].strip()
-  given = " ".join(part for part in argv[1:] if part.startswith("--config"))
-  sys.exit(f"error: {given}: {reason}")
 
 
 def main(argv: list[str]) -> None:
@@ -65,4 +47,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=command_line.parse_flags)

@@ -21,6 +21,7 @@ from ml_collections import config_flags  # noqa: E402
 
 import envs  # noqa: E402
 from envs import base, prompts  # noqa: E402
+from experiments import command_line  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _ENV = flags.DEFINE_string(
@@ -218,4 +219,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_flags)

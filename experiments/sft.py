@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
+from experiments import command_line  # noqa: E402
 from t2po_jax import build, checks, cold_start, metrics  # noqa: E402
 from t2po_jax.learning import batching, chats  # noqa: E402
 
@@ -58,4 +59,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["config", "data", "out"])
-  app.run(main)
+  app.run(main, flags_parser=command_line.parse_flags)

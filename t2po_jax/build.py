@@ -347,13 +347,17 @@ def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
     importance=loss.importance,
     importance_cap=loss.importance_cap,
     temperature=config.rollout.temperature,
-    value_coefficient=config.critic.coefficient,
+    value_coefficient=(
+      config.critic.coefficient if config.critic.kind == "trunk" else 1.0
+    ),
     value_clip=config.critic.clip or None,
   )
   critic = critic_optimizer = None
   if config.advantage.estimator in CRITIC_ESTIMATORS:
     critic = critics.Critic(which.policy, config.critic.kind)
-    critic_optimizer = _optimizer(config, config.critic.learning_rate)
+    critic_optimizer = _optimizer(
+      config, config.critic.rate * config.optimizer.learning_rate
+    )
   return learner.Learner(
     which.policy,
     decoder.logical_axes(which.params),

@@ -8,14 +8,17 @@ default: whoever set it expected an effect.
 from configs import base
 from t2po_jax import build, guard
 from t2po_jax.control import uncertainty
-from t2po_jax.learning import advantages, losses, objectives
-from t2po_jax.models import critic
+from t2po_jax.learning import advantages, losses, objectives, optimizers
+from t2po_jax.models import critic, decoder
 
 ConfigDict = base.ConfigDict
 
 _KL = ("off", *losses.KL_KINDS)
 
 CHOICES = {
+  "cold_start.kind": ("expert", "rft", "expert+rft", "none"),
+  "model.remat": decoder.REMATS,
+  "optimizer.schedule": optimizers.SCHEDULES,
   "model.dtype": tuple(build.DTYPES),
   "advantage.estimator": tuple(build.ESTIMATOR_KEYS),
   "advantage.step_norm": advantages.STEP_MODES,
@@ -32,27 +35,57 @@ CHOICES = {
   "reward.kl": _KL,
 }
 
-LEAST = {
-  "rollout.tasks": 1,
-  "rollout.group_size": 1,
-  "rollout.filter_tries": 1,
-  "rollout.slots": 1,
-  "rollout.chunk": 1,
-  "rollout.prefill_tokens": 1,
-  "rollout.prefill_rows": 1,
-  "rollout.live_tokens": 1,
-  "rollout.max_prompt": 2,
-  "rollout.max_response": 1,
-  "train.updates": 0,
-  "train.mini_batches": 1,
-  "train.epochs": 1,
-  "eval.tasks": 1,
-  "guard.patience": 1,
-  "guard.rollbacks": 0,
+# Key -> the least and the largest value; None for no bound.
+RANGES = {
+  "rollout.tasks": (1, None),
+  "rollout.group_size": (1, None),
+  "rollout.filter_tries": (1, None),
+  "rollout.slots": (1, None),
+  "rollout.chunk": (1, None),
+  "rollout.prefill_tokens": (1, None),
+  "rollout.prefill_rows": (1, None),
+  "rollout.live_tokens": (1, None),
+  "rollout.max_prompt": (2, None),
+  "rollout.max_response": (1, None),
+  "reward.format_penalty": (0, None),
+  "reward.invalid_penalty": (0, None),
+  "reward.kl_target": (0, None),
+  "reward.kl_coefficient": (0, None),
+  "reward.kl_horizon": (1, None),
+  "advantage.discount": (0, 1),
+  "advantage.trace": (0, 1),
+  "advantage.token_discount": (0, 1),
+  "advantage.token_trace": (0, 1),
+  "advantage.similarity": (0, 1),
+  "critic.clip": (0, None),
+  "loss.clip_low": (0, 1),
+  "loss.clip_high": (0, None),
+  "loss.kl_coefficient": (0, None),
+  "loss.entropy_coefficient": (0, None),
+  "train.updates": (0, None),
+  "train.mini_batches": (1, None),
+  "train.epochs": (1, None),
+  "cold_start.episodes": (1, None),
+  "cold_start.epochs": (1, None),
+  "cold_start.batch_size": (1, None),
+  "cold_start.rft_rounds": (1, None),
+  "cold_start.rft_tasks": (1, None),
+  "cold_start.rft_epochs": (1, None),
+  "eval.tasks": (1, None),
+  "guard.patience": (1, None),
+  "guard.rollbacks": (0, None),
+} | {f"guard.{name}": (0, None) for name in guard.LIMITS}
+
+# Key -> what its value must be greater than.
+ABOVE = {
+  "critic.rate": 0,
   "critic.coefficient": 0,
-  "reward.kl_target": 0,
-  "reward.kl_coefficient": 0,
-  "loss.kl_coefficient": 0,
+  "guard.rate_factor": 0,
+  "loss.importance_cap": 1,
+  "loss.temperature_positive": 0,
+  "loss.temperature_negative": 0,
+  "optimizer.learning_rate": 0,
+  "cold_start.learning_rate": 0,
 }
 
 # Estimators that compare the episodes of a task with each other.
@@ -77,14 +110,19 @@ def check(config: ConfigDict) -> None:
   for key, known in CHOICES.items():
     if _get(config, key) not in known:
       _refuse(config, key, f"one of {', '.join(sorted(known))}")
-  for part in config.cold_start.kind.split("+"):
-    if part not in ("expert", "rft", "none"):
-      _refuse(config, "cold_start.kind", "expert, rft, expert+rft or none")
-  for key, least in LEAST.items():
+  for key, (least, most) in RANGES.items():
     if _get(config, key) < least:
       _refuse(config, key, f"at least {least}")
+    if most is not None and _get(config, key) > most:
+      _refuse(config, key, f"at most {most}")
+  for key, bound in ABOVE.items():
+    if _get(config, key) <= bound:
+      _refuse(config, key, f"above {bound}")
+  if config.loss.dual_clip and config.loss.dual_clip <= 1:
+    _refuse(config, "loss.dual_clip", "above 1, or 0 for none")
   _check_rollout(config)
   _check_kl(config)
+  _check_drops(config)
   _check_unused(config)
 
 
@@ -122,6 +160,17 @@ def _check_kl(config: ConfigDict) -> None:
     _refuse(config, "reward.kl", expected)
 
 
+def _check_drops(config: ConfigDict) -> None:
+  """What is left out of the update has no values and no KL either."""
+  reward, estimator = config.reward, config.advantage.estimator
+  for name in ("drop_void", "drop_overlong"):
+    if reward[name] and estimator in build.CRITIC_ESTIMATORS:
+      expected = f"False with advantage.estimator {estimator!r}"
+      _refuse(config, f"reward.{name}", expected)
+    if reward[name] and reward.kl != "off":
+      _refuse(config, f"reward.{name}", f"False with reward.kl {reward.kl!r}")
+
+
 def _check_unused(config: ConfigDict) -> None:
   """Settings that differ from their default and that nothing reads."""
   advantage, loss = config.advantage, config.loss
@@ -139,19 +188,63 @@ def _check_unused(config: ConfigDict) -> None:
     for keys in objectives.OPTIONS.values()
     for key in keys
   }
-  if advantage.estimator not in build.CRITIC_ESTIMATORS:
-    reasons |= {f"critic.{key}": of_estimator for key in config.critic}
-  if loss.old_logprobs != "recompute":
-    why = f"loss.old_logprobs {loss.old_logprobs!r}"
-    reasons |= {"loss.importance": why, "loss.importance_cap": why}
-  if config.reward.kl == "off":
-    why = "reward.kl 'off'"
-    reasons |= {"reward.kl_target": why, "reward.kl_horizon": why}
-  if not config.rollout.filter_groups:
-    reasons["rollout.filter_tries"] = "rollout.filter_groups False"
-  if config.guard.action != "rollback":
-    why = f"guard.action {config.guard.action!r}"
-    reasons |= {"guard.rate_factor": why, "guard.rollbacks": why}
+  sections = (
+    (
+      advantage.estimator not in build.CRITIC_ESTIMATORS,
+      of_estimator,
+      [f"critic.{key}" for key in config.critic],
+    ),
+    (
+      config.critic.kind != "trunk",
+      f"critic.kind {config.critic.kind!r}",
+      ["critic.coefficient"],
+    ),
+    (
+      loss.old_logprobs != "recompute",
+      f"loss.old_logprobs {loss.old_logprobs!r}",
+      ["loss.importance"],
+    ),
+    (
+      loss.old_logprobs != "recompute" or loss.importance == "off",
+      f"loss.old_logprobs {loss.old_logprobs!r} and loss.importance "
+      f"{loss.importance!r}",
+      ["loss.importance_cap"],
+    ),
+    (
+      config.reward.kl == "off",
+      "reward.kl 'off'",
+      ["reward.kl_target"],
+    ),
+    (
+      not config.reward.kl_target,
+      "reward.kl_target 0",
+      ["reward.kl_horizon"],
+    ),
+    (
+      not config.rollout.filter_groups,
+      "rollout.filter_groups False",
+      ["rollout.filter_tries"],
+    ),
+    (
+      config.guard.action == "off",
+      "guard.action 'off'",
+      [f"guard.{key}" for key in (*guard.LIMITS, "patience")],
+    ),
+    (
+      config.guard.action != "rollback",
+      f"guard.action {config.guard.action!r}",
+      ["guard.rate_factor", "guard.rollbacks"],
+    ),
+    (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
+    (
+      "rft" not in config.cold_start.kind,
+      f"cold_start.kind {config.cold_start.kind!r}",
+      [f"cold_start.rft_{key}" for key in ("rounds", "tasks", "epochs")],
+    ),
+  )
+  for without_effect, why, keys in sections:
+    if without_effect:
+      reasons |= dict.fromkeys(keys, why)
   defaults = base.get_config()
   for key, why in reasons.items():
     default = _get(defaults, key)

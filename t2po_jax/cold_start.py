@@ -27,18 +27,26 @@ from t2po_jax.learning import (
 from t2po_jax.models import decoder, weights
 from t2po_jax.rollout import collect, demonstrate, statistics
 
-# Rollouts of training are named by their update; those of the cold start by
-# numbers that no update reaches.
-_ROUND = 1 << 33
+# Rollouts of training are named by their update, from 1; those of the cold
+# start by 0 and this.
+_ROUNDS = 2
 
 
-def name(config: build.ConfigDict) -> str:
-  """A name for everything the cold start depends on."""
-  parts = [config.seed, config.env, config.model, config.cold_start]
+def name(config: build.ConfigDict, kind: str) -> str:
+  """A name for everything that a stage of the cold start depends on.
+
+  Args:
+    config: the run's configuration.
+    kind: `expert`, or what comes after it as well.
+  """
+  cold = config.cold_start.to_dict()
   rollout = config.rollout
-  parts += [rollout.memory, rollout.prefix]
+  if "rft" not in kind:
+    cold = {k: v for k, v in cold.items() if not k.startswith("rft")}
+  parts = [config.seed, config.env, config.model, cold | {"kind": kind}]
+  parts += [config.train.split, rollout.memory, rollout.prefix]
   parts += [rollout.max_prompt, rollout.max_response]
-  if "rft" in config.cold_start.kind:
+  if "rft" in kind:
     parts += [rollout, config.control]
   return build.fingerprint(*parts)
 
@@ -46,7 +54,7 @@ def name(config: build.ConfigDict) -> str:
 def cold_start(
   config: build.ConfigDict, actor: build.Actor, agent: build.Agent
 ) -> build.Agent:
-  """The agent after its cold start; from the cache if it has been done.
+  """The agent after its cold start; each stage from the cache if it is there.
 
   Args:
     config: the run's configuration.
@@ -56,19 +64,38 @@ def cold_start(
   Returns:
     The agent with new parameters.
   """
-  kinds = config.cold_start.kind.split("+")
-  if kinds == ["none"]:
+  kind = config.cold_start.kind
+  if kind == "none":
     return agent
-  place = build.cache_dir(config) / "cold_start" / name(config)
-  if not (place / "cold_start.json").is_file():
+  place = _place(config, kind)
+  if not _is_done(place):
     report = {}
-    if "expert" in kinds:
-      agent = _imitate_expert(config, actor, agent, report)
-    if "rft" in kinds:
+    if "expert" in kind:
+      agent = _expert_stage(config, actor, agent, report)
+    if "rft" in kind:
       agent = _imitate_successes(config, actor, agent, report)
-    store(place, agent, report)
+      store(place, agent, report)
   else:
     metrics.say(f"cold start from {place}")
+  _, params = weights.load(place)
+  return dataclasses.replace(agent, params=params)
+
+
+def _place(config, kind) -> pathlib.Path:
+  return build.cache_dir(config) / "cold_start" / name(config, kind)
+
+
+def _is_done(place: pathlib.Path) -> bool:
+  return (place / "cold_start.json").is_file()
+
+
+def _expert_stage(config, actor, agent, report) -> build.Agent:
+  """The agent after imitating the expert, from the cache if it is there."""
+  place = _place(config, "expert")
+  if _is_done(place):
+    metrics.say(f"imitation of the expert from {place}")
+  else:
+    store(place, _imitate_expert(config, actor, agent, report), report)
   _, params = weights.load(place)
   return dataclasses.replace(agent, params=params)
 
@@ -77,7 +104,7 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
   """Writes an agent as a Hugging Face directory, whole or not at all.
 
   Args:
-    place: the directory; an older one is replaced.
+    place: the directory; one that is there and whole already is kept.
     agent: its parameters and tokenizer are written.
     report: what was done, for `cold_start.json` beside them.
   """
@@ -87,6 +114,9 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
   weights.save(params, agent.policy.config, draft)
   agent.tokenizer.save(draft)
   (draft / "cold_start.json").write_text(json.dumps(report, indent=2) + "\n")
+  if _is_done(place):
+    shutil.rmtree(draft)  # Another run was faster; it may be in use.
+    return
   shutil.rmtree(place, ignore_errors=True)
   draft.rename(place)
 
@@ -139,7 +169,7 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
         tokenizer=actor.tokenizer,
         scheduler=actor.scheduler,
         rules=rules,
-        seed=(config.seed, _ROUND + number),
+        seed=(config.seed, 0, _ROUNDS, number),
         progress=advance,
       )
     segments = finetune.successful_segments(

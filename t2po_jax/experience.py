@@ -13,6 +13,7 @@ from ml_collections import config_dict
 import numpy as np
 
 from t2po_jax import build, metrics, types
+from t2po_jax.learning import advantages
 from t2po_jax.rollout import collect, statistics
 
 # Names the greedy episodes of an update, which no try of sampling reaches.
@@ -57,12 +58,45 @@ def tasks_of(
   Returns:
     Task ids; every task is played once before one is played again.
   """
-  tasks = []
+  tasks, orders = [], {}
   for place in range(start, start + count):
     epoch, index = divmod(place, len(split))
-    order = np.random.default_rng((seed, epoch)).permutation(len(split))
-    tasks.append(split[order[index]])
+    if epoch not in orders:
+      generator = np.random.default_rng((seed, epoch))
+      orders[epoch] = generator.permutation(len(split))
+    tasks.append(split[orders[epoch][index]])
   return tasks
+
+
+def greedy_baselines(
+  trajectories: list[types.Trajectory],
+  greedy: list[types.Trajectory],
+  *,
+  discount: float,
+) -> np.ndarray:
+  """What a greedy episode of each trajectory's task returned.
+
+  Args:
+    trajectories: the sampled episodes.
+    greedy: one episode per group, in order. Where it was aborted the mean of
+      the group's sampled episodes takes its place.
+    discount: per turn, as the estimator discounts.
+
+  Returns:
+    [E] float64, 0 for a group without any episode that was played.
+  """
+
+  def score(episode: types.Trajectory) -> float:
+    rewards = [turn.reward - turn.penalty for turn in episode.turns]
+    found = advantages.returns_to_go(np.array(rewards), discount=discount)
+    return float(found[0]) if len(found) else 0.0
+
+  scores = []
+  for group, episode in enumerate(greedy):
+    others = [t for t in trajectories if t.group == group and not t.aborted]
+    played = others if episode.aborted else [episode]
+    scores.append(np.mean([score(t) for t in played]) if played else 0.0)
+  return np.array([scores[t.group] for t in trajectories], float)
 
 
 def gather(
@@ -123,20 +157,21 @@ def gather(
       break
   if not kept:
     kept, tasks = groups, chosen
-  played = [t for found in rounds for t in found.trajectories]
-  trajectories = [
-    dataclasses.replace(trajectory, group=number)
-    for number, group in enumerate(kept)
-    for trajectory in group
-  ]
+  played = _numbered(
+    [group for found in rounds for group in _groups(found.trajectories)]
+  )
+  trajectories = _numbered(kept)
   numbers = {}
   if rollout.filter_groups:
     numbers = _cost(rounds, played, trajectories, groups_left=len(kept))
   baselines = None
   if config.advantage.estimator == "remax":
-    greedy = _greedy_returns(config, actor, rules, tasks, update)
-    baselines = np.array([greedy[t.group] for t in trajectories])
-    numbers["train/greedy_return"] = float(np.mean(greedy))
+    rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
+    greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY))
+    baselines = greedy_baselines(
+      trajectories, greedy.trajectories, discount=config.advantage.discount
+    )
+    numbers["train/greedy_return"] = float(np.mean(baselines))
   return Experience(
     trajectories=trajectories,
     played=played,
@@ -175,6 +210,17 @@ def _groups(
   return [groups[number] for number in sorted(groups)]
 
 
+def _numbered(
+  groups: list[list[types.Trajectory]],
+) -> list[types.Trajectory]:
+  """The trajectories of the groups, numbered in this order."""
+  return [
+    dataclasses.replace(trajectory, group=number)
+    for number, group in enumerate(groups)
+    for trajectory in group
+  ]
+
+
 def _cost(rounds, played, trajectories, *, groups_left) -> dict[str, float]:
   """What group filtering took, beyond the episodes that stay."""
   return {
@@ -188,16 +234,10 @@ def _cost(rounds, played, trajectories, *, groups_left) -> dict[str, float]:
 
 
 def _count_tokens(trajectories) -> int:
-  """Response tokens of kept attempts."""
+  """Response tokens, those of discarded attempts too."""
   return sum(
-    len(turn.response.tokens) for t in trajectories for turn in t.turns
-  )
-
-
-def _greedy_returns(config, actor, rules, tasks, update) -> np.ndarray:
-  """The return of one greedy episode per task, 0 where it was aborted."""
-  rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
-  found = _play(config, actor, rules, tasks, 1, (update, _GREEDY))
-  return np.array(
-    [0.0 if t.aborted else t.episode_return for t in found.trajectories]
+    len(attempt.tokens)
+    for trajectory in trajectories
+    for turn in trajectory.turns
+    for attempt in (turn.response, *turn.discarded)
   )

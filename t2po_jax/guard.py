@@ -17,6 +17,7 @@ LIMITS = {
   "min_entropy": ("learn/entropy", True),
   "max_entropy": ("learn/entropy", False),
   "max_kl": ("learn/kl_old", False),
+  "max_reference_kl": ("learn/kl", False),
   "max_grad_norm": ("learn/grad_norm", False),
   "max_repetition": ("train/repetition", False),
   "min_format": ("train/format_valid", True),
@@ -64,11 +65,13 @@ class Guard:
     self._streaks = dict.fromkeys(self._limits, 0)
 
   def judge(self, numbers: Mapping[str, float]) -> Verdict:
-    """Looks at one update; a metric that is missing or NaN is no offence."""
+    """Looks at one update; a metric that is missing or NaN says nothing."""
     passed, alarms = [], []
     for name, limit in self._limits.items():
       metric, above = LIMITS[name]
       value = numbers.get(metric, math.nan)
+      if math.isnan(value):
+        continue
       offends = value < limit if above else value > limit
       self._streaks[name] = self._streaks[name] + 1 if offends else 0
       if offends:

@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import config_dict
 import numpy as np
 
-from t2po_jax import build, experience, metrics, types
+from t2po_jax import build, experience, metrics, sharding, types
 from t2po_jax.learning import advantages, batching, losses
 from t2po_jax.learning import learner as learners
 
@@ -104,14 +104,16 @@ class Improver:
       lengths=[config.train.row_tokens],
       rows=config.train.micro_rows,
       minibatches=config.train.mini_batches,
-      seed=update,
+      seed=(config.seed, update),
     )
 
   def _charge_kl(self, batches, turns, data):
     """Subtracts beta KL(policy || reference) from the reward of every turn."""
     batches = [
       batch.replace(
-        ref_logprobs=np.asarray(self._learner.logprobs(self._reference, batch))
+        ref_logprobs=sharding.gather(
+          self._learner.logprobs(self._reference, batch)
+        )
       )
       for batch in batches
     ]
@@ -144,7 +146,9 @@ class Improver:
 
   def _values(self, state, batches, turns) -> list[np.ndarray]:
     """The critic's values per turn; 0 for turns that are not learned from."""
-    values = [np.asarray(self._learner.values(state, b)) for b in batches]
+    values = [
+      sharding.gather(self._learner.values(state, batch)) for batch in batches
+    ]
     found = batching.to_turns(batches, values, turns=len(turns))
     return [
       value if len(value) else np.zeros(len(turn.response.tokens))

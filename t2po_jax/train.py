@@ -4,7 +4,8 @@ The order of things, also after a restart:
   1. benchmark, policy and tokenizer as the configuration says;
   2. the cold start, from the cache if it has been done before;
   3. the newest checkpoint of the workdir, if there is one: parameters,
-     optimizer state, and the loop's position (thresholds, best score);
+     optimizer state, and the loop's position (thresholds, tasks taken, what
+     the guard has seen and done);
   4. update after update. Randomness follows from the seed and the update's
      number, everything else that an update depends on is in the checkpoint, so
      a killed run that is started again goes on exactly as if it had never
@@ -118,7 +119,7 @@ class Run:
     for name, threshold in self.thresholds.items():
       threshold.load(position["thresholds"][name])
     self.guard.load(position["guard"])
-    self.improver.kl.coefficient = position["kl_coefficient"]
+    self.improver.kl.load(position["kl"])
     self.cursor = position["cursor"]
     self.rate = position["rate"]
     self.rollbacks = position["rollbacks"]
@@ -180,7 +181,7 @@ class Run:
       if not self.start:
         writer.write(0, self._evaluate(0) | self.timer.take())
         if config.guard.action == "rollback" and self.checkpoints.latest() != 0:
-          self._save(0, None)
+          self._save(0, self.scores["eval/success"])
       for update in range(self.start + 1, config.train.updates + 1):
         writer.write(update, self._round(update))
         if self.collapse:
@@ -202,14 +203,15 @@ class Run:
       "guard/passed": float(len(verdict.passed)),
       "guard/alarms": float(len(verdict.alarms)),
       "guard/rollbacks": float(self.rollbacks),
+      "guard/stopped": float(bool(self.collapse)),
     }
     last, score = config.train.updates, None
-    if _due(update, config.train.eval_every, last):
+    if self.collapse or _due(update, config.train.eval_every, last):
       numbers |= self._evaluate(update)
       score = numbers["eval/success"]
     numbers["compiles"] = self.compiles.count - compiled
     save = score is not None or _due(update, config.train.save_every, last)
-    if save and good:
+    if save and (good or update == last) and not self.collapse:
       with self.timer.stage("save"):
         self._save(update, score)
     seconds = self.timer.take()
@@ -328,7 +330,7 @@ class Run:
         for name, threshold in self.thresholds.items()
       },
       "guard": self.guard.state_dict(),
-      "kl_coefficient": self.improver.kl.coefficient,
+      "kl": self.improver.kl.state_dict(),
       "cursor": self.cursor,
       "rate": self.rate,
       "rollbacks": self.rollbacks,

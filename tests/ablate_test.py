@@ -1,6 +1,5 @@
 """The comparison of runs, on metrics made by hand."""
 
-import importlib.util
 import itertools
 import json
 import pathlib
@@ -11,20 +10,10 @@ import tempfile
 from absl.testing import absltest, parameterized
 import numpy as np
 
+from experiments import ablate, comparison
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "experiments" / "ablate.py"
-
-
-def load():
-  """The script as a module."""
-  spec = importlib.util.spec_from_file_location("ablate", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["ablate"] = module
-  spec.loader.exec_module(module)
-  return module
-
-
-ablate = load()
 
 
 def write_run(folder, successes, *, tokens=10.0, updates=None, alarms=0.0):
@@ -44,13 +33,12 @@ def write_run(folder, successes, *, tokens=10.0, updates=None, alarms=0.0):
       "seconds/cold_start": 999.0,
     }
     if step:
-      line |= {"train/tokens": 8.0, "train/tokens_discarded": 1.0}
-      line["guard/alarms"] = alarms
+      line |= {"sampler/slot_steps_used": 700.0, "guard/alarms": alarms}
+      line["guard/stopped"] = float(alarms > 0)
     lines.append(json.dumps(line))
   (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
   settings = {
-    "train.updates": len(successes) - 1 if updates is None else updates,
-    "guard.action": "stop" if alarms else "warn",
+    "train.updates": len(successes) - 1 if updates is None else updates
   }
   (folder / "config.json").write_text(json.dumps(settings))
 
@@ -62,10 +50,10 @@ class ReadTest(absltest.TestCase):
 
   def test_scores_of_the_last_evaluation(self):
     write_run(self.place / "a", [0.2, 0.5, 0.7])
-    run = ablate.read_run("t2po", 3, self.place / "a")
+    run = comparison.read_run("t2po", 3, self.place / "a")
     self.assertEqual((run.preset, run.seed), ("t2po", 3))
     self.assertEqual(run.scores["success"], 0.7)
-    self.assertEqual(run.scores["train tokens"], 9.0)
+    self.assertAlmostEqual(run.scores["sampled"], 1.4)
     self.assertEqual(run.scores["minutes"], 1.5)
     self.assertEqual([point[1] for point in run.curve], [0.2, 0.5, 0.7])
     self.assertTrue(run.finished)
@@ -73,16 +61,18 @@ class ReadTest(absltest.TestCase):
 
   def test_a_run_that_fell_has_collapsed(self):
     write_run(self.place / "a", [0.2, 0.8, 0.39])
-    self.assertTrue(ablate.read_run("t2po", 0, self.place / "a").collapsed)
+    self.assertTrue(comparison.read_run("t2po", 0, self.place / "a").collapsed)
     write_run(self.place / "b", [0.2, 0.8, 0.41])
-    self.assertFalse(ablate.read_run("t2po", 0, self.place / "b").collapsed)
+    self.assertFalse(comparison.read_run("t2po", 0, self.place / "b").collapsed)
 
   def test_what_is_not_finished(self):
     write_run(self.place / "a", [0.2, 0.8], updates=5)
-    self.assertFalse(ablate.read_run("t2po", 0, self.place / "a").finished)
+    self.assertFalse(comparison.read_run("t2po", 0, self.place / "a").finished)
     write_run(self.place / "b", [0.2, 0.8], updates=5, alarms=1.0)
-    self.assertTrue(ablate.read_run("t2po", 0, self.place / "b").finished)
-    self.assertIsNone(ablate.read_run("t2po", 0, self.place / "c"))
+    stopped = comparison.read_run("t2po", 0, self.place / "b")
+    self.assertTrue(stopped.finished)
+    self.assertTrue(stopped.collapsed)
+    self.assertIsNone(comparison.read_run("t2po", 0, self.place / "c"))
 
 
 class SummaryTest(parameterized.TestCase):
@@ -92,8 +82,8 @@ class SummaryTest(parameterized.TestCase):
       for seed, success in enumerate(successes):
         write_run(place / f"{preset}{seed}", [0.1, success], tokens=tokens)
         folder = place / f"{preset}{seed}"
-        results.append(ablate.read_run(preset, seed, folder))
-    return results, ablate.summarise(results)
+        results.append(comparison.read_run(preset, seed, folder))
+    return results, comparison.summarise(results)
 
   def test_by_hand(self):
     _, summary = self.summarise(
@@ -104,7 +94,7 @@ class SummaryTest(parameterized.TestCase):
     self.assertAlmostEqual(success["std"], 0.1)
     one = summary["gigpo"]["success"]
     self.assertEqual((one["std"], one["low"], one["high"]), (0.0, 0.5, 0.5))
-    text = ablate.table(summary, "gigpo")
+    text = comparison.table(summary, "gigpo")
     self.assertIn("| t2po | 0.900 ± 0.100 [", text)
     self.assertIn("| -20 % | 0 of 3 | 0 |", text)
     self.assertIn("| +0 % | 0 of 1 | 0 |", text)
@@ -113,16 +103,39 @@ class SummaryTest(parameterized.TestCase):
     values = (0.1, 0.4, 0.8)
     means = [np.mean(drawn) for drawn in itertools.product(values, repeat=3)]
     wanted = np.quantile(means, (0.025, 0.975), method="inverted_cdf")
-    np.testing.assert_allclose(ablate.interval(values), wanted, atol=1e-9)
+    np.testing.assert_allclose(comparison.interval(values), wanted, atol=1e-9)
 
   def test_the_report_holds_everything(self):
     results, _ = self.summarise(("t2po", 8.0, (0.8, 0.9)))
     place = pathlib.Path(tempfile.mkdtemp())
-    ablate.report(place, results, "t2po")
+    comparison.report(place, results, "t2po")
     record = json.loads((place / "ablation.json").read_text())
     self.assertLen(record["runs"], 2)
     self.assertEqual(record["runs"][1]["curve"][-1], [1, 0.9, 8.0])
     self.assertEqual(record["summary"]["t2po"]["runs"]["seeds"], 2)
+
+
+class PlanTest(absltest.TestCase):
+  def test_a_folder_belongs_to_one_command(self):
+    folder = pathlib.Path(tempfile.mkdtemp()) / "t2po-seed0"
+    command = ablate.plan_command("c.py:tiny", "rft+t2po", 0, folder, ["--x"])
+    self.assertIn("--config=c.py:tiny,rft,t2po", command)
+    ablate.check_commands([(folder, command)])
+    ablate.check_commands([(folder, command)])
+    with self.assertRaisesRegex(ValueError, "name another folder"):
+      ablate.check_commands([(folder, [*command, "--config.seed=1"])])
+
+  def test_runs_what_is_left_and_reports_failures(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    write = "import sys, pathlib; pathlib.Path(sys.argv[1]).write_text('x')"
+    commands = [
+      (place / f"run{i}", [sys.executable, "-c", write, str(place / f"{i}")])
+      for i in range(3)
+    ]
+    commands.append((place / "bad", [sys.executable, "-c", "sys.exit(3)"]))
+    failed = ablate.run_all(commands, jobs=2)
+    self.assertEqual(failed, [place / "bad"])
+    self.assertTrue(all((place / f"{i}").is_file() for i in range(3)))
 
 
 class CommandLineTest(parameterized.TestCase):
@@ -131,7 +144,11 @@ class CommandLineTest(parameterized.TestCase):
     (("--config=c.py", "--presets=a", "--seeds=x"), "--seeds: found"),
     (("--config=c.py", "--presets=a", "--jbos=2"), "--jbos=2"),
     (("--config=c.py", "--presets=a", "--baseline=b"), "--baseline: found 'b'"),
-    (("--config=c.py", "--presets=a", "--jobs=0"), "has an evaluation"),
+    (("--config=c.py", "--presets=a", "--jobs=0"), "is finished"),
+    (("--config=c.py", "--presets=a", "--jobs=-1"), "jobs"),
+    (("--config=c.py", "--presets=a", "--seeds=0,0"), "no value twice"),
+    (("--config=c.py", "--presets=a"), "there is no file c.py"),
+    ((f"--config={ROOT}/configs/smoke.py", "--presets=t2po,grop"), "'grop'"),
   )
   def test_mistakes_get_one_line(self, arguments, named):
     with tempfile.TemporaryDirectory() as place:

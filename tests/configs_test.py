@@ -49,9 +49,24 @@ class ConfigTest(parameterized.TestCase):
       ("rft", "cold_start.kind", "expert+rft"),
       ("rft,t2po_no_rft", "cold_start.kind", "expert"),
       ("gigpo_dapo", "rollout.filter_groups", True),
+      ("gigpo_dapo", "loss.clip_high", 0.28),
+      ("gigpo", "loss.clip_high", 0.2),
+      ("gigpo_dapo,gigpo", "rollout.filter_groups", False),
+      ("grpo,t2po", "control.thinking.enabled", True),
+      ("gspo,t2po", "loss.kind", "ppo"),
+      ("hard_budget,t2po", "control.thinking.epsilon", "auto(0.2)"),
     ):
       config = searchqa.get_config(names)
       self.assertEqual(train.flatten(config.to_dict())[key], value, names)
+
+  def test_t2po_is_the_default(self):
+    for task in TASKS:
+      module = importlib.import_module(f"configs.{task}")
+      for before in ("", "grpo,", "hard_budget,", "gspo,", "released,"):
+        self.assertEqual(
+          module.get_config(before + "t2po").to_dict(),
+          module.get_config().to_dict(),
+        )
 
   def test_there_must_be_something_to_leave_out(self):
     with self.assertRaisesRegex(ValueError, "t2po_no_rft.*'expert'"):
@@ -94,6 +109,29 @@ class ConfigTest(parameterized.TestCase):
     ({"critic": {"kind": "separate"}}, "critic.kind.*'gigpo'"),
     ({"guard": {"rollbacks": 9}}, "guard.rollbacks.*'warn'"),
     ({"guard": {"action": "halt"}}, "guard.action"),
+    ({"guard": {"action": "off", "max_kl": 9.0}}, "guard.max_kl.*'off'"),
+    ({"guard": {"min_entropy": -1.0}}, "guard.min_entropy.*at least 0"),
+    ({"reward": {"kl_horizon": 0.5}}, "reward.kl_horizon.*at least 1"),
+    ({"loss": {"dual_clip": 0.5}}, "loss.dual_clip.*above 1"),
+    ({"advantage": {"similarity": 2.0}}, "advantage.similarity.*at most 1"),
+    ({"advantage": {"discount": 1.5}}, "advantage.discount.*at most 1"),
+    ({"loss": {"clip_low": -3.0}}, "loss.clip_low.*at least 0"),
+    ({"loss": {"importance_cap": 0.5}}, "loss.importance_cap.*above 1"),
+    ({"optimizer": {"schedule": "cosin"}}, "optimizer.schedule.*cosine"),
+    ({"model": {"remat": "ful"}}, "model.remat.*full"),
+    ({"cold_start": {"kind": "none+rft"}}, "cold_start.kind"),
+    ({"cold_start": {"rft_rounds": 2}}, "cold_start.rft_rounds.*'none'"),
+    (
+      {"advantage": {"estimator": "gae"}, "reward": {"drop_void": True}},
+      "reward.drop_void.*'gae'",
+    ),
+    (
+      {
+        "advantage": {"estimator": "gae"},
+        "critic": {"kind": "separate", "coefficient": 0.1},
+      },
+      "critic.coefficient.*'separate'",
+    ),
   )
   def test_refuses_by_name(self, changes, key):
     config = base.get_config()

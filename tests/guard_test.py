@@ -37,6 +37,12 @@ class GuardTest(absltest.TestCase):
     self.assertEmpty(watcher.judge({"learn/kl_old": float("nan")}).passed)
     self.assertLen(watcher.judge({"learn/kl_old": 0.2}).alarms, 1)
 
+  def test_a_missing_metric_neither_counts_nor_clears(self):
+    watcher = watch(patience=2, min_entropy=1.0)
+    self.assertEmpty(watcher.judge(FINE).alarms)
+    self.assertEmpty(watcher.judge({}).passed)
+    self.assertLen(watcher.judge(FINE).alarms, 1)
+
   def test_goes_on_from_its_state(self):
     one, other = watch(min_entropy=1.0), watch(min_entropy=1.0, max_kl=1.0)
     one.judge(FINE)

@@ -22,6 +22,19 @@ class KLControllerTest(parameterized.TestCase):
     controller.advance(kl, 32)
     self.assertAlmostEqual(controller.coefficient, 0.5 * factor)
 
+  def test_goes_on_from_its_state_unless_configured_anew(self):
+    one = kl_control.KLController(0.5, target=0.1, horizon=10.0)
+    one.advance(1.0, 10)
+    same = kl_control.KLController(0.5, target=0.1, horizon=10.0)
+    same.load(one.state_dict())
+    self.assertEqual(same.coefficient, one.coefficient)
+    for changed in (
+      kl_control.KLController(0.3, target=0.1, horizon=10.0),
+      kl_control.KLController(0.3, target=0.0, horizon=10.0),
+    ):
+      changed.load(one.state_dict())
+      self.assertEqual(changed.coefficient, 0.3)
+
   def test_steers_a_simple_policy_to_its_target(self):
     # A policy whose KL is inverse to the penalty.
     controller = kl_control.KLController(1.0, target=0.02, horizon=100.0)

@@ -404,8 +404,8 @@ def gae(
     border = np.cumsum(lengths, dtype=int)
     flat = np.concatenate([np.zeros(0), *values[e]])
     rewards = np.zeros(len(flat))
-    gamma = np.full(len(flat), discount)
-    decay = np.full(len(flat), trace)
+    gamma = np.full(len(flat), discount, float)
+    decay = np.full(len(flat), trace, float)
     rewards[border - 1] = data.rewards[e]
     gamma[border - 1] = turn_discount
     decay[border - 1] = turn_trace

@@ -89,7 +89,11 @@ def _pairs(messages, tokenizer, max_length, place) -> list[Pair]:
       continue
     if not turn:
       raise ValueError(f"{place}: begins with a message of the assistant")
-    prompt = tokenizer.render_chat(messages[:turn])
+    try:
+      prompt = tokenizer.render_chat(messages[:turn])
+    except Exception as error:  # Templates raise what they like.
+      reason = " ".join(str(error).split())
+      raise ValueError(f"{place}: the chat template says: {reason}") from None
     response = [*tokenizer.encode(message["content"]), tokenizer.eos_ids[0]]
     if len(prompt) + len(response) > max_length:
       raise ValueError(

@@ -4,6 +4,8 @@ The proportional controller of Ziegler et al. 2019, "Fine-tuning language
 models from human preferences" (arXiv 1909.08593), section 2.2.
 """
 
+from collections.abc import Mapping
+
 # The relative error is clipped to this before it acts.
 _ERROR_BOUND = 0.2
 
@@ -25,6 +27,7 @@ class KLController:
         above 0.
     """
     self.coefficient = coefficient
+    self._initial = coefficient
     self._target = target
     self._horizon = horizon
 
@@ -41,3 +44,16 @@ class KLController:
       return
     error = min(max(kl / self._target - 1.0, -_ERROR_BOUND), _ERROR_BOUND)
     self.coefficient *= 1.0 + error * trajectories / self._horizon
+
+  def state_dict(self) -> dict[str, float]:
+    """Everything that `load` needs to go on exactly from here."""
+    return {"initial": self._initial, "coefficient": self.coefficient}
+
+  def load(self, state: Mapping[str, float]) -> None:
+    """Goes on from a `state_dict`.
+
+    A coefficient that is fixed, or that now begins elsewhere, stays as
+    configured.
+    """
+    if self._target and state["initial"] == self._initial:
+      self.coefficient = state["coefficient"]
