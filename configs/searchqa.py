@@ -16,6 +16,8 @@ def get_config(presets: str = "") -> base.ConfigDict:
     {
       "name": "searchqa",
       "data_dir": "",  # Real questions and corpus; empty = embedded world.
+      "categories": "",  # Question sets, or `1-hop`, ...; empty = all.
+      "reward_f1": 0.0,  # Per unit of F1 of an answer that is not right.
       "max_turns": 4,
       "wording": "",  # `compact` or `full`; empty = by the kind of data.
       "topk": 1,  # Passages per search.
@@ -46,9 +48,10 @@ def smollm2(c: base.ConfigDict) -> None:
   --config=configs/searchqa.py:smollm2 --config.env.data_dir=DIR
   """
   models.smollm2(c)
+  c.env.reward_f1 = 0.5  # So small a model seldom matches exactly.
   c.env.topk = 3
   c.env.passage_chars = 240
-  c.rollout.tasks = 8
+  c.rollout.tasks = 4
   c.rollout.group_size = 4
   c.rollout.slots = 16
   c.rollout.max_prompt = 960

@@ -50,6 +50,36 @@ class EpisodeTest(parameterized.TestCase):
     relation = self.question.relations[0]
     self.assertEqual(self.first.task, f"{self.question.start} {relation} ?")
 
+  def test_a_partial_answer_is_paid_by_its_overlap(self):
+    benchmark = envs.make("searchqa", reward_f1=0.6)
+    env = benchmark.env()
+    env.reset(self.task)
+    answer = self.question.answer
+    partly = env.step(_respond("answer", f"{answer} indeed"))
+    self.assertAlmostEqual(partly.info["f1"], 2 / 3)
+    self.assertAlmostEqual(partly.reward, 0.4)
+    self.assertFalse(partly.success)
+    env.reset(self.task)
+    self.assertEqual(env.step(_respond("answer", answer)).reward, 1.0)
+    env.reset(self.task)
+    self.assertEqual(env.step(_respond("answer", "nothing")).reward, 0.0)
+
+  def test_only_the_chosen_categories_are_played(self):
+    benchmark = envs.make("searchqa", categories="3-hop, 1-hop")
+    for split in ("train", "valid", "test"):
+      kept = benchmark.splits[split]
+      self.assertSameElements(
+        {benchmark.category(task) for task in kept}, {"1-hop", "3-hop"}
+      )
+      of_all = [
+        task
+        for task in self.benchmark.splits[split]
+        if self.benchmark.category(task) != "2-hop"
+      ]
+      self.assertEqual(list(kept), of_all)
+    with self.assertRaisesRegex(ValueError, "env.categories.*'4-hop'.*1-hop"):
+      envs.make("searchqa", categories="1-hop,4-hop")
+
   def test_search_shows_passages(self):
     result = self.env.step(_respond("search", f" {self.question.start} "))
     facts = self.benchmark.world.facts[self.question.start]

@@ -31,6 +31,21 @@ class ScoreTest(parameterized.TestCase):
   def test_exact_match(self, answer, targets, expected):
     self.assertEqual(score.exact_match(answer, targets), expected)
 
+  @parameterized.parameters(
+    ("Henrik Ibsen", ("henrik ibsen",), 1.0),
+    # One of two words right, one of three found: P 1/2, R 1/3.
+    ("Henrik Lund", ("Henrik Johan Ibsen",), 2 * (1 / 2 * 1 / 3) / (5 / 6)),
+    # Counted as often as it stands in both: 2 of 3 and 2 of 2.
+    ("new new york", ("new new",), 2 * (2 / 3 * 1) / (5 / 3)),
+    # The nearest target counts.
+    ("the Paris region", ("Lyon", "Paris"), 2 * (1 / 2 * 1) / (3 / 2)),
+    ("Oslo", ("Bergen",), 0.0),
+    ("the", ("a", "!"), 0.0),
+    ("yes", (), 0.0),
+  )
+  def test_f1(self, answer, targets, expected):
+    self.assertAlmostEqual(score.f1(answer, targets), expected)
+
 
 if __name__ == "__main__":
   absltest.main()

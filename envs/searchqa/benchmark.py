@@ -71,6 +71,8 @@ class SearchQA:
     topk: int = 3,
     passage_chars: int = 0,
     reward_success: float = 1.0,
+    reward_f1: float = 0.0,
+    categories: str = "",
     retriever: str = "bm25",
     encoder: str = dense.ENCODER,
     url: str = "http://127.0.0.1:8000/retrieve",
@@ -106,7 +108,11 @@ class SearchQA:
       topk: passages per search at most, >= 1.
       passage_chars: longest passage shown, in characters; longer ones lose
         their middle. 0: no limit.
-      reward_success: reward of a right answer; anything else pays 0.
+      reward_success: reward of a right answer.
+      reward_f1: reward of any other answer per unit of F1, >= 0; a small model
+        that seldom matches exactly has something to learn from.
+      categories: question sets of real data, or `1-hop`, `2-hop`, `3-hop` of
+        the embedded world, joined by commas; empty: all.
       retriever: `bm25`, `dense` or `http`.
       encoder: text encoder of `dense`, a Hugging Face name or a directory.
       url: address of the server of `http`.
@@ -138,6 +144,8 @@ class SearchQA:
         raise ValueError(f"env.{name}: {value}; must be at least 1")
     if valid_tasks < 1:
       raise ValueError(f"env.valid_tasks: {valid_tasks}; must be at least 1")
+    if reward_f1 < 0.0:
+      raise ValueError(f"env.reward_f1: {reward_f1}; must be at least 0")
     if expert_hesitation < 0.0:
       raise ValueError(
         f"env.expert_hesitation: {expert_hesitation}; must be at least 0"
@@ -153,6 +161,7 @@ class SearchQA:
     self.topk = topk
     self.passage_chars = passage_chars
     self.reward_success = reward_success
+    self.reward_f1 = reward_f1
     self.expert_hesitation = expert_hesitation
     self.expert_doubt = expert_doubt
     self.world: world_lib.World | None = None
@@ -170,6 +179,8 @@ class SearchQA:
       sizes = dict(train=train_tasks, valid=valid_tasks, test=test_tasks)
       splits = self._ask_world(sizes)
       self.passages = self._describe_world()
+    if categories:
+      splits = _keep_categories(splits, categories)
     self.tasks = {
       task.task_id: task for tasks in splits.values() for task in tasks
     }
@@ -283,6 +294,27 @@ def _load_passages(folder: pathlib.Path | None) -> list[retrieval.Passage]:
   return data.load_corpus(data.find_corpus(folder))
 
 
+def _keep_categories(
+  splits: Mapping[str, list[data.Task]], names: str
+) -> dict[str, list[data.Task]]:
+  """The tasks of the named categories.
+
+  Raises:
+    ValueError: for a category that no task has.
+  """
+  chosen = {name.strip() for name in names.split(",")}
+  known = {task.category for tasks in splits.values() for task in tasks}
+  if unknown := sorted(chosen - known):
+    raise ValueError(
+      f"env.categories: found {unknown[0]!r}, expected some of "
+      f"{', '.join(sorted(known))}"
+    )
+  return {
+    name: [task for task in tasks if task.category in chosen]
+    for name, tasks in splits.items()
+  }
+
+
 def _load_splits(
   folder: pathlib.Path | None, tfds: str, eval_split: str, valid_tasks: int
 ) -> dict[str, list[data.Task]]:
@@ -336,12 +368,16 @@ class SearchEnv:
     benchmark, wording = self._benchmark, self._benchmark.wording
     parsed = prompts.parse(response, benchmark.grammar)
     self._turn += 1
-    action, text, success = "", wording.INVALID, False
+    action, text, success, reward = "", wording.INVALID, False, 0.0
     info: dict[str, float] = {}
     if parsed.opened == 1 and parsed.content:
       action = wording.action(parsed.kind, parsed.content)
       if parsed.kind == "answer":
         success = score.exact_match(parsed.content, self._task.targets)
+        info["f1"] = score.f1(parsed.content, self._task.targets)
+        reward = benchmark.reward_f1 * info["f1"]
+        if success:
+          reward = benchmark.reward_success
         self._done, text = True, wording.OVER
       else:
         text = self._search(parsed.content)
@@ -350,7 +386,7 @@ class SearchEnv:
     return base.StepResult(
       observation=base.Observation(self._task.text, text),
       action=action,
-      reward=benchmark.reward_success if success else 0.0,
+      reward=reward,
       done=self._done,
       format_valid=parsed.format_valid,
       action_valid=parsed.format_valid and bool(action),

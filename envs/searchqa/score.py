@@ -1,9 +1,10 @@
-"""Exact match, the score of open-domain question answering.
+"""Exact match and F1, the scores of open-domain question answering.
 
 Only the text of the model's own answer block is judged. Reading an answer
 out of the whole history would also find what the search returned.
 """
 
+import collections
 from collections.abc import Sequence
 import re
 import string
@@ -21,3 +22,22 @@ def exact_match(answer: str, targets: Sequence[str]) -> bool:
   """Whether the normalised answer equals one of the normalised targets."""
   given = normalize(answer)
   return bool(given) and any(given == normalize(text) for text in targets)
+
+
+def f1(answer: str, targets: Sequence[str]) -> float:
+  """Overlap of words with the nearest target (as in SQuAD).
+
+  The harmonic mean of precision and recall over the words of the normalised
+  answer and target, each word counted as often as it stands in both.
+
+  Returns:
+    From 0 to 1; 0 for an answer without words.
+  """
+  given = collections.Counter(normalize(answer).split())
+  best = 0.0
+  for target in targets:
+    wanted = collections.Counter(normalize(target).split())
+    shared = (given & wanted).total()
+    if shared:
+      best = max(best, 2.0 * shared / (given.total() + wanted.total()))
+  return best
