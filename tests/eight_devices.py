@@ -15,6 +15,7 @@ import numpy as np
 from t2po_jax import checkpoint, sharding
 from t2po_jax.learning import batching, learner, objectives
 from t2po_jax.models import config as config_lib
+from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder
 
 MESHES = (
@@ -36,7 +37,7 @@ def setUpModule():
   jax.config.update("jax_disable_most_optimizations", True)
 
 
-def make_learner(policy, axes, mesh):
+def make_learner(policy, axes, mesh, critic=None):
   return learner.Learner(
     policy,
     axes,
@@ -45,19 +46,23 @@ def make_learner(policy, axes, mesh):
     objective=OBJECTIVE,
     rows=8,
     chunk=4,
+    critic=critic,
   )
 
 
-def run_updates(policy, axes, params, mesh):
+def run_updates(policy, axes, params, mesh, critic=None):
   """Two optimizer steps; returns the learner, its state and the metrics."""
-  trainer = make_learner(policy, axes, mesh)
+  trainer = make_learner(policy, axes, mesh, critic)
   state = trainer.init_state(params)
   ref_params = trainer.place_params(
     jax.tree.map(lambda x: 1.1 * x, jax.device_get(params))
   )
   segments = toy.make_segments(0, 24)
   packed = batching.pack(segments, lengths=[16], rows=8, minibatches=2)
-  state, metrics = trainer.update(state, packed.batches, ref_params=ref_params)
+  batches = [
+    batch.replace(value_targets=batch.advantages) for batch in packed.batches
+  ]
+  state, metrics = trainer.update(state, batches, ref_params=ref_params)
   return trainer, state, metrics
 
 
@@ -120,19 +125,21 @@ class UpdateTest(chex.TestCase):
       atol=1e-6,
     )
 
-  def test_decoder_is_split_and_equal(self):
+  def test_decoder_and_critic_are_split_and_equal(self):
     policy = decoder.Policy(
       config_lib.ModelConfig("qwen3", toy.V, 8, 2, 4, 2, 4, 8, qk_norm=True),
       remat="full",
     )
     params = policy.init(jax.random.key(0))
     axes = decoder.logical_axes(params)
+    critic = critics.Critic(policy, "separate")
     _, state, metrics = run_updates(
-      policy, axes, params, sharding.create_mesh(data=2, tensor=2)
+      policy, axes, params, sharding.create_mesh(data=2, tensor=2), critic
     )
     _, alone, alone_metrics = run_updates(
-      policy, axes, params, sharding.create_mesh(devices=ONE)
+      policy, axes, params, sharding.create_mesh(devices=ONE), critic
     )
+    self.assertGreater(float(alone_metrics["value_loss"]), 0.01)
     chex.assert_trees_all_close(
       sharding.gather((state, metrics)),
       sharding.gather((alone, alone_metrics)),
