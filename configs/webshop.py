@@ -18,9 +18,13 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "catalogue": "embedded",  # Or the path of items_shuffle*.json.
       "goals": "synthetic",  # Or `human`.
       "products": 0,  # Products of a catalogue that are used; 0 = all.
+      "nouns": "auto",  # Of real titles: `spacy`, `approximate`, or a table.
+      "storage": "auto",  # Of a real catalogue: `memory` or `disk`.
+      "cache_dir": "",  # Of indexes and catalogues; empty = the run's.
       "wording": "compact",  # Or `full`, for language models.
       "max_turns": 10,
       "reward_success": 10.0,  # For a purchase of score 1.
+      "reward_score": 0.0,  # Per unit of score, for every purchase.
       "expert_hesitation": 1.5,  # Needless rounds per thought, on average.
       "expert_doubt": 0.25,  # Chance per round that the expert goes wrong.
     }
@@ -68,4 +72,42 @@ def smollm2(c: base.ConfigDict) -> None:
   c.eval.tasks = 12
 
 
-PRESETS = {"smollm2": smollm2}
+def qwen3_4b(c: base.ConfigDict) -> None:
+  """The paper's setting, for accelerators; give `env.catalogue`.
+
+  Not yet run.
+  """
+  c.name = "webshop-qwen3-4b"
+  c.env.wording = "full"
+  c.env.max_turns = 15
+  c.model.source = "Qwen/Qwen3-4B"
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  c.rollout.tasks = 16
+  c.rollout.group_size = 8
+  c.rollout.slots = 128
+  c.rollout.max_prompt = 4096
+  c.rollout.max_response = 500
+  c.control.thinking.window = 8
+  c.control.thinking.min_tokens = 16
+  c.control.thinking.max_tokens = 450
+  c.control.resampling.eta = "0.3"
+  c.cold_start.kind = "rft"
+  c.optimizer.learning_rate = 1e-6
+  c.optimizer.warmup = 0
+  c.train.updates = 200
+  c.train.mini_batches = 6  # About 128 turns each.
+  c.train.row_tokens = 4608
+  c.train.micro_rows = 8
+  c.eval.tasks = 500
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+
+
+def off(c: base.ConfigDict) -> None:
+  """Exploration control off: plain multi-turn reinforcement learning."""
+  c.control.thinking.enabled = False
+  c.control.resampling.max_tries = 0
+
+
+PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b, "off": off}

@@ -135,10 +135,15 @@ def fingerprint(*parts: Any) -> str:
 def benchmark(config: ConfigDict) -> base.Benchmark:
   """The benchmark that `config.env` describes.
 
+  A benchmark that keeps files of its own keeps them in the run's cache unless
+  `env.cache_dir` says otherwise.
+
   Raises:
     ValueError: if a split is missing or empty.
   """
   arguments = {k: v for k, v in config.env.items() if k != "name"}
+  if arguments.get("cache_dir") == "":
+    arguments["cache_dir"] = str(cache_dir(config))
   made = envs.make(config.env.name, **arguments)
   for key in ("train.split", "eval.split"):
     section, name = key.split(".")

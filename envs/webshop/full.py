@@ -7,6 +7,7 @@ its middle, and pages in the memory are cut shorter than the current one.
 
 from collections.abc import Sequence
 import re
+import textwrap
 
 from envs import prompts
 from envs.webshop import catalogue, goals, pages
@@ -23,6 +24,7 @@ LEAVE = "There is nothing to do on this page."
 
 _LONGEST_NODE = 400  # Characters of a text on the current page.
 _LONGEST_MEMORY = 600  # Characters of a whole page in the memory.
+_LONGEST_TITLE = 48  # Characters of a product's title in a thought.
 
 _INSTRUCTION = """\
 You are shopping in an online store for somebody who sent you this request:
@@ -76,8 +78,9 @@ def think_of_product(product: catalogue.Product, goal: goals.Goal) -> str:
     if goal.price_upper == goals.NO_LIMIT
     else f", and I may spend up to ${goal.price_upper:g}"
   )
+  title = textwrap.shorten(product.title, _LONGEST_TITLE, placeholder=" ...")
   return (
-    f"{product.asin} ({product.title}) meets the request: it costs "
+    f"{product.asin} ({title}) meets the request: it costs "
     f"{product.price_tag}{limit}."
   )
 

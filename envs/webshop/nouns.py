@@ -102,7 +102,8 @@ def choose(name: str, *, folder: pathlib.Path) -> Source:
     logging.info("webshop: nouns of titles come from spaCy's %s", _MODEL)
     source = _from_spacy()
   elif name in ("auto", "approximate"):
-    logging.info(
+    # Runs show warnings only, and this one changes scores.
+    logging.warning(
       "webshop: nouns of titles are approximated by their words; scores can "
       "differ from the original's"
     )
