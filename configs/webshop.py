@@ -25,7 +25,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "max_turns": 10,
       "reward_success": 10.0,  # For a purchase of score 1.
       "reward_score": 0.0,  # Per unit of score, for every purchase.
-      "expert_hesitation": 1.5,  # Needless rounds per thought, on average.
+      "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
       "expert_doubt": 0.25,  # Chance per round that the expert goes wrong.
     }
   )
@@ -33,14 +33,17 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.rollout.max_prompt = 112
   c.rollout.max_response = 64
   c.control.thinking.window = 4
-  c.control.thinking.max_tokens = 48
+  c.control.thinking.min_tokens = 10  # A product and its price take nine.
+  c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
   c.cold_start.episodes = 1500
   c.cold_start.epochs = 2
   c.cold_start.learning_rate = 3e-3
+  c.train.updates = 40
   c.train.mini_batches = 2
   c.train.row_tokens = 176
+  c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 
 

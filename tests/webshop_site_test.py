@@ -51,6 +51,7 @@ class SiteTest(absltest.TestCase):
     self.assertIn("Right!", page)
     self.assertIn(f"{self.site.visitor.task_id}: 1.000", page)
     self.assertEmpty(_actions(page))
+    self.assertNotIn("What a model sees", page)
     # Nothing more happens to a finished episode.
     self.assertEqual(self._act("click[back to search]"), page)
 
@@ -80,6 +81,7 @@ class SiteTest(absltest.TestCase):
 
   def test_the_prompt_of_the_model(self):
     self.site.handle("/act", {"words": "mug"})
+    self.assertIn("What a model sees", self.site.show())
     self.assertIn("Your action at step 1: search[mug]", self.site.show())
 
   def test_texts_are_escaped(self):

@@ -827,9 +827,11 @@ class NounsTest(absltest.TestCase):
     folder = pathlib.Path(self.enterContext(tempfile.TemporaryDirectory()))
     (folder / nouns.TABLE).write_text(json.dumps({"B1": ["tea"]}))
     self.assertEqual(nouns.choose("auto", folder=folder)(_product()), ["tea"])
-    self.assertEqual(
-      nouns.choose("approximate", folder=folder)(_product()), ("steel", "mug")
-    )
+    # Said where a run shows it: scores can differ.
+    with self.assertLogs(level="WARNING") as log:
+      source = nouns.choose("approximate", folder=folder)
+    self.assertIn("approximated", log.output[0])
+    self.assertEqual(source(_product()), ("steel", "mug"))
     with self.assertRaisesRegex(ValueError, "spaCy or its model"):
       nouns.choose("spacy", folder=folder)
 

@@ -32,6 +32,7 @@ aside { flex: 1; min-width: 15rem; }
   grid-template-columns: repeat(auto-fill, minmax(13rem, 1fr)); }
 .grid .card { margin: 0; }
 .price { font-weight: 600; }
+.row { margin: 1rem 0; }
 img { max-width: 100%; max-height: 12rem; }
 form { display: inline; }
 button { font: inherit; padding: .3rem .8rem; margin: .15rem;
@@ -121,7 +122,7 @@ def _show_results(visitor: Visitor) -> str:
   ]
   heading = html.escape(visit.page.nodes[1])
   return (
-    f"<p>{''.join(buttons)} {heading}</p>"
+    f'<div class="row">{"".join(buttons)} {heading}</div>'
     f'<div class="grid">{"".join(cards) or "Nothing was found."}</div>'
   )
 
@@ -135,19 +136,21 @@ def _show_item(visitor: Visitor) -> str:
     buttons = (
       _click(value, "chosen" if value == chosen else "") for value in values
     )
-    options.append(f"<p><b>{html.escape(name)}</b><br>{''.join(buttons)}</p>")
+    options.append(
+      f'<div class="row"><b>{html.escape(name)}</b><br>{"".join(buttons)}</div>'
+    )
   sub_pages = (
     _click(button)
     for button in pages.SUB_PAGES
     if button.lower() in visit.page.clickables
   )
   return (
-    f"<p>{_click(pages.BACK)}{_click(pages.PREVIOUS)}</p>"
+    f'<div class="row">{_click(pages.BACK)}{_click(pages.PREVIOUS)}</div>'
     f'<div class="card">{_picture(product)}'
     f"<h2>{html.escape(product.title)}</h2>"
     f'<p class="price">Price: {html.escape(product.price_tag)}</p>'
-    f"{''.join(options)}<p>{''.join(sub_pages)}</p>"
-    f"<p>{_click(pages.BUY, 'buy')}</p></div>"
+    f'{"".join(options)}<div class="row">{"".join(sub_pages)}</div>'
+    f'<div class="row">{_click(pages.BUY, "buy")}</div></div>'
   )
 
 
@@ -156,7 +159,7 @@ def _show_sub_page(visitor: Visitor) -> str:
   nodes = visit.page.nodes[2:] or ("There is nothing here.",)
   lines = "".join(f"<p>{html.escape(node)}</p>" for node in nodes)
   return (
-    f"<p>{_click(pages.BACK)}{_click(pages.PREVIOUS)}</p>"
+    f'<div class="row">{_click(pages.BACK)}{_click(pages.PREVIOUS)}</div>'
     f'<div class="card"><h2>{visit.page.name}</h2>{lines}</div>'
   )
 
@@ -255,6 +258,7 @@ class Site:
     task = html.escape(visitor.env.visit.goal.instruction)
     return (
       '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+      '<link rel="icon" href="data:,">'
       f"<title>WebShop</title><style>{_STYLE}</style></head><body>"
       '<header><b>WebShop</b> <form method="post" action="/task">'
       "<button>Another task</button></form></header>"
@@ -264,7 +268,7 @@ class Site:
 
   def _show_side(self) -> str:
     """Task, history, earlier scores and the model's prompt."""
-    visitor, benchmark = self.visitor, self._benchmark
+    visitor = self.visitor
     steps = "".join(
       f'<li class="{"" if result.action_valid else "impossible"}">'
       f"{html.escape(result.action or 'no action')}</li>"
@@ -275,6 +279,18 @@ class Site:
       for task_id, score in self._scores.items()
     )
     reward = sum(result.reward for result in visitor.results)
+    return (
+      f"<aside><section><b>Task</b> {html.escape(visitor.task_id)}<br>"
+      f"Turn {len(visitor.results)} of {self._benchmark.max_turns}, "
+      f"reward {reward:g}</section>"
+      f'<section id="history"><b>History</b><ol>{steps}</ol></section>'
+      f'<section id="scores"><b>Scores</b><ul>{scores}</ul></section>'
+      f"{'' if visitor.done else self._show_prompt()}</aside>"
+    )
+
+  def _show_prompt(self) -> str:
+    """The prompt that a model would get now."""
+    visitor, benchmark = self.visitor, self._benchmark
     view = prompts.View(
       task=visitor.observation.task,
       memory=tuple(visitor.memory[-self._memory :]) if self._memory else (),
@@ -288,13 +304,8 @@ class Site:
       for message in benchmark.render(view)
     )
     return (
-      f"<aside><section><b>Task</b> {html.escape(visitor.task_id)}<br>"
-      f"Turn {len(visitor.results)} of {benchmark.max_turns}, "
-      f"reward {reward:g}</section>"
-      f'<section id="history"><b>History</b><ol>{steps}</ol></section>'
-      f'<section id="scores"><b>Scores</b><ul>{scores}</ul></section>'
       "<section><details><summary>What a model sees</summary>"
-      f"<pre>{html.escape(messages)}</pre></details></section></aside>"
+      f"<pre>{html.escape(messages)}</pre></details></section>"
     )
 
 
