@@ -29,20 +29,21 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "expert_doubt": 0.25,  # Chance per round that the expert goes wrong.
     }
   )
+  c.rollout.tasks = 8
   c.rollout.memory = 2
-  c.rollout.max_prompt = 112
+  c.rollout.max_prompt = 96
   c.rollout.max_response = 64
   c.control.thinking.window = 4
-  c.control.thinking.min_tokens = 10  # A product and its price take nine.
+  c.control.thinking.min_tokens = 8  # A product and its price take seven.
   c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 1500
+  c.cold_start.episodes = 1200
   c.cold_start.epochs = 2
   c.cold_start.learning_rate = 3e-3
   c.train.updates = 40
   c.train.mini_batches = 2
-  c.train.row_tokens = 176
+  c.train.row_tokens = 160
   c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 

@@ -3,7 +3,8 @@
 A page is named and then told in its plain words, without buttons, which never
 change; what an agent has to write stands in the prompt word for word. Every
 word follows a space and no tag does; with the tags as symbols of the
-vocabulary, a word is always the same token. Deliberate difference from the
+vocabulary, a word is always the same token. Prices are plain numbers: a
+dollar sign would be one more token each time. Deliberate difference from the
 original pages: the chosen options are shown, so that a page tells all there
 is to know.
 """
@@ -30,14 +31,14 @@ def _plain(text: str) -> str:
 
 
 def _price(tag: str) -> str:
-  """The first price of a tag, without needless decimals."""
-  return tag.split()[0].removesuffix(".0")
+  """The first price of a tag as a number, without needless decimals."""
+  return tag.split()[0].removeprefix("$").removesuffix(".0")
 
 
 def _limit(goal: goals.Goal) -> str:
   if goal.price_upper == goals.NO_LIMIT:
     return ""
-  return f"under ${goal.price_upper:g}"
+  return f"under {goal.price_upper:g}"
 
 
 def _row(product: catalogue.Product) -> str:
@@ -57,7 +58,7 @@ def query(goal: goals.Goal) -> str:
 
 
 def task(goal: goals.Goal) -> str:
-  """The task, e.g. "steel mug color red under $30"."""
+  """The task, e.g. "steel mug color red under 30"."""
   words = [query(goal)]
   for option in goal.options:
     words += [option] if isinstance(option, str) else option
@@ -68,7 +69,7 @@ def page(visit: sessions.Session) -> str:
   """The current page."""
   shown = visit.page
   if shown.name == "results":
-    rows = " , ".join(map(_row, visit.results)) or "nothing"
+    rows = " ".join(map(_row, visit.results)) or "nothing"
     more = " more" if pages.NEXT.lower() in shown.clickables else ""
     return f"results {rows}{more}"
   if shown.name == "item":
