@@ -10,12 +10,16 @@ and reported by itself. `--copies` repeats the products of a catalogue under
 new ids in a temporary folder, to see how a larger one behaves; from that the
 last lines project the full catalogue. Copies share their words, so that every
 posting list grows with the catalogue: searches are projected pessimistically,
-the vocabulary optimistically.
+the vocabulary optimistically. `--workers` opens the shop that has been stored
+in as many processes at once and reports the memory of each that it does not
+share with the others (Linux only).
 """
 
 import json
+import multiprocessing
 import pathlib
 import random
+import re
 import resource
 import sys
 import tempfile
@@ -37,6 +41,7 @@ _STORAGE = flags.DEFINE_string("storage", "auto", "`memory`, `disk`, `auto`.")
 _WORDING = flags.DEFINE_string("wording", "full", "`full` or `compact`.")
 _EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes per round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median is reported.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "Processes that share a shop.")
 
 FULL_CATALOGUE = 1_181_436  # Products in items_shuffle.json.
 
@@ -124,17 +129,43 @@ def replay(benchmark, episodes, search: Clock) -> dict[str, float]:
   }
 
 
-def measure(catalogue: str, cache_dir: str) -> dict[str, float]:
+def private_mib() -> float:
+  """Memory of this process that no other process shares."""
+  text = pathlib.Path("/proc/self/smaps_rollup").read_text()
+  kib = re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.MULTILINE)
+  return sum(map(int, kib)) / 2**10
+
+
+def work(settings: dict, episodes: int, together) -> tuple[float, float]:
+  """One worker: (seconds to open the shop, private MiB that it costs)."""
+  before, start = private_mib(), time.monotonic()
+  benchmark = envs.make("webshop", **settings)
+  opened = time.monotonic() - start
+  record(benchmark, benchmark.splits["train"][:episodes])
+  together.wait()  # Nobody leaves before all have counted.
+  cost = private_mib() - before
+  together.wait()
+  return opened, cost
+
+
+def share(settings: dict, workers: int, episodes: int) -> dict[str, float]:
+  """Opens a stored shop in several processes at once; means per worker."""
+  context = multiprocessing.get_context("spawn")
+  with context.Manager() as manager, context.Pool(workers) as pool:
+    together = manager.Barrier(workers)
+    found = pool.starmap(
+      work, [(settings, episodes, together)] * workers, chunksize=1
+    )
+  return {
+    "worker_open_seconds": sum(opened for opened, _ in found) / workers,
+    "worker_private_mib": sum(cost for _, cost in found) / workers,
+  }
+
+
+def measure(settings: dict) -> dict[str, float]:
   """Opens a shop and measures it; medians over rounds."""
   start = time.thread_time()
-  benchmark = envs.make(
-    "webshop",
-    catalogue=catalogue,
-    storage=_STORAGE.value,
-    wording=_WORDING.value,
-    cache_dir=cache_dir,
-    expert_hesitation=0.0,
-  )
+  benchmark = envs.make("webshop", **settings)
   built = time.thread_time() - start
   search = Clock(benchmark.shop.search)
   object.__setattr__(benchmark.shop, "search", search)
@@ -147,7 +178,7 @@ def measure(catalogue: str, cache_dir: str) -> dict[str, float]:
     key: sorted(r[key] for r in rounds)[len(rounds) // 2] for key in rounds[0]
   }
   stored = {"index_mib": 0.0, "products_mib": 0.0}
-  for path in pathlib.Path(cache_dir).rglob("*.*"):
+  for path in pathlib.Path(settings["cache_dir"]).rglob("*.*"):
     key = "products_mib" if path.suffix == ".sqlite" else "index_mib"
     stored[key] += path.stat().st_size / 2**20
   return {
@@ -172,7 +203,16 @@ def main(argv: list[str]) -> None:
           pathlib.Path(catalogue), _COPIES.value, pathlib.Path(folder)
         )
       )
-    measured = measure(catalogue, str(pathlib.Path(folder) / "cache"))
+    settings = {
+      "catalogue": catalogue,
+      "storage": _STORAGE.value,
+      "wording": _WORDING.value,
+      "cache_dir": str(pathlib.Path(folder) / "cache"),
+      "expert_hesitation": 0.0,
+    }
+    measured = measure(settings)
+    if _WORKERS.value:
+      measured |= share(settings, _WORKERS.value, _EPISODES.value)
   for key, value in measured.items():
     print(f"{key:32} {value:12.4g}")
   if catalogue != "embedded":
