@@ -218,7 +218,13 @@ def main(argv: list[str]) -> None:
   if catalogue != "embedded":
     factor = FULL_CATALOGUE / measured["products"]
     print(f"\nprojected to {FULL_CATALOGUE} products, in proportion:")
-    for key in ("open_seconds", "search_ms", "index_mib", "products_mib"):
+    for key in (
+      "open_seconds",
+      "search_ms",
+      "index_mib",
+      "products_mib",
+      "peak_memory_mib",
+    ):
       print(f"{key:32} {factor * measured[key]:12.4g}")
 
 
