@@ -26,7 +26,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "reward_success": 10.0,  # For a purchase of score 1.
       "reward_score": 0.0,  # Per unit of score, for every purchase.
       "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.25,  # Chance per round that the expert goes wrong.
+      "expert_doubt": 0.3,  # Chance per round that the expert goes wrong.
     }
   )
   c.rollout.tasks = 8
@@ -38,7 +38,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 1200
+  c.cold_start.episodes = 1000
   c.cold_start.epochs = 2
   c.cold_start.learning_rate = 3e-3
   c.train.updates = 40

@@ -671,13 +671,13 @@ class EnvironmentTest(parameterized.TestCase):
     self.assertEqual(compact.page(visit), "search")
     visit.act("search[mug]")
     text = compact.page(visit)
-    self.assertStartsWith(text, "results b0 steel mug 19.5 b1 steel mug ")
-    self.assertEndsWith(text, "b9 steel mug 19.5 more")
+    self.assertStartsWith(text, "results steel mug 19.5 b0 steel mug 19.5 b1 ")
+    self.assertEndsWith(text, "steel mug 19.5 b9 more")
     visit.act("click[next >]")
-    self.assertEqual(compact.page(visit), "results b10 steel mug 19.5")
+    self.assertEqual(compact.page(visit), "results steel mug 19.5 b10")
     visit.act("click[b10]")
     item = (
-      "item b10 steel mug 19.5 color deep red black | white "
+      "item steel mug 19.5 b10 color deep red black | white "
       "size small large have "
     )
     self.assertEqual(compact.page(visit), f"{item}none")
@@ -690,6 +690,22 @@ class EnvironmentTest(parameterized.TestCase):
       compact.task(visit.goal),
       "dishwasher safe mugs color deep red size small under 30",
     )
+
+  def test_compact_thoughts_end_with_what_the_action_needs(self):
+    compact = benchmarks.compact
+    goal = _goal(_product())
+    self.assertEqual(
+      compact.think_of_product(goal.product, goal),
+      "under 30 steel mug 19.5 b1",
+    )
+    for chosen, thought in (
+      ((), "have none need red small"),
+      (("small",), "have small need red"),
+      (("small", "red"), "have small red need none"),
+    ):
+      self.assertEqual(
+        compact.think_of_options(("red", "small"), chosen), thought
+      )
 
   def test_full_prompt(self):
     view = prompts.View(

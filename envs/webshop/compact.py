@@ -4,7 +4,9 @@ A page is named and then told in its plain words, without buttons, which never
 change; what an agent has to write stands in the prompt word for word. Every
 word follows a space and no tag does; with the tags as symbols of the
 vocabulary, a word is always the same token. Prices are plain numbers: a
-dollar sign would be one more token each time. Deliberate difference from the
+dollar sign would be one more token each time. What an action needs stands
+last in a product's row and in a thought, so that writing the thought finds it
+as a small model can: by going on as the text went on before. Deliberate difference from the
 original pages: the chosen options are shown, so that a page tells all there
 is to know.
 """
@@ -45,9 +47,9 @@ def _row(product: catalogue.Product) -> str:
   """How a product is listed."""
   return " ".join(
     (
-      product.asin.lower(),
       _plain(product.title),
       _price(product.price_tag),
+      product.asin.lower(),
     )
   )
 
@@ -93,12 +95,13 @@ def think_of_search(words: str) -> str:
 
 def think_of_product(product: catalogue.Product, goal: goals.Goal) -> str:
   """The thought that a listed product will do."""
-  return " ".join(filter(None, (_row(product), _limit(goal))))
+  return " ".join(filter(None, (_limit(goal), _row(product))))
 
 
 def think_of_options(wanted: Sequence[str], chosen: Sequence[str]) -> str:
-  """The thought which options are wanted and which are chosen."""
-  return f"want {_list(wanted)} have {_list(chosen)}"
+  """The thought which options are chosen and which are still missing."""
+  missing = [value for value in wanted if value not in chosen]
+  return f"have {_list(chosen)} need {_list(missing)}"
 
 
 def action(name: str, argument: str) -> str:
