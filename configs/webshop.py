@@ -17,7 +17,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "name": "webshop",
       "catalogue": "embedded",  # Or the path of items_shuffle*.json.
       "goals": "synthetic",  # Or `human`.
-      "products": 0,  # Products of a catalogue that are used; 0 = all.
+      "products": 100,  # Of the catalogue, the first ones; 0 = all.
       "nouns": "auto",  # Of real titles: `spacy`, `approximate`, or a table.
       "storage": "auto",  # Of a real catalogue: `memory` or `disk`.
       "cache_dir": "",  # Of indexes and catalogues; empty = the run's.
@@ -26,7 +26,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "reward_success": 10.0,  # For a purchase of score 1.
       "reward_score": 0.0,  # Per unit of score, for every purchase.
       "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.3,  # Chance per round that the expert goes wrong.
+      "expert_doubt": 0.45,  # Chance per round that the expert goes wrong.
     }
   )
   c.rollout.tasks = 8
@@ -40,8 +40,9 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.cold_start.kind = "expert"
   c.cold_start.episodes = 1000
   c.cold_start.epochs = 2
+  c.cold_start.batch_size = 16
   c.cold_start.learning_rate = 3e-3
-  c.train.updates = 40
+  c.train.updates = 30
   c.train.mini_batches = 2
   c.train.row_tokens = 160
   c.eval.tasks = 100
@@ -54,6 +55,7 @@ def smollm2(c: base.ConfigDict) -> None:
   --config=configs/webshop.py:smollm2 --config.env.catalogue=FILE
   """
   c.name = "webshop-smollm2"
+  c.env.products = 0
   c.env.wording = "full"
   c.env.max_turns = 8  # The benchmark has 15; the expert needs five.
   c.env.expert_hesitation = 0.3
@@ -90,6 +92,7 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   Not yet run.
   """
   c.name = "webshop-qwen3-4b"
+  c.env.products = 0
   c.env.wording = "full"
   c.env.max_turns = 15
   c.model.source = "Qwen/Qwen3-4B"
