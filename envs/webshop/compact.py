@@ -3,12 +3,12 @@
 A page is named and then told in its plain words, without buttons, which never
 change; what an agent has to write stands in the prompt word for word. Every
 word follows a space and no tag does; with the tags as symbols of the
-vocabulary, a word is always the same token. Prices are plain numbers: a
-dollar sign would be one more token each time. What an action needs stands
-last in a product's row and in a thought, so that writing the thought finds it
-as a small model can: by going on as the text went on before. Deliberate difference from the
-original pages: the chosen options are shown, so that a page tells all there
-is to know.
+vocabulary, a word is always the same token. Prices are plain numbers: a dollar
+sign would be one more token each time. What an action needs stands last in a
+product's row and in a thought, so that writing the thought finds it as a small
+model can: by going on as the text went on before. Deliberate difference from
+the original pages: the chosen options are shown, so that a page tells all
+there is to know.
 """
 
 from collections.abc import Sequence
