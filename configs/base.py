@@ -55,9 +55,11 @@ def get_config() -> ConfigDict:
   rollout.prefill_tokens = 32  # Smallest prompt size.
   rollout.prefill_rows = 16  # Most prompts per call.
   rollout.live_tokens = 128  # Smallest cache length.
-  rollout.env_threads = (
-    0  # Environment calls at the same time; 0 = on the spot.
-  )
+  # Environments answer on the spot, or in threads if they wait for a server,
+  # or in processes if they are not safe between threads, crash or leak.
+  rollout.env_threads = 0  # Calls at the same time; 0 = no threads.
+  rollout.env_workers = 0  # Worker processes; 0 = none.
+  rollout.env_memory = 2000.0  # MB a process may grow; 0 = no limit.
   rollout.env_timeout = 0.0  # Seconds per environment call; 0 = no limit.
   rollout.temperature = 1.0
   rollout.top_k = 0  # 0 = off.

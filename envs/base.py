@@ -110,11 +110,13 @@ class Benchmark(Protocol):
     max_turns: turns until an episode ends by itself.
     grammar: the form that a response must have.
     splits: task ids by split: `train`, `valid`, `test`, disjoint and fixed.
+    threadsafe: whether its environments may play in different threads.
   """
 
   max_turns: int
   grammar: prompts.Grammar
   splits: Mapping[str, tuple[str, ...]]
+  threadsafe: bool
 
   def env(self) -> Env:
     """A new environment; cheap, shares the benchmark's data."""

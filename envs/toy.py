@@ -4,7 +4,8 @@ Each turn shows one word and asks for one word back: the same word in the
 category `echo`, its partner in the category `swap`. Turns do not depend on
 each other, each right answer pays a third of the reward, and eight words are
 all there is, so that a tiny model learns it within a few updates. Failures
-can be ordered: an infrastructure error or a slow step at a chosen turn.
+can be ordered: an infrastructure error or a slow step at a chosen turn, and
+memory that leaks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,7 @@ class ToyBenchmark:
   """
 
   max_turns = TURNS
+  threadsafe = True
   grammar = prompts.Grammar(actions=("action",), closing="</think><action>")
 
   def __init__(
@@ -64,6 +66,7 @@ class ToyBenchmark:
     sleep_turn: int = 0,
     sleep_seconds: float = 0.0,
     faulty_tasks: Sequence[str] = (),
+    leak: float = 0.0,
   ):
     """Sets the game up.
 
@@ -77,6 +80,7 @@ class ToyBenchmark:
       sleep_turn: turn (from 1) whose step sleeps first; 0: never.
       sleep_seconds: how long that step sleeps.
       faulty_tasks: tasks that the faults hit; empty: all of them.
+      leak: MB that every reset holds on to for ever.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -101,10 +105,17 @@ class ToyBenchmark:
     self.sleep_turn = sleep_turn
     self.sleep_seconds = sleep_seconds
     self.faulty_tasks = frozenset(faulty_tasks)
+    self._leak = int(leak * 1e6)
+    self._leaked: list[bytes] = []
 
   def env(self) -> "ToyEnv":
     """A new environment."""
     return ToyEnv(self)
+
+  def leak(self) -> None:
+    """Holds on to memory as ordered."""
+    if self._leak:
+      self._leaked.append(b"x" * self._leak)
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """One line: the category and the word on display."""
@@ -146,6 +157,7 @@ class ToyEnv:
     """Starts the game of a task; see `envs.base.Env.reset`."""
     if task_id not in self._benchmark.tasks:
       raise KeyError(f"toy: unknown task {task_id!r}")
+    self._benchmark.leak()
     self._task = task_id
     self.category, *shown = task_id.split("-")
     self.shown = tuple(shown)

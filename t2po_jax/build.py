@@ -6,6 +6,7 @@ looked at them before.
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -31,7 +32,14 @@ from t2po_jax.learning import (
 from t2po_jax.models import config as model_config
 from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder, tokenizer, weights
-from t2po_jax.rollout import collect, draw, environments, sampler, scheduler
+from t2po_jax.rollout import (
+  collect,
+  draw,
+  environments,
+  sampler,
+  scheduler,
+  workers,
+)
 
 ConfigDict = config_dict.ConfigDict
 
@@ -102,7 +110,7 @@ class Actor:
   """
 
   benchmark: base.Benchmark
-  pool: environments.EnvironmentPool
+  pool: environments.Pool
   tokenizer: tokenizer.Tokenizer
   sampler: sampler.Sampler
   scheduler: scheduler.Scheduler
@@ -141,10 +149,7 @@ def benchmark(config: ConfigDict) -> base.Benchmark:
   Raises:
     ValueError: if a split is missing or empty.
   """
-  arguments = {k: v for k, v in config.env.items() if k != "name"}
-  if arguments.get("cache_dir") == "":
-    arguments["cache_dir"] = str(cache_dir(config))
-  made = envs.make(config.env.name, **arguments)
+  made = envs.make(config.env.name, **_arguments(config))
   for key in ("train.split", "eval.split"):
     section, name = key.split(".")
     split = config[section][name]
@@ -239,10 +244,44 @@ def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
     prefill_rows=rollout.prefill_rows,
     live_tokens=rollout.live_tokens,
   )
-  pool = environments.EnvironmentPool(
+  pool = environment_pool(config, made)
+  return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+
+
+def environment_pool(
+  config: ConfigDict, made: base.Benchmark
+) -> environments.Pool:
+  """The environments: on the spot, in threads, or in worker processes.
+
+  Raises:
+    ValueError: if threads were asked for that the environment cannot bear.
+  """
+  rollout = config.rollout
+  if rollout.env_workers:
+    return workers.WorkerPool(
+      functools.partial(envs.make, config.env.name, **_arguments(config)),
+      workers=rollout.env_workers,
+      timeout=rollout.env_timeout,
+      memory=rollout.env_memory,
+    )
+  for name in ("env_threads", "env_timeout"):
+    if rollout[name] and not made.threadsafe:
+      raise ValueError(
+        f"rollout.{name}: found {rollout[name]}, but {config.env.name} with "
+        "these settings is not safe between threads; expected 0, or "
+        "rollout.env_workers of at least 1"
+      )
+  return environments.EnvironmentPool(
     made.env, threads=rollout.env_threads, timeout=rollout.env_timeout
   )
-  return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+
+
+def _arguments(config: ConfigDict) -> dict[str, Any]:
+  """The constructor's arguments of the benchmark."""
+  arguments = {k: v for k, v in config.env.items() if k != "name"}
+  if arguments.get("cache_dir") == "":
+    arguments["cache_dir"] = str(cache_dir(config))
+  return arguments
 
 
 def train_sampling(config: ConfigDict) -> draw.Sampling:

@@ -47,6 +47,10 @@ RANGES = {
   "rollout.live_tokens": (1, None),
   "rollout.max_prompt": (2, None),
   "rollout.max_response": (1, None),
+  "rollout.env_threads": (0, None),
+  "rollout.env_workers": (0, None),
+  "rollout.env_memory": (0, None),
+  "rollout.env_timeout": (0, None),
   "reward.format_penalty": (0, None),
   "reward.invalid_penalty": (0, None),
   "reward.kl_target": (0, None),
@@ -139,6 +143,9 @@ def _check_rollout(config: ConfigDict) -> None:
   if rollout.temperature <= 0:
     expected = "above 0: greedy samples cannot be learned from"
     _refuse(config, "rollout.temperature", expected)
+  if rollout.env_threads and rollout.env_workers:
+    expected = f"0 with rollout.env_workers {rollout.env_workers}"
+    _refuse(config, "rollout.env_threads", expected)
   estimator = config.advantage.estimator
   alone = rollout.group_size == 1
   if alone and (estimator in _GROUPED or rollout.filter_groups):
@@ -224,6 +231,11 @@ def _check_unused(config: ConfigDict) -> None:
       not config.rollout.filter_groups,
       "rollout.filter_groups False",
       ["rollout.filter_tries"],
+    ),
+    (
+      not config.rollout.env_workers,
+      "rollout.env_workers 0",
+      ["rollout.env_memory"],
     ),
     (
       config.guard.action == "off",

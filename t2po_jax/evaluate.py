@@ -50,8 +50,9 @@ def evaluate(
   )
   numbers = statistics.describe(rollout.trajectories)
   found = {f"eval/{name}": value for name, value in numbers.items()}
-  for name, (success, _) in statistics.by_category(
+  for name, (success, episodes) in statistics.by_category(
     rollout.trajectories
   ).items():
     found[f"eval/success/{name}"] = success
+    found[f"eval/episodes/{name}"] = float(episodes)
   return found, rollout.trajectories

@@ -189,9 +189,17 @@ class Run:
     newest = self.checkpoints.latest()
     self.checkpoints.close()
     self.actor.pool.close()
+    self._say_scores()
     if self.collapse:
       raise CollapseError(f"{self.collapse}; newest good checkpoint: {newest}")
     return self.scores
+
+  def _say_scores(self) -> None:
+    """Prints the first and the last evaluation by category."""
+    lines = metrics.read(self.workdir / metrics.FILE)
+    found = [line for line in lines if "eval/success" in line]
+    if found:
+      metrics.say(statistics.score_table(*found[:1], *found[1:][-1:]))
 
   def _round(self, update: int) -> dict[str, float]:
     """One update, and whatever is due after it."""
@@ -251,6 +259,7 @@ class Run:
     """Collects the episodes of an update and learns from them."""
     with self.timer.stage("collect"):
       found, numbers = self._collect(update)
+    self.actor.pool.prepare(self._upcoming(update))
     with self.timer.stage("update"):
       self.state, learned = self.improver.improve(
         self.state, found, update=update, rate=self.rate
@@ -259,6 +268,19 @@ class Run:
       threshold.advance()
       numbers[f"control/{name}"] = threshold.value
     return numbers | learned
+
+  def _upcoming(self, update: int) -> list[str]:
+    """The tasks of the episodes that follow an update's rollout."""
+    config, benchmark = self.config, self.actor.benchmark
+    if _due(update, config.train.eval_every, config.train.updates):
+      return list(evaluate.panel(config, benchmark))
+    tasks = experience.tasks_of(
+      benchmark.splits[config.train.split],
+      self.cursor,
+      config.rollout.tasks,
+      seed=config.seed,
+    )
+    return [t for t in tasks for _ in range(config.rollout.group_size)]
 
   def _collect(
     self, update: int

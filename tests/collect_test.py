@@ -4,9 +4,12 @@ The scheduler is replaced by one that answers from a script, so that every
 branch of the loop is reached on purpose and without a model.
 """
 
+import functools
+
 from absl.testing import absltest, parameterized
 import numpy as np
 
+import envs
 from envs import prompts, toy
 from t2po_jax import types
 from t2po_jax.rollout import (
@@ -15,6 +18,7 @@ from t2po_jax.rollout import (
   environments,
   scheduler,
   statistics,
+  workers,
 )
 
 
@@ -100,9 +104,12 @@ def play(answer, benchmark=None, *, tasks=2, group_size=2, **changes):
   return rollout, under
 
 
+ANSWER = "<think> x</think><action> red</action>"
+
+
 def wrong(prompt, number):
   del prompt, number
-  return "<think> x</think><action> red</action>", 0.5
+  return ANSWER, 0.5
 
 
 class LoopTest(parameterized.TestCase):
@@ -239,6 +246,48 @@ class FailureTest(parameterized.TestCase):
     self.assertTrue(rollout.trajectories[0].aborted)
     pool.close()
 
+  def test_a_worker_that_is_lost_costs_one_masked_trajectory(self):
+    tasks = toy.ToyBenchmark().splits["train"][:3]
+    settings = {
+      "sleep_turn": 2,
+      "sleep_seconds": 20.0,
+      "faulty_tasks": tasks[1:2],
+    }
+    pool = workers.WorkerPool(
+      functools.partial(envs.make, "toy", **settings), workers=2, timeout=1.0
+    )
+    self.addCleanup(pool.close)
+    rollout, expected = (
+      collect.collect(
+        tasks,
+        group_size=2,
+        benchmark=toy.ToyBenchmark(),
+        pool=which,
+        tokenizer=Letters(),
+        scheduler=ScriptedScheduler(lambda *_: (ANSWER, 0.5)),
+        rules=collect.Rules(memory=2, max_prompt=200, max_response=50),
+        seed=(0,),
+      )
+      for which in (
+        pool,
+        environments.EnvironmentPool(toy.ToyBenchmark().env, threads=0),
+      )
+    )
+    self.assertEqual(
+      [t.aborted for t in rollout.trajectories],
+      [False, False, True, True, False, False],
+    )
+    for found, right in zip(
+      rollout.trajectories, expected.trajectories, strict=True
+    ):
+      if not found.aborted:
+        self.assertEqual(found.episode_return, right.episode_return)
+        self.assertEqual(
+          [turn.action for turn in found.turns],
+          [turn.action for turn in right.turns],
+        )
+    self.assertGreater(pool.restarts, 0)
+
   def test_a_bug_in_an_environment_is_not_hidden(self):
     class Broken:
       def reset(self, task_id):
@@ -246,7 +295,7 @@ class FailureTest(parameterized.TestCase):
 
     pool = environments.EnvironmentPool(Broken, threads=1)
     with self.assertRaises(KeyError):
-      pool.reset(pool.take(), "x").result()
+      pool.start("x")[1].result()
 
 
 class DescriptionTest(parameterized.TestCase):
@@ -271,6 +320,28 @@ class DescriptionTest(parameterized.TestCase):
     rollout, _ = play(wrong)
     found = statistics.mixed_groups(rollout.trajectories)
     self.assertEqual(found, 0.0)
+
+  def test_table_of_categories(self):
+    first = {"eval/success": 0.25, "eval/success/b": 0.5, "eval/success/a": 0}
+    last = {
+      "eval/episodes": 4.0,
+      "eval/episodes/a": 3.0,
+      "eval/episodes/b": 1.0,
+      "eval/success": 0.5,
+      "eval/success/a": 1 / 3,
+      "eval/success/b": 1.0,
+      "step": 7.0,
+    }
+    table = statistics.score_table({"step": 0.0} | first, last)
+    self.assertEqual(
+      table.splitlines(),
+      [
+        "held-out success  episodes   update 0   update 7",
+        "a                        3       0.00       0.33",
+        "b                        1       0.50       1.00",
+        "all                      4       0.25       0.50",
+      ],
+    )
 
   def test_nothing_played(self):
     described = statistics.describe([])

@@ -49,6 +49,7 @@ class ALFWorld:
 
   Attributes:
     engine: which engine plays.
+    threadsafe: whether it may play in different threads.
   """
 
   def __init__(
@@ -122,6 +123,7 @@ class ALFWorld:
     self.wording = _WORDINGS[wording]
     self.grammar = prompts.Grammar(("action",), self.wording.CLOSING)
     self.engine = engine
+    self.threadsafe = engine == "twin"
     self.max_turns = max_turns
     self.reward_success = reward_success
     self.expert_mode = expert_mode

@@ -58,6 +58,7 @@ class SearchQA:
     wording: the module that words prompts and observations.
   """
 
+  threadsafe = True
   grammar = prompts.Grammar(actions=("search", "answer"), closing="</think>")
 
   def __init__(

@@ -31,6 +31,8 @@ _CORPUS_EPISODES = 200
 class WebShop:
   """Shopping by instruction; implements `envs.base.Benchmark`."""
 
+  threadsafe = True
+
   def __init__(
     self,
     *,

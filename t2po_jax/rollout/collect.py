@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import itertools
+from typing import Any
 
 from absl import logging
 import numpy as np
@@ -84,7 +85,7 @@ class _Episode:
   task_id: str
   group: int
   member: int
-  seat: environments.Seat
+  seat: Any
   observation: base.Observation | None = None
   memory: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   turns: list[types.Turn] = dataclasses.field(default_factory=list)
@@ -105,7 +106,7 @@ class _Loop:
   def __init__(
     self,
     benchmark: base.Benchmark,
-    pool: environments.EnvironmentPool,
+    pool: environments.Pool,
     tokenizer: tokenizers.Tokenizer,
     scheduler: schedulers.Scheduler,
     rules: Rules,
@@ -128,9 +129,8 @@ class _Loop:
   ) -> Iterator[types.Trajectory]:
     """Plays (task id, group, member) episodes; yields them as they end."""
     for task_id, group, member in tasks:
-      episode = _Episode(task_id, group, member, self._pool.take())
-      future = self._pool.reset(episode.seat, task_id)
-      self._waiting[future] = episode
+      seat, future = self._pool.start(task_id)
+      self._waiting[future] = _Episode(task_id, group, member, seat)
     while self._waiting or self._sampling:
       # With nothing to decode there is nothing to do but to wait.
       done, _ = futures.wait(
@@ -319,7 +319,7 @@ def collect(
   *,
   group_size: int,
   benchmark: base.Benchmark,
-  pool: environments.EnvironmentPool,
+  pool: environments.Pool,
   tokenizer: tokenizers.Tokenizer,
   scheduler: schedulers.Scheduler,
   rules: Rules,

@@ -3,17 +3,41 @@
 Every call returns a future. Environments that answer in microseconds are
 called on the spot: then the rollout, and with it every later number, is the
 same to the last bit in every run. Environments that wait for a server run in
-threads; the order of their answers may change which prompts share a device
-call, and so the rounding of the results. When the infrastructure fails or does
-not answer in time, the future raises `EnvError`.
+threads, engines that may crash in processes (`workers`); the order of their
+answers may change which prompts share a device call, and so the rounding of
+the results. When the infrastructure fails or does not answer in time, the
+future raises `EnvError`.
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 import threading
+from typing import Any, Protocol
 
 from envs import base
+
+
+class Pool(Protocol):
+  """Environments that play at the same time.
+
+  A seat is one environment; it is only handed from one call to the next.
+  """
+
+  def prepare(self, task_ids: Sequence[str]) -> None:
+    """Resets environments ahead of time, if that saves any."""
+
+  def start(self, task_id: str) -> tuple[Any, futures.Future]:
+    """A seat for one episode, and the future of its first `Observation`."""
+
+  def step(self, seat: Any, response: str) -> futures.Future:
+    """Executes a response; resolves to a `StepResult`."""
+
+  def give_back(self, seat: Any) -> None:
+    """Makes a seat free for the next episode."""
+
+  def close(self) -> None:
+    """Ends everything."""
 
 
 class Seat:
@@ -75,7 +99,7 @@ class _OnTheSpot(futures.Executor):
 
 
 class EnvironmentPool:
-  """Environments, in threads or on the spot.
+  """Environments, in threads or on the spot; implements `Pool`.
 
   Args:
     make: builds one environment.
@@ -96,19 +120,19 @@ class EnvironmentPool:
     )
     self._free: collections.deque[Seat] = collections.deque()
 
-  def take(self) -> Seat:
-    """A seat for one episode."""
-    return (
-      self._free.popleft() if self._free else Seat(self._make, self._timeout)
-    )
+  def prepare(self, task_ids: Sequence[str]) -> None:
+    """Does nothing: these environments are ready at once."""
+
+  def start(self, task_id: str) -> tuple[Seat, futures.Future]:
+    """A seat for one episode, and the future of its first `Observation`."""
+    seat = Seat(self._make, self._timeout)
+    if self._free:
+      seat = self._free.popleft()
+    return seat, self._executor.submit(seat.call, "reset", task_id)
 
   def give_back(self, seat: Seat) -> None:
     """Makes a seat free for the next episode."""
     self._free.append(seat)
-
-  def reset(self, seat: Seat, task_id: str) -> futures.Future:
-    """Starts an episode; resolves to an `Observation`."""
-    return self._executor.submit(seat.call, "reset", task_id)
 
   def step(self, seat: Seat, response: str) -> futures.Future:
     """Executes a response; resolves to a `StepResult`."""

@@ -4,7 +4,8 @@ Generic: nothing here knows which environment was played. What an environment
 reports of itself (`StepResult.info`) is averaged under its own name.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+import math
 
 import numpy as np
 
@@ -122,6 +123,33 @@ def by_category(
     name: (_mean(values), len(values))
     for name, values in sorted(groups.items())
   }
+
+
+def score_table(*evaluations: Mapping[str, float]) -> str:
+  """Success per category as a table for people.
+
+  Args:
+    *evaluations: metrics with `step`, `eval/success` and, per category,
+      `eval/success/...`; the last one also has `eval/episodes...`.
+
+  Returns:
+    Lines: a head, one per category, and one for all of them if there are
+    several.
+  """
+  key, last = "eval/success/", evaluations[-1]
+  names = sorted(name for name in last if name.startswith(key))
+  width = max(len(name) for name in ("held-out success", *names)) + 1
+  rows = [["episodes", *(f"update {e['step']:.0f}" for e in evaluations)]]
+  labels = ["held-out success"]
+  for name in [*names, "eval/success"] if len(names) > 1 else ["eval/success"]:
+    labels.append(name.removeprefix(key) if name in names else "all")
+    episodes = last.get(name.replace("success", "episodes", 1), math.nan)
+    scores = [f"{e.get(name, math.nan):.2f}" for e in evaluations]
+    rows.append([f"{episodes:.0f}", *scores])
+  return "\n".join(
+    label.ljust(width) + f"{count:>9}" + "".join(f"{s:>11}" for s in scores)
+    for label, (count, *scores) in zip(labels, rows, strict=True)
+  )
 
 
 def to_record(trajectory: types.Trajectory, decode) -> dict:

@@ -1,0 +1,123 @@
+"""A process that owns environments and plays them as it is told over a pipe.
+
+Some engines are not safe between threads, crash, hang or leak: each worker
+process plays several environments one call at a time, and whoever started it
+may kill it at any moment. It calls `main` and imports nothing but
+environments. The first message is a function that makes the benchmark; each
+later one is (number of the environment, method, argument). Every message gets
+one `Answer`. The process ends when the pipe is closed, or when whoever
+started it has died, and removes its folder for temporary files.
+"""
+
+from multiprocessing import connection as connection_lib
+import os
+import pathlib
+import pickle
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from typing import Any, NamedTuple
+
+from envs import base
+
+
+class Answer(NamedTuple):
+  """What a worker answers to one message.
+
+  Attributes:
+    value: what the method returned.
+    error: what it raised instead.
+    memory: resident memory of the process, in MB.
+  """
+
+  value: Any
+  error: Exception | None
+  memory: float
+
+
+def read_memory() -> float:
+  """Resident memory of this process in MB (its peak outside Linux)."""
+  try:
+    pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+  except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def _portable(error: Exception) -> Exception:
+  """An error that survives the pipe, with its traceback as a note."""
+  try:
+    pickle.loads(pickle.dumps(error))
+  except Exception:
+    error = RuntimeError(f"{type(error).__name__}: {error}")
+  else:
+    error.add_note("in a worker process: " + traceback.format_exc())
+  return error
+
+
+def serve(connection: connection_lib.Connection) -> None:
+  """Answers messages until the connection is closed."""
+
+  def answer(function, *args) -> bool:
+    value = error = None
+    try:
+      value = function(*args)
+    except Exception as problem:
+      error = _portable(problem)
+    connection.send(Answer(value, error, read_memory()))
+    return error is None
+
+  benchmark: base.Benchmark | None = None
+  environments: dict[int, base.Env] = {}
+
+  def make() -> None:
+    nonlocal benchmark
+    benchmark = connection.recv()()
+
+  def call(number: int, method: str, argument: str):
+    if number not in environments:
+      environments[number] = benchmark.env()
+    try:
+      return getattr(environments[number], method)(argument)
+    except base.EnvError:
+      # What is left of it is not played again.
+      del environments[number]
+      raise
+
+  try:
+    if answer(make):
+      while True:
+        answer(call, *connection.recv())
+  except (EOFError, ConnectionError):
+    pass
+
+
+def _watch(parent: int, folder: str) -> None:
+  """Ends this process, even in the middle of a call, after its parent."""
+  while os.getppid() == parent:
+    time.sleep(1.0)
+  shutil.rmtree(folder, ignore_errors=True)
+  os._exit(1)
+
+
+def main() -> None:
+  """Serves an inherited pipe, named by the first argument of the process.
+
+  The second one is the folder for temporary files.
+  """
+  descriptor, folder = int(sys.argv[1]), sys.argv[2]
+  # A keyboard interrupt is for the trainer, which then closes the pipe.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  os.environ["TMPDIR"] = tempfile.tempdir = folder
+  threading.Thread(
+    target=_watch, args=(os.getppid(), folder), daemon=True
+  ).start()
+  with connection_lib.Connection(descriptor) as connection:
+    serve(connection)
+  shutil.rmtree(folder, ignore_errors=True)
