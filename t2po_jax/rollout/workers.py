@@ -170,6 +170,11 @@ class _Worker(threading.Thread):
     self.seats = 0
     self.restarts = 0
 
+  @property
+  def grown(self) -> float:
+    """MB by which the process has grown since it was ready."""
+    return self._child.grown if self._child is not None else 0.0
+
   def submit(self, seat: Seat, method: str, argument: str) -> futures.Future:
     """Queues a call; resolves to what it returns."""
     future = futures.Future()
@@ -289,6 +294,11 @@ class WorkerPool:
   def restarts(self) -> int:
     """How often a process was replaced."""
     return sum(thread.restarts for thread in self._workers)
+
+  @property
+  def grown(self) -> list[float]:
+    """MB by which each process has grown since it was ready."""
+    return [thread.grown for thread in self._workers]
 
   def prepare(self, task_ids: Sequence[str]) -> None:
     """Resets environments ahead of time; forgets what was prepared before.
