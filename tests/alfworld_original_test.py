@@ -1,6 +1,7 @@
 """The original engine and the twin, side by side; needs the extra."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -12,6 +13,7 @@ from absl.testing import absltest, parameterized
 
 import envs
 from envs.alfworld import original, problem, scenes, twin
+from t2po_jax.rollout import environments, workers
 
 DATA = pathlib.Path(
   os.environ.get(
@@ -116,6 +118,48 @@ class OriginalTest(parameterized.TestCase):
         results.append(steps)
         env.close()
       self.assertEqual(*results)
+
+  def test_worker_processes_play_side_by_side(self):
+    settings = {"train_tasks": 6, "max_turns": 8}
+    expected = self._play_side_by_side(
+      environments.EnvironmentPool(
+        envs.make("alfworld", **settings).env, threads=0
+      )
+    )
+    pool = workers.WorkerPool(
+      functools.partial(envs.make, "alfworld", engine="cached", **settings),
+      workers=2,
+      timeout=60.0,
+    )
+    self.addCleanup(pool.close)
+    pool.prepare(envs.make("alfworld", **settings).splits["train"][:4])
+    self.assertEqual(self._play_side_by_side(pool), expected)
+    # Once more, with a process that is lost on the way.
+    self.assertEqual(self._play_side_by_side(pool, lose_at=3), expected)
+    self.assertEqual(pool.restarts, 1)
+
+  def _play_side_by_side(self, pool, lose_at=None):
+    """Random commands in four games at once; returns all answers."""
+    tasks = envs.make("alfworld", train_tasks=6).splits["train"][:4]
+    draw = random.Random(0)
+    seats, pending = zip(*[pool.start(task) for task in tasks], strict=True)
+    found = [[future.result()] for future in pending]
+    for turn in range(8):
+      commands = [
+        draw.choice(getattr(answers[-1], "observation", answers[-1]).admissible)
+        for answers in found
+      ]
+      if turn == lose_at:
+        seats[0].child.kill()
+      pending = [
+        pool.step(seat, f"<think>x</think><action>{command}</action>")
+        for seat, command in zip(seats, commands, strict=True)
+      ]
+      for answers, future in zip(found, pending, strict=True):
+        answers.append(future.result())
+    for seat in seats:
+      pool.give_back(seat)
+    return found
 
   def test_recorded_games(self):
     archive = DATA / "alfworld" / "json_2.1.1.tar.gz"
