@@ -21,7 +21,19 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "wording": "compact",  # Or `full`, for language models.
       "max_turns": 16,  # The benchmark has 50.
       "reward_success": 10.0,
-      "valid_tasks": 0,  # Most validation tasks, a fixed draw; 0 = all.
+      # Most tasks of a split, a fixed draw; 0 = all.
+      "train_tasks": 0,
+      "valid_tasks": 0,
+      "test_tasks": 0,
+      "task_types": (
+        "pick_and_place_simple",
+        "look_at_obj_in_light",
+        "pick_clean_then_place_in_recep",
+        "pick_heat_then_place_in_recep",
+        "pick_cool_then_place_in_recep",
+        "pick_two_obj_and_place",
+      ),
+      "seed": 0,  # Of generated scenes.
       "expert_mode": "explore",  # Or `walkthrough`.
       "expert_hesitation": 1.0,  # Needless rounds per thought, on average.
       "expert_doubt": 0.45,  # Chance per round to do something else.
@@ -42,7 +54,10 @@ def get_config(presets: str = "") -> base.ConfigDict:
 
 
 def smollm2(c: base.ConfigDict) -> None:
-  """SmolLM2-135M-Instruct; give `env.data_dir` for the real games."""
+  """SmolLM2-135M-Instruct; give `env.data_dir` for the real games.
+
+  --config=configs/alfworld.py:smollm2 --config.env.data_dir='$ALFWORLD_DATA'
+  """
   c.name = "alfworld-smollm2"
   c.env.wording = "full"
   c.env.max_turns = 50
@@ -54,22 +69,70 @@ def smollm2(c: base.ConfigDict) -> None:
   c.rollout.group_size = 4
   c.rollout.slots = 16
   c.rollout.max_prompt = 1472
-  c.rollout.max_response = 64
+  c.rollout.max_response = 112
+  c.rollout.temperature = 0.7
   c.control.thinking.window = 8
-  c.control.thinking.max_tokens = 48
+  c.control.thinking.min_tokens = 32  # A reason and a plan take 31 at most.
+  c.control.thinking.max_tokens = 80
   c.cold_start.episodes = 12
+  c.cold_start.only_successes = True
   c.cold_start.epochs = 1
   c.cold_start.batch_size = 8
   c.cold_start.micro_rows = 1
-  c.cold_start.learning_rate = 1e-4
+  c.cold_start.learning_rate = 2e-4
   c.optimizer.learning_rate = 1e-5
+  c.train.updates = 50
   c.train.mini_batches = 1
-  c.train.row_tokens = 1536
+  c.train.row_tokens = 1584
   c.train.micro_rows = 1
+  c.train.eval_every = 10
   # Games stand in order of their task type: draw, do not take the first.
   c.env.valid_tasks = 12
   c.env.expert_mode = "walkthrough"
+  c.env.expert_hesitation = 0.5
   c.eval.tasks = 12
 
 
-PRESETS = {"smollm2": smollm2}
+def qwen3_4b(c: base.ConfigDict) -> None:
+  """The paper's setting, for accelerators and the real games; not yet run."""
+  c.name = "alfworld-qwen3-4b"
+  c.env.data_dir = "$ALFWORLD_DATA"
+  c.env.wording = "full"
+  c.env.max_turns = 50
+  c.model.source = "Qwen/Qwen3-4B"
+  c.model.dtype = "bfloat16"
+  c.model.remat = "full"
+  c.rollout.tasks = 16
+  c.rollout.group_size = 8
+  c.rollout.slots = 128
+  c.rollout.prefill_tokens = 256
+  c.rollout.live_tokens = 512
+  c.rollout.max_prompt = 2048
+  c.rollout.max_response = 500
+  c.control.thinking.window = 8
+  c.control.thinking.min_tokens = 32
+  c.control.thinking.max_tokens = 450
+  c.control.resampling.eta = "0.3"
+  c.loss.kl = "k3"
+  c.loss.kl_coefficient = 0.01
+  c.cold_start.kind = "rft"
+  c.cold_start.learning_rate = 1e-5
+  c.cold_start.rft_tasks = 256
+  c.optimizer.learning_rate = 1e-6
+  c.train.updates = 150
+  c.train.mini_batches = 12  # About 256 turns each.
+  c.train.row_tokens = 2560
+  c.train.micro_rows = 8
+  c.train.eval_every = 10
+  c.eval.tasks = 140
+  c.mesh.data = 1
+  c.mesh.fsdp = -1
+
+
+def off(c: base.ConfigDict) -> None:
+  """Exploration control off: plain multi-turn reinforcement learning."""
+  c.control.thinking.enabled = False
+  c.control.resampling.max_tries = 0
+
+
+PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b, "off": off}

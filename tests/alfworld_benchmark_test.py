@@ -1,6 +1,7 @@
 """Episodes, prompts and arguments of ALFWorld, by the contract."""
 
 import statistics
+import sys
 
 from absl.testing import absltest, parameterized
 
@@ -167,13 +168,18 @@ class BenchmarkTest(parameterized.TestCase):
     self.assertNotIn("\n", str(caught.exception))
 
   def test_engine_that_is_not_installed(self):
-    try:
-      original.require("stock")
-    except ValueError:
-      with self.assertRaisesRegex(ValueError, r"pip install 't2po-jax\[alfwo"):
+    missing = absltest.mock.patch.dict(sys.modules, {"textworld": None})
+    version = absltest.mock.patch.object(sys, "version_info", (3, 12, 1))
+    with missing, version:
+      with self.assertRaisesRegex(
+        ValueError, r"pip install -e '\.\[alfworld\]'"
+      ):
         envs.make("alfworld", engine="stock")
-    else:
-      self.skipTest("the original engine is installed")
+
+  def test_engine_on_a_python_it_does_not_run_on(self):
+    version = absltest.mock.patch.object(sys, "version_info", (3, 13, 0))
+    with version, self.assertRaisesRegex(ValueError, "up to 3.12, found 3.13"):
+      envs.make("alfworld", engine="cached")
 
   def test_failing_engine_is_an_infrastructure_failure(self):
     benchmark = envs.make("alfworld")

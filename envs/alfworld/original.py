@@ -20,7 +20,7 @@ from envs.alfworld import problem
 
 _INSTALL = (
   "env.engine: {engine!r} needs the optional packages of ALFWorld; install "
-  "them with: pip install 't2po-jax[alfworld]'"
+  "them in the project's folder with: pip install -e '.[alfworld]'"
 )
 # Translated problems that are kept; one takes about a megabyte.
 _TRANSLATIONS = 64
@@ -33,8 +33,14 @@ def require(engine: str) -> None:
     engine: the name of the engine that was asked for.
 
   Raises:
-    ValueError: if they are not installed; the message says how to.
+    ValueError: if they are not installed; the message says how to. Also on
+      a Python that TextWorld does not run on: it writes to `locals()`.
   """
+  if sys.version_info >= (3, 13):
+    raise ValueError(
+      f"env.engine: {engine!r} runs on Python up to 3.12, found "
+      f"{sys.version_info[0]}.{sys.version_info[1]}; the twin runs on both"
+    )
   arguments = list(sys.argv)
   try:
     import alfworld.agents.utils.misc  # noqa: F401
