@@ -40,16 +40,21 @@ def get_config(presets: str = "") -> base.ConfigDict:
     }
   )
   c.rollout.memory = 2
-  c.rollout.max_prompt = 256
+  c.rollout.tasks = 8
+  c.rollout.max_prompt = 128
   c.control.thinking.window = 4
+  c.control.thinking.min_tokens = 8  # A whole thought takes five to seven.
   c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 600
+  c.cold_start.episodes = 300
+  c.cold_start.micro_rows = 4
   c.cold_start.epochs = 2
   c.cold_start.learning_rate = 3e-3
   c.train.mini_batches = 2
-  c.train.row_tokens = 320
+  c.train.row_tokens = 288  # About three turns.
+  c.train.micro_rows = 8
+  c.eval.tasks = 60
   return base.apply_presets(c, presets, PRESETS)
 
 
@@ -118,6 +123,7 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.cold_start.kind = "rft"
   c.cold_start.learning_rate = 1e-5
   c.cold_start.rft_tasks = 256
+  c.cold_start.micro_rows = 8
   c.optimizer.learning_rate = 1e-6
   c.train.updates = 150
   c.train.mini_batches = 12  # About 256 turns each.
