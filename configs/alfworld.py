@@ -21,7 +21,8 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "wording": "compact",  # Or `full`, for language models.
       "max_turns": 16,  # The benchmark has 50.
       "reward_success": 10.0,
-      # Most tasks of a split, a fixed draw; 0 = all.
+      # Tasks of a split: scenes to generate (0 = 2000, 60, 120), or how many
+      # games to draw at most (0 = all).
       "train_tasks": 0,
       "valid_tasks": 0,
       "test_tasks": 0,
@@ -36,7 +37,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "seed": 0,  # Of generated scenes.
       "expert_mode": "explore",  # Or `walkthrough`.
       "expert_hesitation": 1.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.45,  # Chance per round to do something else.
+      "expert_doubt": 0.35,  # Chance per round to do something else.
     }
   )
   c.rollout.memory = 2
@@ -47,9 +48,9 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 300
-  c.cold_start.micro_rows = 4
-  c.cold_start.epochs = 2
+  c.cold_start.episodes = 1000
+  c.cold_start.batch_size = 16
+  c.cold_start.micro_rows = 3
   c.cold_start.learning_rate = 3e-3
   c.train.mini_batches = 2
   c.train.row_tokens = 288  # About three turns.

@@ -31,7 +31,7 @@ from envs.alfworld import (
 
 ENGINES = ("twin", "cached", "stock")
 _WORDINGS = {"compact": compact, "full": full}
-_SCENE_COUNTS = {"train": 600, "valid": 60, "test": 120}
+_SCENE_COUNTS = {"train": 2000, "valid": 60, "test": 120}
 # Parsed games that are kept; a large one takes about 100 kB.
 _BOARDS = 128
 _CORPUS_TASKS = 200
