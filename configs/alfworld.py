@@ -136,10 +136,4 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.mesh.fsdp = -1
 
 
-def off(c: base.ConfigDict) -> None:
-  """Exploration control off: plain multi-turn reinforcement learning."""
-  c.control.thinking.enabled = False
-  c.control.resampling.max_tries = 0
-
-
-PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b, "off": off}
+PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}
