@@ -17,9 +17,9 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "name": "alfworld",
       "data_dir": "",  # Folder or archive of games; empty = generated scenes.
       "engine": "twin",  # Or the original: `cached`, `stock`.
-      "size": "small",  # Of generated scenes: `small` or `full`.
+      "size": "tiny",  # Of generated scenes: `tiny`, `small` or `full`.
       "wording": "compact",  # Or `full`, for language models.
-      "max_turns": 16,  # The benchmark has 50.
+      "max_turns": 12,  # The benchmark has 50.
       "reward_success": 10.0,
       # Tasks of a split: scenes to generate (0 = 2000, 60, 120), or how many
       # games to draw at most (0 = all).
@@ -44,14 +44,15 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.rollout.tasks = 8
   c.rollout.max_prompt = 128
   c.control.thinking.window = 4
-  c.control.thinking.min_tokens = 8  # A whole thought takes five to seven.
+  c.control.thinking.min_tokens = 8  # A whole thought takes seven.
   c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 1000
+  c.cold_start.episodes = 1200
   c.cold_start.batch_size = 16
   c.cold_start.micro_rows = 3
   c.cold_start.learning_rate = 3e-3
+  c.train.updates = 20
   c.train.mini_batches = 2
   c.train.row_tokens = 288  # About three turns.
   c.train.micro_rows = 8
@@ -65,6 +66,7 @@ def smollm2(c: base.ConfigDict) -> None:
   --config=configs/alfworld.py:smollm2 --config.env.data_dir='$ALFWORLD_DATA'
   """
   c.name = "alfworld-smollm2"
+  c.env.size = "full"
   c.env.wording = "full"
   c.env.max_turns = 50
   c.model.source = "smollm2-135m-instruct"
@@ -103,6 +105,7 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   """The paper's setting, for accelerators and the real games; not yet run."""
   c.name = "alfworld-qwen3-4b"
   c.env.data_dir = "$ALFWORLD_DATA"
+  c.env.size = "full"
   c.env.wording = "full"
   c.env.max_turns = 50
   c.model.source = "Qwen/Qwen3-4B"

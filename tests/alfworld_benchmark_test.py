@@ -152,7 +152,7 @@ class BenchmarkTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"wording": "verbose"}, "env.wording: unknown value 'verbose'"),
     ({"engine": "turbo"}, "env.engine: .*known: twin, cached, stock"),
-    ({"size": "huge"}, "env.size: .*known: small, full"),
+    ({"size": "huge"}, "env.size: .*known: tiny, small, full"),
     ({"expert_mode": "lazy"}, "env.expert_mode: .*explore, walkthrough"),
     ({"task_types": ("sleep",)}, "env.task_types: .*pick_and_place_simple"),
     ({"task_types": ()}, "env.task_types: none"),
@@ -298,7 +298,7 @@ class WordingTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (("find", "mug", "go to desk 1"), "find mug go desk 1 ."),
-    (("find", "mug", "take mug 1 from desk 1"), "find take mug 1 desk 1 ."),
+    (("find", "mug", "take mug 1 from desk 1"), "find mug take 1 desk 1 ."),
     (
       ("heat", "mug 1", "heat mug 1 with microwave 1"),
       "heat mug 1 microwave 1 .",

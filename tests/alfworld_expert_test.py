@@ -129,7 +129,9 @@ def _play(benchmark, task_id, seed):
 
 class KnobTest(parameterized.TestCase):
   @parameterized.product(
-    mode=expert.MODES, wording=("compact", "full"), size=("small", "full")
+    mode=expert.MODES,
+    wording=("compact", "full"),
+    size=("tiny", "small", "full"),
   )
   def test_without_noise_it_solves_every_type(self, mode, wording, size):
     benchmark = envs.make(

@@ -82,7 +82,7 @@ class ALFWorld:
       max_turns: turns until an episode ends; the benchmark has 50.
       reward_success: reward of a solved task.
       seed: of the embedded scenes.
-      size: of the embedded scenes, `small` or `full`.
+      size: of the embedded scenes: `tiny`, `small` or `full`.
       task_types: the task types that are played.
       train_tasks: tasks of the split at most; 0 for all game files, or for
         the usual number of scenes. A part of the games is a fixed draw.

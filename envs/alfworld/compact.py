@@ -25,11 +25,12 @@ _MIDDLE = "You are in the middle of a room."
 
 
 def plan(aim: str, thing: str, command: str) -> str:
-  """The thought behind a command, e.g. "find mug go desk 1 ."."""
+  """The thought behind a command, e.g. "find mug take 1 desk 1 .".
+
+  The thing stands first: whether it can be taken is then told by where its
+  name stands in the list of commands.
+  """
   words = _strip(command).removeprefix(f"{aim} ")
-  # What is named in the aim need not be named again, or the other way round.
-  if f" {thing} " in words and not thing[-1].isdigit():
-    return f"{aim} {words} ."
   return f"{aim} {thing} {words.replace(f'{thing} ', '')} ."
 
 

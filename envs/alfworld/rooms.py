@@ -1,8 +1,9 @@
 """Rooms, receptacles and objects that embedded scenes are drawn from.
 
 The names are those of the ALFRED dataset and the contents a plausible part of
-what it allows. Two sizes exist: `full` rooms have about as many receptacles
-as the benchmark's, `small` ones five or so, for models trained from scratch.
+what it allows. Three sizes exist: `full` rooms have about as many receptacles
+as the benchmark's, `small` ones five or so and `tiny` ones three or four, for
+models trained from scratch.
 """
 
 from collections.abc import Mapping
@@ -35,6 +36,39 @@ class Size:
 
 
 SIZES = {
+  "tiny": Size(
+    receptacles={
+      "kitchen": {
+        "CounterTop": (1, 1),
+        "Fridge": (1, 1),
+        "Microwave": (1, 1),
+        "SinkBasin": (1, 1),
+      },
+      "living room": {
+        "CoffeeTable": (1, 1),
+        "Drawer": (0, 1),
+        "SideTable": (1, 1),
+        "Sofa": (1, 1),
+      },
+      "bedroom": {
+        "Bed": (1, 1),
+        "Desk": (1, 1),
+        "Drawer": (0, 1),
+        "Shelf": (1, 1),
+      },
+      "bathroom": {
+        "Cabinet": (0, 1),
+        "CounterTop": (1, 1),
+        "SinkBasin": (1, 1),
+        "Toilet": (1, 1),
+      },
+    },
+    objects=(1, 3),
+    extra=0,
+    capacity=3,
+    shared_pose=0.0,
+    always_openable=True,
+  ),
   "small": Size(
     receptacles={
       "kitchen": {
