@@ -5,7 +5,7 @@
 Settings for generated scenes and for SmolLM2; not yet run to an end.
 """
 
-from configs import base
+from configs import base, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
@@ -65,78 +65,42 @@ def smollm2(c: base.ConfigDict) -> None:
 
   --config=configs/alfworld.py:smollm2 --config.env.data_dir='$ALFWORLD_DATA'
   """
-  c.name = "alfworld-smollm2"
+  models.smollm2(c)
   c.env.size = "full"
-  c.env.wording = "full"
   c.env.max_turns = 50
-  c.model.source = "smollm2-135m-instruct"
-  c.rollout.prefill_tokens = 128
-  c.rollout.prefill_rows = 1
-  c.rollout.live_tokens = 512
+  # Games stand in order of their task type: draw, do not take the first.
+  c.env.valid_tasks = 12
+  c.env.expert_mode = "walkthrough"
+  c.env.expert_hesitation = 0.5
   c.rollout.tasks = 4
   c.rollout.group_size = 4
   c.rollout.slots = 16
   c.rollout.max_prompt = 1472
   c.rollout.max_response = 112
   c.rollout.temperature = 0.7
-  c.control.thinking.window = 8
   c.control.thinking.min_tokens = 32  # A reason and a plan take 31 at most.
   c.control.thinking.max_tokens = 80
   c.cold_start.episodes = 12
   c.cold_start.only_successes = True
-  c.cold_start.epochs = 1
-  c.cold_start.batch_size = 8
-  c.cold_start.micro_rows = 1
-  c.cold_start.learning_rate = 2e-4
-  c.optimizer.learning_rate = 1e-5
-  c.train.updates = 50
-  c.train.mini_batches = 1
   c.train.row_tokens = 1584
-  c.train.micro_rows = 1
-  c.train.eval_every = 10
-  # Games stand in order of their task type: draw, do not take the first.
-  c.env.valid_tasks = 12
-  c.env.expert_mode = "walkthrough"
-  c.env.expert_hesitation = 0.5
   c.eval.tasks = 12
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
   """The paper's setting, for accelerators and the real games; not yet run."""
-  c.name = "alfworld-qwen3-4b"
+  models.qwen3_4b(c)
   c.env.data_dir = "$ALFWORLD_DATA"
   c.env.size = "full"
-  c.env.wording = "full"
   c.env.max_turns = 50
-  c.model.source = "Qwen/Qwen3-4B"
-  c.model.dtype = "bfloat16"
-  c.model.remat = "full"
-  c.rollout.tasks = 16
-  c.rollout.group_size = 8
-  c.rollout.slots = 128
   c.rollout.prefill_tokens = 256
   c.rollout.live_tokens = 512
   c.rollout.max_prompt = 2048
-  c.rollout.max_response = 500
-  c.control.thinking.window = 8
   c.control.thinking.min_tokens = 32
-  c.control.thinking.max_tokens = 450
-  c.control.resampling.eta = "0.3"
   c.loss.kl = "k3"
   c.loss.kl_coefficient = 0.01
-  c.cold_start.kind = "rft"
-  c.cold_start.learning_rate = 1e-5
-  c.cold_start.rft_tasks = 256
-  c.cold_start.micro_rows = 8
-  c.optimizer.learning_rate = 1e-6
-  c.train.updates = 150
   c.train.mini_batches = 12  # About 256 turns each.
   c.train.row_tokens = 2560
-  c.train.micro_rows = 8
-  c.train.eval_every = 10
   c.eval.tasks = 140
-  c.mesh.data = 1
-  c.mesh.fsdp = -1
 
 
 PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}

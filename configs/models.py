@@ -42,8 +42,9 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.control.thinking.max_tokens = 450
   c.control.resampling.eta = "0.3"
   c.cold_start.kind = "rft"
-  c.cold_start.batch_size = 32
   c.cold_start.learning_rate = 1e-5
+  c.cold_start.batch_size = 32
+  c.cold_start.micro_rows = 8
   c.optimizer.learning_rate = 1e-6
   c.optimizer.warmup = 0
   c.train.updates = 200
