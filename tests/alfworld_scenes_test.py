@@ -82,12 +82,13 @@ class SceneTest(parameterized.TestCase):
     digest = hashlib.sha256(repr(scene).encode()).hexdigest()[:16]
     self.assertEqual(digest, "03dea2ed5c9d4c25")
 
-  def test_small_rooms_are_small(self):
+  @parameterized.parameters(("tiny", 3, 4), ("small", 4, 6))
+  def test_small_rooms_are_small(self, size, least, most):
     for index in range(24):
       task_type = problem.TASK_TYPES[index % 6]
-      scene = scenes.draw_scene(f"s/{index}", task_type, "small")
+      scene = scenes.draw_scene(f"s/{index}", task_type, size)
       board = twin.Board(problem.parse(scene.file, "scene"))
-      self.assertBetween(len(board.receptacles), 4, 6)
+      self.assertBetween(len(board.receptacles), least, most)
 
   def test_sizes_of_full_rooms_are_the_benchmarks(self):
     counts = []
