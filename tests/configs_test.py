@@ -5,7 +5,7 @@ import importlib
 from absl.testing import absltest, parameterized
 
 from configs import algorithms, base, searchqa
-from t2po_jax import checks, train
+from t2po_jax import build, checks, train
 
 TASKS = ("smoke", "searchqa", "webshop", "alfworld")
 
@@ -91,6 +91,12 @@ class ConfigTest(parameterized.TestCase):
     ({"rollout": {"group_size": 0}}, "rollout.group_size"),
     ({"loss": {"kl": "k3"}}, "loss.kl_coefficient"),
     ({"rollout": {"temperature": 0.0}}, "rollout.temperature"),
+    (
+      {"rollout": {"env_threads": 2, "env_workers": 1}},
+      "rollout.env_threads: found 2, expected 0 with rollout.env_workers 1",
+    ),
+    ({"rollout": {"env_workers": -1}}, "rollout.env_workers"),
+    ({"rollout": {"env_memory": 9.0}}, "rollout.env_memory.*does not use it"),
     ({"rollout": {"group_size": 1}}, "rollout.group_size.*at least 2: gigpo"),
     ({"rollout": {"filter_tries": 5}}, "rollout.filter_tries.*filter_groups"),
     ({"loss": {"kl_coefficient": 0.1}}, "loss.kl_coefficient.*loss.kl 'off'"),
@@ -138,6 +144,18 @@ class ConfigTest(parameterized.TestCase):
     config.update(changes)
     with self.assertRaisesRegex(ValueError, key):
       checks.check(config)
+
+
+class PoolTest(absltest.TestCase):
+  def test_threads_need_an_environment_that_bears_them(self):
+    class Fragile:
+      threadsafe = False
+
+    for name, value in (("env_threads", 2), ("env_timeout", 1.0)):
+      config = base.get_config()
+      config.rollout[name] = value
+      with self.assertRaisesRegex(ValueError, f"rollout.{name}.*env_workers"):
+        build.environment_pool(config, Fragile())
 
 
 if __name__ == "__main__":
