@@ -2,7 +2,11 @@
 
   python experiments/main.py --config=configs/alfworld.py
 
-Settings for generated scenes and for SmolLM2; not yet run to an end.
+trains a small model from scratch on tiny generated scenes of all six task
+types. Not yet run to its end: with seed 0 on two shared cores the success on
+60 held-out tasks (standard error 0.06) went from 0.18 at the cold start to
+0.27 at update 10. The cold start is what limits it: the policy often takes
+what is not there.
 """
 
 from configs import base, models
