@@ -45,7 +45,7 @@ def play(pool, tasks, words=("red", "green", "pink")):
 def child_ids():
   """The worker processes of this process."""
   listing = subprocess.run(
-    ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())],
+    ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())],
     capture_output=True,
     text=True,
   ).stdout
