@@ -24,6 +24,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "passage_chars": 0,  # Longest passage shown; 0 = no limit.
       "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
       "expert_doubt": 0.4,  # Chance per round that the expert goes wrong.
+      "expert_slip": 0.0,  # Chance per turn, however much it thought.
     }
   )
   c.rollout.max_prompt = 112

@@ -214,6 +214,7 @@ class BenchmarkTest(parameterized.TestCase):
     ({"valid_tasks": 0}, "env.valid_tasks: 0"),
     ({"expert_hesitation": -1.0}, "env.expert_hesitation: -1.0"),
     ({"expert_doubt": 2.0}, "env.expert_doubt: 2.0"),
+    ({"expert_slip": -0.5}, "env.expert_slip: -0.5"),
     ({"data_dir": "/nowhere"}, "env.data_dir: '/nowhere' is no directory"),
     ({"tfds": "trivia_qa"}, "env.tfds: .*give env.data_dir"),
     ({"retriever": "http", "url": "x"}, "env.url: 'x'"),

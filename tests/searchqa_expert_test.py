@@ -108,15 +108,38 @@ class ExpertTest(parameterized.TestCase):
     self.assertGreater(scores[0], scores[1] + 0.2)
     self.assertGreater(scores[1], scores[2] + 0.2)
 
-  def test_derailing_acts_on_a_wrong_entity(self):
-    benchmark = envs.make("searchqa", expert_hesitation=9.0, expert_doubt=1.0)
+  def test_slips_cost_success_and_no_words(self):
+    scores, rounds = [], []
+    for slip in (0.0, 0.3, 1.0):
+      benchmark = envs.make("searchqa", expert_doubt=0.0, expert_slip=slip)
+      tasks = benchmark.splits["train"][:200]
+      scores.append(_success(benchmark, tasks))
+      spoken = [
+        response.count(" again ")
+        for seed, task in enumerate(tasks)
+        for response in _play(benchmark, task, seed)[0]
+      ]
+      rounds.append(statistics.mean(spoken))
+    self.assertEqual(scores[0], 1.0)
+    self.assertGreater(scores[0], scores[1] + 0.2)
+    self.assertGreater(scores[1], scores[2] + 0.2)
+    self.assertAlmostEqual(rounds[0], rounds[1], delta=0.2)
+    self.assertAlmostEqual(rounds[0], rounds[2], delta=0.2)
+
+  @parameterized.parameters(
+    {"expert_hesitation": 9.0, "expert_doubt": 1.0},
+    {"expert_hesitation": 0.0, "expert_slip": 1.0},
+    {"expert_hesitation": 9.0, "expert_doubt": 0.0, "expert_slip": 1.0},
+  )
+  def test_derailing_acts_on_a_wrong_entity(self, **knobs):
+    benchmark = envs.make("searchqa", **knobs)
     kinds = benchmark.world.kinds
     actions = set()
     for seed, task in enumerate(benchmark.splits["train"][:100]):
       env = benchmark.env()
       env.reset(task)
       response = env.expert(seed).respond()
-      if "again" not in response:
+      if "again" not in response and "expert_slip" not in knobs:
         continue
       parsed = prompts.parse(response, benchmark.grammar)
       actions.add(parsed.kind)

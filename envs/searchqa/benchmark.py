@@ -92,6 +92,7 @@ class SearchQA:
     test_tasks: int = 200,
     expert_hesitation: float = 1.0,
     expert_doubt: float = 0.15,
+    expert_slip: float = 0.0,
   ):
     """Loads or draws the tasks and builds the index.
 
@@ -135,6 +136,7 @@ class SearchQA:
         rest of `eval`.
       expert_hesitation: needless rounds per turn of the expert, on average.
       expert_doubt: probability per such round that the expert goes wrong.
+      expert_slip: probability per turn that it goes wrong in any case.
 
     Raises:
       ValueError: if an argument or a data file is bad.
@@ -151,10 +153,10 @@ class SearchQA:
       raise ValueError(
         f"env.expert_hesitation: {expert_hesitation}; must be at least 0"
       )
-    if not 0.0 <= expert_doubt <= 1.0:
-      raise ValueError(
-        f"env.expert_doubt: {expert_doubt} is no probability in [0, 1]"
-      )
+    chances = {"expert_doubt": expert_doubt, "expert_slip": expert_slip}
+    for name, value in chances.items():
+      if not 0.0 <= value <= 1.0:
+        raise ValueError(f"env.{name}: {value} is no probability in [0, 1]")
     real = bool(data_dir) or bool(tfds)
     chosen = wording or ("full" if real else "compact")
     self.wording = _WORDINGS[_choose("wording", chosen, _WORDINGS)]
@@ -165,6 +167,7 @@ class SearchQA:
     self.reward_f1 = reward_f1
     self.expert_hesitation = expert_hesitation
     self.expert_doubt = expert_doubt
+    self.expert_slip = expert_slip
     self.world: world_lib.World | None = None
     self.questions: dict[str, world_lib.Question] = {}
     self.passages: list[retrieval.Passage] = []
@@ -439,6 +442,7 @@ class SearchEnv:
       benchmark.wording,
       hesitation=benchmark.expert_hesitation,
       doubt=benchmark.expert_doubt,
+      slip=benchmark.expert_slip,
       seed=seed,
     )
 

@@ -2,12 +2,14 @@
 
 It thinks in one line: the facts found since its last turn, then the fact that
 is missing, which it searches. Every fact that a passage has shown counts, so
-without noise it needs as few turns as the retrieval allows. Two knobs spoil
+without noise it needs as few turns as the retrieval allows. Three knobs spoil
 it. `hesitation` makes it repeat its line word for word before it acts; the
 repetition carries no information, which is what a thinking intervention
 should cut. `doubt` makes it lose the thread in such a round and act on a
-wrong entity. A policy cloned from the spoiled expert hesitates and fails in
-the same way.
+wrong entity: hesitation that costs success, which any reinforcement learning
+cures. `slip` makes it go wrong however much it thought: then hesitation costs
+tokens only, and no return speaks against it. A policy cloned from the spoiled
+expert hesitates and fails in the same way.
 """
 
 import random
@@ -30,6 +32,7 @@ class ScriptedExpert:
     *,
     hesitation: float,
     doubt: float,
+    slip: float,
     seed: int,
   ):
     """Binds the expert to a running episode.
@@ -41,7 +44,8 @@ class ScriptedExpert:
       wording: the module that words the episode.
       hesitation: mean number of needless rounds per turn, >= 0; the number
         is geometric, cut off at `MAX_ROUNDS`.
-      doubt: probability per round to go wrong, in [0, 1].
+      doubt: probability per needless round to go wrong, in [0, 1].
+      slip: probability per turn to go wrong in its last line, in [0, 1].
       seed: seed of the expert's draws.
     """
     self._world = world
@@ -50,6 +54,7 @@ class ScriptedExpert:
     self._wording = wording
     self._hesitation = hesitation
     self._doubt = doubt
+    self._slip = slip
     self._random = random.Random(seed)
     self._stated = 0
 
@@ -80,6 +85,9 @@ class ScriptedExpert:
         thought.extend((*line[:-1], derailed))
         return self._say(thought, *act)
       thought.extend(line)
+    if self._random.random() < self._slip:
+      thought[-1], act = self._derail(known)
+      return self._say(thought, *act)
     if complete:
       return self._say(thought, "answer", wording.name(entity))
     return self._say(thought, "search", wording.query(entity, relation))
