@@ -8,8 +8,8 @@ at the same time, each on its share of the cores. Presets that belong together
 are joined by a plus: `rft+t2po`. Flags that start with `--config.` go to every
 run. Start the same command again to go on after a stop: finished runs are kept,
 the others continue. At the end, and with `--jobs=0` at once, it prints a table
-and writes `ablation.json` (everything) and `ablation.svg` (learning curves;
-needs matplotlib, in the extra `dev`).
+and writes `ablation.json` (everything) and `ablation.svg` (learning curves and
+tokens saved; needs matplotlib, in the extra `dev`).
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """What runs of several algorithms and seeds say.
 
-A table of means with deviations and intervals, learning curves, and one JSON
-file with everything.
+A table of means with deviations and intervals, learning curves, the tokens
+saved, and one JSON file with everything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -161,35 +161,84 @@ def table(summary: Mapping[str, Mapping[str, Mapping]], baseline: str) -> str:
   return "\n".join(rows)
 
 
-def draw(results: Sequence[Result], path: pathlib.Path) -> None:
-  """Learning curves: the mean over seeds in the band of all seeds.
+def savings(
+  results: Sequence[Result], baseline: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Response tokens that each preset saves against another, by update.
+
+  Args:
+    results: finished runs.
+    baseline: the preset that the others are compared with.
+
+  Returns:
+    preset -> updates [n] and saved fraction [n] of the baseline's tokens, both
+    means over seeds; only updates that every run of both has evaluated.
+    Without the baseline: nothing. Negative where more tokens are used.
+  """
+  tokens = {
+    preset: [
+      {update: used for update, _, used in result.curve}
+      for result in results
+      if result.preset == preset
+    ]
+    for preset in dict.fromkeys(result.preset for result in results)
+  }
+  base = tokens.pop(baseline, None)
+  if base is None:
+    return {}
+  saved = {}
+  for preset, runs in tokens.items():
+    shared = sorted(set.intersection(*map(set, (*runs, *base))))
+    used, usual = (
+      np.array([[run[update] for update in shared] for run in group]).mean(0)
+      for group in (runs, base)
+    )
+    saved[preset] = np.array(shared), 1.0 - used / usual
+  return saved
+
+
+def draw(results: Sequence[Result], path: pathlib.Path, baseline: str) -> None:
+  """Learning curves and saved tokens.
+
+  Success and tokens are means over seeds in the band of all seeds.
 
   Raises:
     ImportError: without matplotlib.
   """
   from matplotlib import pyplot
 
-  figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+  figure, axes = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
+  colours = {}
   for preset in dict.fromkeys(result.preset for result in results):
     curves = [np.array(r.curve) for r in results if r.preset == preset]
     size = min(len(curve) for curve in curves)
     stacked = np.stack([curve[:size] for curve in curves])
-    for axis, column in zip(axes, (1, 2), strict=True):
+    for axis, column in zip(axes[:2], (1, 2), strict=True):
       values, updates = stacked[:, :, column], stacked[0, :, 0]
-      (line,) = axis.plot(updates, values.mean(0), label=preset)
+      (line,) = axis.plot(
+        updates, values.mean(0), label=preset, color=colours.get(preset)
+      )
+      colours[preset] = line.get_color()
       axis.fill_between(
         updates,
         values.min(0),
         values.max(0),
         alpha=0.12,
-        color=line.get_color(),
+        color=colours[preset],
       )
-  for axis, title in zip(
-    axes, ("held-out success", "response tokens per episode"), strict=True
-  ):
-    axis.set(xlabel="update", title=title, ylim=(0, None))
+  for preset, (updates, saved) in savings(results, baseline).items():
+    axes[2].plot(updates, 100 * saved, label=preset, color=colours[preset])
+  titles = (
+    "held-out success",
+    "response tokens per episode",
+    f"tokens saved against {baseline}, %",
+  )
+  for axis, title in zip(axes, titles, strict=True):
+    axis.set(xlabel="update", title=title)
     axis.grid(alpha=0.3)
   axes[0].set_ylim(0, 1)
+  axes[1].set_ylim(0, None)
+  axes[2].axhline(0, color="black", linewidth=0.8)
   axes[0].legend(fontsize=8)
   figure.savefig(path)
   pyplot.close(figure)
@@ -205,6 +254,6 @@ def report(workdir: pathlib.Path, results: Sequence[Result], base: str) -> None:
   }
   (workdir / "ablation.json").write_text(json.dumps(record, indent=2) + "\n")
   try:
-    draw(results, workdir / "ablation.svg")
+    draw(results, workdir / "ablation.svg", base)
   except ImportError:
     print("no picture: pip install matplotlib")

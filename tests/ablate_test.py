@@ -105,6 +105,32 @@ class SummaryTest(parameterized.TestCase):
     wanted = np.quantile(means, (0.025, 0.975), method="inverted_cdf")
     np.testing.assert_allclose(comparison.interval(values), wanted, atol=1e-9)
 
+  def test_savings_by_hand(self):
+    def run(preset, seed, *curve):
+      points = tuple((step, 0.5, tokens) for step, tokens in curve)
+      return comparison.Result(preset, seed, {}, points, False, 0, True)
+
+    results = [
+      run("t2po", 0, (0, 10.0), (5, 6.0), (10, 5.0)),
+      run("t2po", 1, (0, 10.0), (5, 10.0)),
+      run("gigpo", 0, (0, 10.0), (5, 9.0), (10, 8.0)),
+      run("gigpo", 1, (0, 20.0), (5, 11.0), (10, 8.0)),
+    ]
+    saved = comparison.savings(results, "gigpo")
+    self.assertEqual(list(saved), ["t2po"])
+    # Update 10 lacks a run; 1 - (10 + 10) / (10 + 20), 1 - (6 + 10) / 20.
+    np.testing.assert_array_equal(saved["t2po"][0], [0, 5])
+    np.testing.assert_allclose(saved["t2po"][1], [1 / 3, 0.2])
+    self.assertEmpty(comparison.savings(results, "grpo"))
+
+  def test_the_picture_names_every_preset(self):
+    results, _ = self.summarise(("t2po", 8.0, (0.8, 0.9)), ("ppo", 9.0, (0.5,)))
+    picture = pathlib.Path(tempfile.mkdtemp()) / "ablation.svg"
+    comparison.draw(results, picture, "ppo")
+    drawn = picture.read_text()
+    for text in ("<!-- t2po -->", "<!-- ppo -->", "tokens saved against ppo"):
+      self.assertIn(text, drawn)
+
   def test_the_report_holds_everything(self):
     results, _ = self.summarise(("t2po", 8.0, (0.8, 0.9)))
     place = pathlib.Path(tempfile.mkdtemp())
