@@ -6,6 +6,7 @@ id of a model on the Hugging Face hub. Everything that reads a model asks
 here, so that one name serves weights and tokenizer alike.
 """
 
+import functools
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import pathlib
 import re
 from typing import Any
 
+import gguf
 import huggingface_hub
 from huggingface_hub import errors
 
@@ -125,3 +127,29 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
   if not isinstance(found, dict):
     raise ValueError(f"{path}: found {type(found).__name__}, not an object")
   return found
+
+
+def read_gguf(path: pathlib.Path) -> gguf.GGUFReader:
+  """Opens a GGUF file; the last one stays open, for weights and tokenizer.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Its metadata and tensors, the latter mapped into memory.
+
+  Raises:
+    ValueError: if the file is no complete GGUF file.
+  """
+  return _open_gguf(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1)
+def _open_gguf(path: pathlib.Path, changed: int) -> gguf.GGUFReader:
+  del changed  # A file that was written anew is read anew.
+  try:
+    return gguf.GGUFReader(path)
+  except (ValueError, IndexError, KeyError) as error:
+    raise ValueError(
+      f"{path}: not a complete GGUF file ({error}); fetch it again"
+    ) from error

@@ -28,7 +28,7 @@ import tokenizers
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import transformers  # noqa: E402
 
-from t2po_jax.models import sources  # noqa: E402
+from t2po_jax.models import gguf_tokenizer, sources  # noqa: E402
 
 Message = dict[str, str]
 
@@ -386,17 +386,14 @@ def load(source: str | os.PathLike) -> Tokenizer:
   path = sources.locate(source, sources.TOKENIZER_FILES)
   if (path / SENTENCEPIECE_FILE).is_file():
     return SentencePieceTokenizer((path / SENTENCEPIECE_FILE).read_bytes())
-  gguf = path.suffix == ".gguf" and path.is_file()
-  directory = path.parent if gguf else path
-  if not gguf and not (path / "tokenizer_config.json").is_file():
-    if not (path / "tokenizer.json").is_file():
-      raise ValueError(
-        f"tokenizer {os.fspath(path)!r}: found neither {SENTENCEPIECE_FILE} "
-        "nor tokenizer.json; give a directory that has one of them"
-      )
-  tokenizer = transformers.AutoTokenizer.from_pretrained(
-    directory, gguf_file=path.name if gguf else None
-  )
+  if path.suffix == ".gguf" and path.is_file():
+    return HuggingFaceTokenizer(gguf_tokenizer.load(path))
+  names = ("tokenizer_config.json", "tokenizer.json")
+  if not any((path / name).is_file() for name in names):
+    raise ValueError(
+      f"tokenizer {os.fspath(path)!r}: found neither {SENTENCEPIECE_FILE} "
+      "nor tokenizer.json; give a directory that has one of them"
+    )
   return HuggingFaceTokenizer(
-    tokenizer, [] if gguf else _generation_eos(directory)
+    transformers.AutoTokenizer.from_pretrained(path), _generation_eos(path)
   )

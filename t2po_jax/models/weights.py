@@ -373,12 +373,7 @@ def _read_gguf_tensor(tensor, config: ModelConfig) -> np.ndarray:
 
 
 def _load_gguf(path: pathlib.Path, dtype):
-  try:
-    reader = gguf.GGUFReader(path)
-  except (ValueError, IndexError, KeyError) as error:
-    raise ValueError(
-      f"{path}: not a complete GGUF file ({error}); fetch it again"
-    ) from error
+  reader = sources.read_gguf(path)
   config = _gguf_config(reader, path)
   tensors = {
     tensor.name: functools.partial(_read_gguf_tensor, tensor, config)
