@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
   rollout.prefix = "<think>"  # Text that every response is begun with.
   rollout.max_prompt = 192  # Tokens, the prefix included.
   rollout.max_response = 48  # Tokens.
-  rollout.slots = 64  # Responses decoded at the same time.
+  rollout.slots = 64  # Responses decoded at the same time, per process.
   rollout.chunk = 16  # Most tokens decoded per device call.
   # Programs are compiled for sizes that double from the smallest on: tokens of
   # a prompt, prompts per call (these in fours), cache length attended to.
@@ -160,6 +160,9 @@ def get_config() -> ConfigDict:
   train.eval_every = 5  # Updates between evaluations; 0 = only at the end.
   train.save_every = 5  # Updates between checkpoints; 0 = only at the end.
   train.keep = 2  # Newest checkpoints kept, beside the best.
+  # Folder of the checkpoints, a path or `gs://...`, that all processes reach;
+  # empty = in the workdir.
+  train.checkpoints = ""
   train.split = "train"
 
   c.guard = guard = ConfigDict()

@@ -3,8 +3,10 @@
 Presets follow a colon and any key can be set on the command line:
 `--config=configs/searchqa.py:smollm2 --config.train.updates=2`.
 Run the same command with the same `--workdir` again to go on after a stop.
+Several processes: `docs/scaling.md`.
 """
 
+import os
 import pathlib
 import sys
 import time
@@ -17,11 +19,33 @@ import jax  # noqa: E402
 from ml_collections import config_flags  # noqa: E402
 
 from experiments import command_line  # noqa: E402
-from t2po_jax import build, train  # noqa: E402
+from t2po_jax import build, metrics, processes, train  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Folder of the run; default runs/<config>-<time>."
+)
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  os.environ.get("JAX_COORDINATOR_ADDRESS"),
+  "host:port where process 0 listens for the others.",
+)
+_PROCESSES = flags.DEFINE_string(
+  "processes",
+  os.environ.get("JAX_NUM_PROCESSES", "1"),
+  "How many processes train together, or `auto` on a cluster that JAX knows: "
+  "Cloud TPU, SLURM, Open MPI, Kubernetes.",
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id",
+  os.environ.get("JAX_PROCESS_ID"),
+  "Which of them this one is, from 0.",
+)
+_HEARTBEAT = flags.DEFINE_integer(
+  "heartbeat",
+  100,
+  "Seconds without a sign of life after which all end for a dead process.",
+  lower_bound=1,
 )
 
 
@@ -33,8 +57,15 @@ def main(argv: list[str]) -> None:
   workdir = _WORKDIR.value or str(
     pathlib.Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
   )
-  print(f"workdir: {workdir}", flush=True)
   try:
+    processes.start(
+      _COORDINATOR.value,
+      _PROCESSES.value,
+      _PROCESS_ID.value,
+      heartbeat=_HEARTBEAT.value,
+    )
+    workdir = processes.gather(workdir)[0]
+    metrics.say(f"workdir: {workdir}")
     cache = build.cache_dir(config) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

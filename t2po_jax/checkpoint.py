@@ -7,8 +7,8 @@ optimizer's state, and the loop position: a JSON object in which `train.py`
 keeps every cursor (keys, data order, thresholds, metrics). The newest
 checkpoints are kept, and beside them the one with the best held-out score.
 
-Arrays are saved as they are sharded and restored to the sharding that is asked
-for, on any mesh. Saving blocks: the update that follows donates the very
+Arrays are saved as they are sharded, by all processes into one directory, and
+restored to the sharding that is asked for, on any mesh. Saving blocks: the update that follows donates the very
 buffers that are being written, and a full disk is reported where it happens.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Mapping
 import json
 import math
 import os
+import time
 from typing import Any
 
 from etils import epath
@@ -23,10 +24,12 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from t2po_jax import types
+from t2po_jax import processes, types
 
 # The items of a checkpoint that hold arrays.
 ARRAY_ITEMS = ("params", "optimizer")
+# How long a network file system may take to show a file to other hosts.
+_VISIBLE_SECONDS = 60
 
 
 class _Keep(checkpoint_managers.PreservationPolicy):
@@ -77,6 +80,7 @@ class Checkpoints:
       raise OSError(
         f"checkpoints cannot be kept in {self.directory}: {_line(error)}"
       ) from error
+    self._check_shared()
     for step in self._manager.all_steps():
       # A directory whose loop position cannot be read is not a checkpoint: it
       # is never restored, but left in place until its step is saved again.
@@ -182,6 +186,27 @@ class Checkpoints:
   def close(self) -> None:
     """Waits for what is running and releases the directory."""
     self._manager.close()
+
+  def _check_shared(self):
+    """Refuses a directory that is another one in another process."""
+    mark = self.directory / "shared"
+    if processes.count() == 1:
+      return
+    if processes.index() == 0:
+      mark.write_text(str(time.time_ns()))
+    expected = processes.gather(
+      mark.read_text() if processes.index() == 0 else ""
+    )[0]
+    for _ in range(_VISIBLE_SECONDS):
+      if mark.exists() and mark.read_text() == expected:
+        break
+      time.sleep(1.0)
+    else:
+      raise ValueError(
+        f"{self.directory}: process {processes.index()} does not see what "
+        "process 0 writes; name a --workdir, or train.checkpoints, on storage "
+        "that all processes share"
+      )
 
   def _choose(self, step):
     """The step to restore, checked."""

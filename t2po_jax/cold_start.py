@@ -4,7 +4,8 @@
 from the policy and imitates its own successes (rejection fine-tuning, the
 paper's cold start). Both may follow one another. The result is a Hugging Face
 directory in the cache, named by everything it depends on, so that runs that
-differ only in what comes later share it.
+differ only in what comes later share it. Several processes make it together;
+each finds it in its own cache afterwards, or in the one that they share.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import tempfile
 import jax
 import numpy as np
 
-from t2po_jax import build, metrics, types
+from t2po_jax import build, metrics, play, processes, sharding, types
 from t2po_jax.learning import (
   batching,
   finetune,
@@ -25,7 +26,7 @@ from t2po_jax.learning import (
   optimizers,
 )
 from t2po_jax.models import decoder, weights
-from t2po_jax.rollout import collect, demonstrate, statistics
+from t2po_jax.rollout import demonstrate, statistics
 
 # Rollouts of training are named by their update, from 1; those of the cold
 # start by 0 and this.
@@ -68,13 +69,13 @@ def cold_start(
   if kind == "none":
     return agent
   place = _place(config, kind)
-  if not _is_done(place):
+  if not _all_have(place):
     report = {}
     if "expert" in kind:
       agent = _expert_stage(config, actor, agent, report)
     if "rft" in kind:
       agent = _imitate_successes(config, actor, agent, report)
-      store(place, agent, report)
+      _store_for_all(place, agent, report)
   else:
     metrics.say(f"cold start from {place}")
   _, params = weights.load(place)
@@ -89,13 +90,29 @@ def _is_done(place: pathlib.Path) -> bool:
   return (place / "cold_start.json").is_file()
 
 
+def _all_have(place: pathlib.Path) -> bool:
+  """Whether every process finds a stage in its cache."""
+  return all(processes.gather(_is_done(place)))
+
+
+def _store_for_all(place, agent, report) -> None:
+  """Stores a stage where a process does not find it yet."""
+
+  def store_if_missing():
+    if not _is_done(place):
+      store(place, agent, report)
+
+  processes.first_alone(store_if_missing)
+
+
 def _expert_stage(config, actor, agent, report) -> build.Agent:
   """The agent after imitating the expert, from the cache if it is there."""
   place = _place(config, "expert")
-  if _is_done(place):
+  if _all_have(place):
     metrics.say(f"imitation of the expert from {place}")
   else:
-    store(place, _imitate_expert(config, actor, agent, report), report)
+    agent = _imitate_expert(config, actor, agent, report)
+    _store_for_all(place, agent, report)
   _, params = weights.load(place)
   return dataclasses.replace(agent, params=params)
 
@@ -114,11 +131,15 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
   weights.save(params, agent.policy.config, draft)
   agent.tokenizer.save(draft)
   (draft / "cold_start.json").write_text(json.dumps(report, indent=2) + "\n")
-  if _is_done(place):
-    shutil.rmtree(draft)  # Another run was faster; it may be in use.
-    return
-  shutil.rmtree(place, ignore_errors=True)
-  draft.rename(place)
+  if not _is_done(place):
+    shutil.rmtree(place, ignore_errors=True)
+  try:
+    draft.rename(place)
+  except OSError:
+    # Another run was faster; its directory is as good and may be in use.
+    shutil.rmtree(draft)
+    if not _is_done(place):
+      raise
 
 
 def _imitate_expert(config, actor, agent, report) -> build.Agent:
@@ -158,16 +179,13 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
     chosen = np.random.default_rng((config.seed, number)).choice(
       len(split), min(cold.rft_tasks, len(split)), replace=False
     )
-    total = len(chosen) * config.rollout.group_size
+    total = len(processes.share(chosen)) * config.rollout.group_size
     actor.sampler.load(agent.params)
     with metrics.progress(f"rft round {number + 1}", total) as advance:
-      rollout = collect.collect(
+      rollout = play.play(
+        actor,
         [split[i] for i in chosen],
         group_size=config.rollout.group_size,
-        benchmark=actor.benchmark,
-        pool=actor.pool,
-        tokenizer=actor.tokenizer,
-        scheduler=actor.scheduler,
         rules=rules,
         seed=(config.seed, 0, _ROUNDS, number),
         progress=advance,
@@ -241,8 +259,4 @@ def imitate(
   loss = float(found[-1]["loss"])
   report["finetune_loss"] = loss
   metrics.say(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
-  return dataclasses.replace(agent, params=_fetch(state))
-
-
-def _fetch(state: types.TrainState) -> types.Params:
-  return jax.tree.map(np.asarray, state.params)
+  return dataclasses.replace(agent, params=sharding.gather(state.params))

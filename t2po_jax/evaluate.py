@@ -1,7 +1,7 @@
 """Scores of a policy on a fixed panel of held-out tasks."""
 
-from t2po_jax import build, types
-from t2po_jax.rollout import collect, statistics
+from t2po_jax import build, play, types
+from t2po_jax.rollout import statistics
 
 # Rollouts of training are named by their update; evaluation stands apart.
 _EVALUATION = 1 << 32
@@ -35,13 +35,10 @@ def evaluate(
   Returns:
     `eval/...` numbers, success per category among them, and the episodes.
   """
-  rollout = collect.collect(
+  rollout = play.play(
+    actor,
     panel(config, actor.benchmark),
     group_size=1,
-    benchmark=actor.benchmark,
-    pool=actor.pool,
-    tokenizer=actor.tokenizer,
-    scheduler=actor.scheduler,
     rules=build.rules(
       config, build.eval_sampling(config), epsilon=epsilon, eta=eta
     ),

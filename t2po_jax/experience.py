@@ -12,7 +12,7 @@ import dataclasses
 from ml_collections import config_dict
 import numpy as np
 
-from t2po_jax import build, metrics, types
+from t2po_jax import build, metrics, play, processes, types
 from t2po_jax.learning import advantages
 from t2po_jax.rollout import collect, statistics
 
@@ -185,15 +185,12 @@ def gather(
 
 def _play(config, actor, rules, tasks, group_size, name) -> collect.Rollout:
   """One call of the loop, under a progress bar; `name` is (update, ...)."""
-  total = len(tasks) * group_size
+  total = len(processes.share(tasks)) * group_size
   with metrics.progress(f"update {name[0]}", total) as advance:
-    return collect.collect(
+    return play.play(
+      actor,
       tasks,
       group_size=group_size,
-      benchmark=actor.benchmark,
-      pool=actor.pool,
-      tokenizer=actor.tokenizer,
-      scheduler=actor.scheduler,
       rules=rules,
       seed=(config.seed, *name),
       progress=advance,

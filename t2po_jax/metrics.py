@@ -31,6 +31,8 @@ import numpy as np
 import rich
 import rich.progress
 
+from t2po_jax import processes
+
 FILE = "metrics.jsonl"
 _RESERVED = ("step", "time", "elapsed")
 
@@ -123,7 +125,9 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def say(line: str) -> None:
-  """Prints one line; a log file keeps it whole whatever its length."""
+  """Prints one line in process 0; a log file keeps it whole, however long."""
+  if processes.index():
+    return
   rich.get_console().print(line, soft_wrap=True, markup=False, emoji=False)
 
 
@@ -158,7 +162,7 @@ class Timer:
 def progress(
   label: str, total: int | None = None
 ) -> Iterator[Callable[[int], None]]:
-  """A progress bar for long work; silent when the output is no terminal.
+  """A progress bar for long work; only in process 0 and on a terminal.
 
   Args:
     label: what is being done.
@@ -168,7 +172,7 @@ def progress(
     A function that advances the bar by so many items; thread-safe.
   """
   console = rich.get_console()
-  if not console.is_terminal:
+  if not console.is_terminal or processes.index():
     yield lambda count: None
     return
   columns = (
@@ -199,7 +203,6 @@ class Writer:
     wandb_project: str = "",
     mlflow_experiment: str = "",
     settings: Mapping[str, Any] | None = None,
-    process_index: int = 0,
   ):
     """Opens the sinks; cuts what an earlier run wrote from resume_step on.
 
@@ -212,14 +215,13 @@ class Writer:
       wandb_project: Weights & Biases project; empty is off.
       mlflow_experiment: MLflow experiment; empty is off.
       settings: the run's flat configuration, shown by these two.
-      process_index: every process but 0 writes nothing.
 
     Raises:
       ValueError: if workdir is a file, its metrics file is damaged before
         its last line, or a package that was asked for is not installed.
     """
     self._sinks: list[_Sink] = []
-    if process_index != 0:
+    if processes.index():
       return
     for package, name in (
       ("wandb", wandb_project),

@@ -11,12 +11,14 @@ results are laid out, and XLA inserts the collectives that pmap left to its
 user. The same program then runs on one core and on a pod.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import difflib
+import functools
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax import types
@@ -29,6 +31,10 @@ RULES: Mapping[str, tuple[str, ...]] = {
   # Axes of batches and activations.
   "rows": ("data", "fsdp"),
   "length": (),
+  # Of looked-up embeddings, before they go to the devices of their rows: each
+  # device looks up its part of the width for the rows of its whole group.
+  "lookup_rows": ("data",),
+  "lookup_width": ("fsdp",),
   "activation_width": (),
   "activation_heads": ("tensor",),
   "activation_mlp": ("tensor",),
@@ -182,31 +188,117 @@ def params_sharding(
   )
 
 
-def put(tree: Any, shardings: Any) -> Any:
+def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
   """Lays a tree of arrays out on the devices.
 
-  Every process must hold the same values; each keeps only its own part.
+  Every process must hold the same values; each keeps only its own part, and
+  nothing travels between them.
 
   Args:
     tree: arrays on the host or on devices.
     shardings: one sharding, or a tree of shardings that prefixes `tree`.
+    alias: whether what already lies right may be returned as it is; False
+      where the result will be donated and the original is still needed.
 
   Returns:
     The tree of device arrays.
   """
-  return jax.device_put(tree, shardings)
+  if all(x.is_fully_addressable for x in jax.tree.leaves(shardings)):
+    return jax.device_put(tree, shardings, may_alias=None if alias else False)
+
+  def place(x, sharding):
+    if _spans_processes(x):
+      return _copy(sharding)(x)
+    host = np.asarray(x)
+    return jax.make_array_from_callback(
+      host.shape, sharding, lambda part: host[part]
+    )
+
+  return jax.tree.map(place, tree, jax.tree.broadcast(shardings, tree))
 
 
 def gather(tree: Any) -> Any:
   """Brings a tree of device arrays to every host, whole, as numpy arrays."""
+  return jax.tree.map(lambda x: np.asarray(_whole(x)), tree)
 
-  def whole(array):
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-      mesh = array.sharding.mesh
-      array = jax.jit(lambda x: x, out_shardings=replicated(mesh))(array)
-    return np.asarray(array)
 
-  return jax.tree.map(whole, tree)
+def to_device(tree: Any, device: jax.Device) -> Any:
+  """Copies a tree of arrays, whole, to one device of this process.
+
+  Args:
+    tree: arrays on the host or on devices, of any sharding. If they are
+      spread over processes, all of these must call this.
+    device: one of this process.
+
+  Returns:
+    The same tree of arrays on that device.
+  """
+
+  def local(x):
+    if not _spans_processes(x):
+      return x
+    shards = _whole(x).addressable_shards
+    return next(shard.data for shard in shards if shard.device == device)
+
+  return jax.device_put(jax.tree.map(local, tree), device)
+
+
+def _spans_processes(x: Any) -> bool:
+  """Whether an array has parts that this process cannot reach."""
+  return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
+def _whole(x: Any) -> Any:
+  """An array that every device of its mesh holds whole, if it must travel."""
+  if not _spans_processes(x) or x.is_fully_replicated:
+    return x
+  return _copy(replicated(x.sharding.mesh))(x)
+
+
+@functools.cache
+def _copy(sharding: jax.sharding.Sharding):
+  """A compiled copy to a layout; never the same buffers."""
+  return jax.jit(jnp.copy, out_shardings=sharding)
+
+
+def over_rows(
+  function: Callable[..., Any], mesh: jax.sharding.Mesh
+) -> Callable[..., Any]:
+  """Lets every device compute its own rows, with shared arrays whole.
+
+  Inside, nothing is exchanged along the axes of the rows, also not in a loop
+  and not when it is differentiated: the shared arrays are gathered once before,
+  and their gradients are added up once after. Left to itself the partitioner
+  does both anew in every turn of a loop. `tensor` stays the partitioner's.
+
+  Args:
+    function: of a tree of shared arrays, and arrays with rows first.
+    mesh: the mesh.
+
+  Returns:
+    The function with the same arguments and results, rows first.
+  """
+  if row_shards(mesh) == 1:
+    return function
+  axes = RULES["rows"]
+  rows = jax.sharding.PartitionSpec(axes)
+
+  def local(shared, *arrays):
+    # Differentiating this adds up the gradients, here and not further inside.
+    shared = jax.lax.pcast(shared, axes, to="varying")
+    return function(shared, *arrays)
+
+  def call(shared, *arrays):
+    whole = jax.sharding.PartitionSpec()
+    return jax.shard_map(
+      local,
+      mesh=mesh,
+      in_specs=(whole, *[rows] * len(arrays)),
+      out_specs=rows,
+      axis_names=set(axes),
+    )(shared, *arrays)
+
+  return call
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -10,8 +10,12 @@ The order of things, also after a restart:
      number, everything else that an update depends on is in the checkpoint, so
      a killed run that is started again goes on exactly as if it had never
      stopped.
+
+Several processes go through these steps together (see `processes`); they share
+the checkpoints, and process 0 writes everything else.
 """
 
+import collections
 from collections.abc import Mapping
 import json
 import pathlib
@@ -21,6 +25,7 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
+from envs import base
 from t2po_jax import (
   build,
   checkpoint,
@@ -31,6 +36,7 @@ from t2po_jax import (
   guard,
   improve,
   metrics,
+  processes,
   types,
 )
 from t2po_jax.rollout import collect, statistics
@@ -81,16 +87,18 @@ class Run:
     self.config, self.workdir = config, workdir
     self.compiles = CompileCounter()
     self.timer = metrics.Timer()
-    benchmark = build.benchmark(config)
-    agent = build.agent(config, benchmark)
+    processes.require_equal(flatten(config.to_dict()))
+    benchmark, agent = processes.first_alone(self._make_agent)
     self.learner = build.policy_learner(config, agent)
     self.actor = build.actor(config, benchmark, agent)
     self._check_first_prompt()
     self.thresholds = build.calibrators(config)
     self.checkpoints = checkpoint.Checkpoints(
-      workdir / "checkpoints", keep=config.train.keep
+      config.train.checkpoints or workdir / "checkpoints",
+      keep=config.train.keep,
     )
-    self._check_workdir()
+    if processes.index() == 0:
+      self._check_workdir()
     with self.timer.stage("cold_start"):
       agent = cold_start.cold_start(config, self.actor, agent)
     reference = None
@@ -110,6 +118,10 @@ class Run:
     else:
       self.state = self._restore(newest)
       metrics.say(f"resuming after update {newest}")
+
+  def _make_agent(self) -> tuple[base.Benchmark, build.Agent]:
+    benchmark = build.benchmark(self.config)
+    return benchmark, build.agent(self.config, benchmark)
 
   def _restore(self, step: int) -> types.TrainState:
     """The state of a checkpoint; sets the loop's position to its own."""
@@ -196,6 +208,8 @@ class Run:
 
   def _say_scores(self) -> None:
     """Prints the first and the last evaluation by category."""
+    if processes.index():
+      return
     lines = metrics.read(self.workdir / metrics.FILE)
     found = [line for line in lines if "eval/success" in line]
     if found:
@@ -270,16 +284,17 @@ class Run:
     return numbers | learned
 
   def _upcoming(self, update: int) -> list[str]:
-    """The tasks of the episodes that follow an update's rollout."""
+    """The tasks of the episodes here that follow an update's rollout."""
     config, benchmark = self.config, self.actor.benchmark
     if _due(update, config.train.eval_every, config.train.updates):
-      return list(evaluate.panel(config, benchmark))
+      return processes.share(evaluate.panel(config, benchmark))
     tasks = experience.tasks_of(
       benchmark.splits[config.train.split],
       self.cursor,
       config.rollout.tasks,
       seed=config.seed,
     )
+    tasks = processes.share(tasks)
     return [t for t in tasks for _ in range(config.rollout.group_size)]
 
   def _collect(
@@ -303,6 +318,7 @@ class Run:
     numbers = {f"train/{name}": value for name, value in described.items()}
     numbers["train/mixed_groups"] = statistics.mixed_groups(found.played)
     work = self.actor.scheduler.counters - before
+    work = sum(processes.gather(work), collections.Counter())
     numbers |= {f"sampler/{name}": value for name, value in work.items()}
     return found, numbers | found.numbers
 
@@ -333,7 +349,7 @@ class Run:
   def _dump(self, name: str, trajectories: list[types.Trajectory]) -> None:
     """Writes the first episodes, for reading."""
     count = self.config.log.trajectories
-    if count <= 0:
+    if count <= 0 or processes.index():
       return
     folder = self.workdir / "trajectories"
     folder.mkdir(parents=True, exist_ok=True)

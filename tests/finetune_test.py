@@ -31,6 +31,9 @@ class BigramPolicy:
   def hidden(self, params, tokens, positions, segments):
     return params["table"][tokens]
 
+  def head(self, params):
+    return {"head": params["head"]}
+
   def logits(self, params, hidden):
     return hidden @ params["head"]
 

@@ -23,6 +23,7 @@ FLOORS = {
   "": 0,
   "types": 0,
   "masked": 0,
+  "processes": 0,
   "sharding": 0,
   "models": 1,
   "control": 1,
@@ -37,6 +38,7 @@ FLOORS = {
   "evaluate": 4,
   "experience": 4,
   "improve": 4,
+  "play": 4,
   "train": 4,
 }
 SHARED_FLOORS = (0, 4)

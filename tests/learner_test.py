@@ -62,6 +62,9 @@ class ToyPolicy:
     mean = (mean / (positions[..., None] + 1)).astype(self.dtype)
     return jnp.tanh(mean @ params["mix"].astype(self.dtype))
 
+  def head(self, params):
+    return {"head": params["head"]}
+
   def logits(self, params, hidden):
     logits = hidden @ params["head"].astype(self.dtype)
     return logits.astype(jnp.float32)

@@ -35,6 +35,8 @@ class Policy(Protocol):
 
   def hidden(self, params, tokens, positions, segments) -> types.Array: ...
 
+  def head(self, params) -> types.Params: ...
+
   def logits(self, params, hidden) -> types.Array: ...
 
 
@@ -143,7 +145,7 @@ class Learner:
 
   def place_params(self, params: types.Params) -> types.Params:
     """Copies parameters to the devices, laid out as the state's are."""
-    return jax.device_put(params, self._state_sharding.params, may_alias=False)
+    return sharding.put(params, self._state_sharding.params, alias=False)
 
   def init_state(self, params: types.Params) -> types.TrainState:
     """A state before its first step.
@@ -161,8 +163,8 @@ class Learner:
     layout = self._state_sharding
     critic = None
     if self._critic is not None:
-      critic = jax.device_put(
-        self._critic.init(master), layout.critic, may_alias=False
+      critic = sharding.put(
+        self._critic.init(master), layout.critic, alias=False
       )
     start = jax.jit(self._init_optimizers, out_shardings=layout.opt_state)
     return types.TrainState(
@@ -314,13 +316,19 @@ class Learner:
 
   def _token_logprobs(self, params, hidden, batch):
     """Log-probs and entropies [B, R] of one micro-batch."""
-    return scoring.target_logprobs(
-      lambda x: self._policy.logits(params, x),
-      _at_responses(hidden, batch),
-      batch.targets,
-      temperature=self._objective.temperature,
-      chunk=self._chunk,
-      entropy_gradient=self._objective.entropy_coefficient != 0,
+
+    def score(head, hidden, targets):
+      return scoring.target_logprobs(
+        lambda x: self._policy.logits(head, x),
+        hidden,
+        targets,
+        temperature=self._objective.temperature,
+        chunk=self._chunk,
+        entropy_gradient=self._objective.entropy_coefficient != 0,
+      )
+
+    return sharding.over_rows(score, self.mesh)(
+      self._policy.head(params), _at_responses(hidden, batch), batch.targets
     )
 
   def _token_values(self, critic, hidden, batch):

@@ -24,13 +24,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import sharding, types
 from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
 
 # Finite, so that a row without any allowed key still has a gradient.
 MASKED = -1e30
+
+# Axes of hidden states [B, T, D].
+_ACTIVATION = ("rows", "length", "activation_width")
 
 REMATS = ("none", "dots", "full")
 ATTENTIONS = ("auto", "einsum")
@@ -486,17 +489,26 @@ class Policy:
     same = segments[:, :, None] == segments[:, None, :]
     allowed = causal[None] & same
     run = self._layer_function(tokens.shape[1])
+
+    def step(x, layer):
+      x = run(x, layer, angles, allowed)
+      return sharding.constrain(x, *_ACTIVATION), None
+
     x = self._embed(params, tokens)
+    # In one go the partitioner copies the whole table to every device.
+    x = sharding.constrain(x, "lookup_rows", "length", "lookup_width")
+    x = sharding.constrain(x, *_ACTIVATION)
     if self.scan_layers:
-      x, _ = jax.lax.scan(
-        lambda x, layer: (run(x, layer, angles, allowed), None),
-        x,
-        params["layers"],
-      )
+      x, _ = jax.lax.scan(step, x, params["layers"])
     else:
       for layer in unstack_layers(params["layers"]):
-        x = run(x, layer, angles, allowed)
+        x, _ = step(x, layer)
     return self._final_norm(params, x)
+
+  def head(self, params: types.Params) -> types.Params:
+    """The part of the parameters that `logits` reads."""
+    name = "embed" if self.config.tied_embeddings else "head"
+    return {name: params[name]}
 
   def logits(self, params: types.Params, hidden: types.Array) -> types.Array:
     """Logits [..., V] float32 of hidden states [..., D]; any params layout."""

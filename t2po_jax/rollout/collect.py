@@ -324,6 +324,7 @@ def collect(
   scheduler: schedulers.Scheduler,
   rules: Rules,
   seed: tuple[int, ...],
+  groups: Sequence[int] | None = None,
   progress: Callable[[int], None] = lambda count: None,
 ) -> Rollout:
   """Plays every task `group_size` times with the scheduler's parameters.
@@ -337,6 +338,8 @@ def collect(
     scheduler: samples the responses.
     rules: how episodes are played.
     seed: non-negative integers that name this rollout, e.g. (seed, update).
+    groups: the groups' numbers, ascending; by default from 0. They belong to
+      the randomness, so that a group is the same whoever plays it.
     progress: called with the number of finished episodes.
 
   Returns:
@@ -344,9 +347,10 @@ def collect(
   """
   scheduler.forget()
   loop = _Loop(benchmark, pool, tokenizer, scheduler, rules, seed)
+  groups = range(len(tasks)) if groups is None else groups
   plan = [
     (task, group, member)
-    for group, task in enumerate(tasks)
+    for group, task in zip(groups, tasks, strict=True)
     for member in range(group_size)
   ]
   trajectories = []

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import sharding, types
 from t2po_jax.control import automaton as automata
 from t2po_jax.control import thinking, uncertainty
 from t2po_jax.models import decoder
@@ -452,7 +452,7 @@ class Sampler:
 
   def load(self, params: types.Params) -> None:
     """Takes new parameters, in the training layout and of any sharding."""
-    local = jax.device_put(params, jax.local_devices()[0])
+    local = sharding.to_device(params, jax.local_devices()[0])
     self._params = _decode_layout(local, policy=self._policy)
 
   def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:

@@ -1,0 +1,196 @@
+"""Several processes that train as one: who plays what, and how they agree.
+
+Every process runs the same program on its own devices (JAX's multi-controller
+model). The rollout is divided: a process plays its share of the task groups
+with its own environments and its own sampler. Then the finished episodes, which
+are small beside weights, go to all processes, so that each holds the whole
+rollout, in the same order and to the same bits as if it had played it alone.
+From there on all of them compute the same: advantages, thresholds, rows, what
+the guard decides; the update itself runs on the mesh of all devices.
+
+So nothing but `gather` ever carries a value from one process to another, and
+one process alone takes the same road without it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import itertools
+import pickle
+from typing import Any, TypeVar
+
+import jax
+from jax._src import distributed  # The client has no public name.
+from jax.experimental import multihost_utils
+import numpy as np
+
+T = TypeVar("T")
+
+# Bytes that each process contributes to one transfer: one size, one program.
+PART = 1 << 20
+# A dead process is found by its missing heartbeat, not by this.
+_PATIENCE_MS = 7 * 24 * 3600 * 1000
+
+_numbers = itertools.count()
+
+
+def start(
+  coordinator: str | None,
+  processes: str,
+  process_id: int | None,
+  *,
+  heartbeat: int = 100,
+) -> None:
+  """Joins the other processes; to be called before anything else of JAX.
+
+  Args:
+    coordinator: `host:port` where process 0 listens.
+    processes: how many there are, or `auto`: the cluster says (Cloud TPU,
+      SLURM, Open MPI, Kubernetes). `1` without a coordinator does nothing.
+    process_id: which of them this one is, from 0.
+    heartbeat: seconds without a sign of life after which a process is dead;
+      then the others end too.
+
+  Raises:
+    ValueError: if the three do not fit, or there is no such cluster.
+  """
+  # Its handler would keep SIGTERM from ending the process; what a run needs
+  # to go on is in its checkpoint at any moment.
+  jax.config.update("jax_enable_preemption_service", False)
+  if processes == "auto":
+    try:
+      jax.distributed.initialize(
+        coordinator, None, process_id, heartbeat_timeout_seconds=heartbeat
+      )
+    except (ValueError, TypeError) as error:
+      raise ValueError(
+        "--processes: found 'auto' outside of a cluster that JAX knows "
+        f"({_line(error)}); give --coordinator, --processes and --process_id"
+      ) from None
+    return
+  if not processes.isdigit() or int(processes) < 1:
+    raise ValueError(
+      f"--processes: found {processes!r}, expected a number from 1, or 'auto'"
+    )
+  number = int(processes)
+  if number == 1 and coordinator is None:
+    return
+  if coordinator is None or ":" not in coordinator:
+    raise ValueError(
+      f"--coordinator: found {coordinator!r}, expected host:port of process 0 "
+      f"with --processes {number}"
+    )
+  if process_id is None or not 0 <= process_id < number:
+    raise ValueError(
+      f"--process_id: found {process_id}, expected 0 to {number - 1}"
+    )
+  jax.distributed.initialize(
+    coordinator,
+    number,
+    process_id,
+    cluster_detection_method="deactivate",
+    heartbeat_timeout_seconds=heartbeat,
+  )
+
+
+def count() -> int:
+  """The number of processes."""
+  return jax.process_count()
+
+
+def index() -> int:
+  """Which of them this one is; process 0 writes and speaks for all."""
+  return jax.process_index()
+
+
+def share(items: Sequence[T]) -> list[T]:
+  """The part of a list that this process takes: every n-th item."""
+  return list(items[index() :: count()])
+
+
+def gather(value: T) -> list[T]:
+  """Brings one value of every process to all of them.
+
+  All processes must call this in the same order; who comes first waits.
+
+  Args:
+    value: anything that can be pickled.
+
+  Returns:
+    The values, in the order of the processes.
+  """
+  if count() == 1:
+    return [value]
+  # Whoever has less to play waits here, where nothing times out.
+  _client().wait_at_barrier(f"t2po/gather/{next(_numbers)}", _PATIENCE_MS)
+  data = np.frombuffer(pickle.dumps(value), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(len(data)))
+  parts = []
+  for begin in range(0, int(sizes.max()), PART):
+    piece = data[begin : begin + PART]
+    piece = np.pad(piece, (0, PART - len(piece)))
+    parts.append(multihost_utils.process_allgather(piece))
+  rows = np.concatenate(parts, axis=1)
+  return [
+    pickle.loads(row[:size].tobytes())
+    for row, size in zip(rows, sizes, strict=True)
+  ]
+
+
+def require_equal(settings: Mapping[str, Any]) -> None:
+  """Refuses to go on when the processes have different settings.
+
+  Args:
+    settings: the same names everywhere; values are compared as text.
+
+  Raises:
+    ValueError: with the first name and process that differs from process 0.
+  """
+  found = gather({name: repr(value) for name, value in settings.items()})
+  for name, expected in found[0].items():
+    for number, other in enumerate(found):
+      if other.get(name) != expected:
+        raise ValueError(
+          f"{name}: found {other.get(name)} in process {number}, expected "
+          f"{expected} as in process 0"
+        )
+
+
+def first_alone(make: Callable[[], T]) -> T:
+  """Calls a function in process 0, and then in all others at once.
+
+  What it keeps in a cache that they share is made by one and found by the
+  others; with a cache of its own each makes its own.
+
+  Args:
+    make: called once in every process; must not communicate.
+
+  Returns:
+    What it returns here.
+
+  Raises:
+    ValueError: here too if it failed in process 0.
+  """
+  if count() == 1:
+    return make()
+  key = f"t2po/first/{next(_numbers)}"
+  if index() > 0:
+    problem = _client().blocking_key_value_get(key, _PATIENCE_MS)
+    if problem != "none":
+      raise ValueError(problem)
+    return make()
+  try:
+    made = make()
+  except Exception as error:
+    _client().key_value_set(key, f"process 0 failed: {_line(error)}")
+    raise
+  _client().key_value_set(key, "none")
+  return made
+
+
+def _client():
+  """The client of JAX's coordination service, as Orbax uses it."""
+  return distributed.global_state.client
+
+
+def _line(error: BaseException) -> str:
+  """The first line of an error."""
+  return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,163 @@
+"""What devices say to each other: reads the collectives of a compiled program.
+
+The text of an optimised program names every all-gather, all-reduce,
+reduce-scatter, all-to-all and collective-permute with its shapes and groups of
+devices. Those inside a loop count as often as the loop runs.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+KINDS = (
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+  "ragged-all-to-all",
+  "collective-broadcast",
+)
+_BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "f64": 8}
+_OP = re.compile(
+  r"= (?P<type>.*?) (?P<kind>" + "|".join(KINDS) + r")(?:-start)?\("
+)
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CALLED = re.compile(r"(?:to_apply|calls|body|condition)=%?([\w.-]+)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One line of a program.
+
+  Attributes:
+    kind: one of `KINDS`.
+    axes: the mesh axes it runs over.
+    shapes: of the result, one per array.
+    size: bytes of the result, of all its arrays.
+    times: how often it runs per call; 0 if the program does not say.
+    source: where it comes from, as the program's metadata tells.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  shapes: tuple[tuple[int, ...], ...]
+  size: int
+  times: int
+  source: str
+
+
+def read(text: str, mesh) -> list[Collective]:
+  """All collectives of a compiled program.
+
+  Args:
+    text: of the program, `compiled.as_text()`.
+    mesh: on which it runs.
+
+  Returns:
+    One entry per line of the text.
+
+  Raises:
+    ValueError: if groups of devices are written in an unknown way.
+  """
+  bodies = _computations(text)
+  times = collections.Counter()
+
+  def visit(name, factor):
+    times[name] += factor
+    for line in bodies[name]:
+      inner = factor
+      if " while(" in line:
+        trips = _TRIPS.search(line)
+        inner *= int(trips.group(1)) if trips else 0
+      for called in _CALLED.findall(line):
+        if called in bodies:
+          visit(called, inner)
+
+  visit("ENTRY", 1)
+  found = []
+  for name, lines in bodies.items():
+    for line in lines:
+      if match := _OP.search(line):
+        found.append(_collective(line, match, times[name], mesh))
+  return found
+
+
+def _computations(text):
+  """Name -> lines of each computation; the entry is `ENTRY`."""
+  bodies, name = {}, None
+  for line in text.splitlines():
+    head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+    if head:
+      name = "ENTRY" if head.group(1) else head.group(2)
+      bodies[name] = []
+    elif name is not None:
+      bodies[name].append(line)
+  return bodies
+
+
+def _collective(line, match, times, mesh):
+  arrays = [
+    (kind, tuple(int(n) for n in sizes.split(",") if n))
+    for kind, sizes in _ARRAY.findall(match["type"])
+  ]
+  source = re.search(r'op_name="([^"]*)"', line)
+  return Collective(
+    kind=match["kind"],
+    axes=_axes(line, mesh),
+    shapes=tuple(shape for _, shape in arrays),
+    size=sum(_BYTES[kind] * math.prod(shape) for kind, shape in arrays),
+    times=times,
+    source=source.group(1) if source else "",
+  )
+
+
+def _axes(line, mesh):
+  """The mesh axes along which the devices of a group differ."""
+  group = _first_group(line, mesh.devices.size)
+  shape = tuple(mesh.shape.values())
+  places = np.array(np.unravel_index(np.array(group), shape))
+  varies = [len(set(row.tolist())) > 1 for row in places]
+  return tuple(
+    axis for axis, many in zip(mesh.axis_names, varies, strict=True) if many
+  )
+
+
+def _named_group(sizes, used):
+  """The first group of a mesh with named axes, devices in plain order."""
+  sizes = dict(re.findall(r"'(\w+)'=(\d+)", sizes))
+  used = used.replace("'", "").split(",")
+  ids = np.arange(math.prod(int(n) for n in sizes.values()))
+  ids = ids.reshape([int(n) for n in sizes.values()])
+  return ids[
+    tuple(slice(None) if name in used else 0 for name in sizes)
+  ].ravel().tolist()
+
+
+def _first_group(line, devices):
+  """The device ids of one group."""
+  if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
+    return [int(pairs.group(1)), int(pairs.group(2))]
+  if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+    return [int(n) for n in listed.group(1).split(",")]
+  if "replica_groups={}" in line:
+    return list(range(devices))
+  if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+    return _named_group(*named.groups())
+  iota = re.search(
+    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
+  )
+  if not iota:
+    raise ValueError(f"cannot read the groups of: {line.strip()[:300]}")
+  groups, source, order = (
+    [int(n) for n in part.split(",")] if part else None
+    for part in iota.groups()
+  )
+  ids = np.arange(math.prod(source)).reshape(source)
+  if order:
+    ids = ids.transpose(order)
+  return ids.reshape(groups)[0].tolist()
