@@ -8,8 +8,9 @@ keeps every cursor (keys, data order, thresholds, metrics). The newest
 checkpoints are kept, and beside them the one with the best held-out score.
 
 Arrays are saved as they are sharded, by all processes into one directory, and
-restored to the sharding that is asked for, on any mesh. Saving blocks: the update that follows donates the very
-buffers that are being written, and a full disk is reported where it happens.
+restored to the sharding that is asked for, on any mesh. Saving blocks: the
+update that follows donates the very buffers that are being written, and a full
+disk is reported where it happens.
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ import tempfile
 import jax
 import numpy as np
 
-from t2po_jax import build, metrics, play, processes, sharding, types
+from t2po_jax import build, metrics, play, processes, sharding
 from t2po_jax.learning import (
   batching,
   finetune,

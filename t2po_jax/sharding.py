@@ -249,7 +249,10 @@ def _spans_processes(x: Any) -> bool:
 
 
 def _whole(x: Any) -> Any:
-  """An array that every device of its mesh holds whole, if it must travel."""
+  """An array that every device of its mesh holds whole, if it must travel.
+
+  One array at a time: devices without use for a second model hold none.
+  """
   if not _spans_processes(x) or x.is_fully_replicated:
     return x
   return _copy(replicated(x.sharding.mesh))(x)

@@ -21,7 +21,15 @@ KINDS = (
   "ragged-all-to-all",
   "collective-broadcast",
 )
-_BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "f64": 8}
+_BYTES = {
+  "f32": 4,
+  "s32": 4,
+  "u32": 4,
+  "bf16": 2,
+  "f16": 2,
+  "pred": 1,
+  "f64": 8,
+}
 _OP = re.compile(
   r"= (?P<type>.*?) (?P<kind>" + "|".join(KINDS) + r")(?:-start)?\("
 )
@@ -133,9 +141,11 @@ def _named_group(sizes, used):
   used = used.replace("'", "").split(",")
   ids = np.arange(math.prod(int(n) for n in sizes.values()))
   ids = ids.reshape([int(n) for n in sizes.values()])
-  return ids[
-    tuple(slice(None) if name in used else 0 for name in sizes)
-  ].ravel().tolist()
+  return (
+    ids[tuple(slice(None) if name in used else 0 for name in sizes)]
+    .ravel()
+    .tolist()
+  )
 
 
 def _first_group(line, devices):

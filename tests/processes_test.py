@@ -184,7 +184,9 @@ class TrainingTest(absltest.TestCase):
       ]
       self.assertNotEmpty(played)
       for name in played:
-        np.testing.assert_allclose(two[name], one[name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(
+          two[name], one[name], rtol=1e-5, err_msg=name
+        )
     for name in ("learn/loss", "learn/grad_norm", "pack/segments"):
       np.testing.assert_allclose(pair[1][name], alone[1][name], rtol=1e-3)
 

@@ -221,6 +221,20 @@ class Learner:
           found.append(metrics)
       return state, self._merge(found) if found else {}
 
+  def lower_update(self, batch: types.Batch) -> jax.stages.Lowered:
+    """One optimizer step as a program, to be read instead of run.
+
+    Args:
+      batch: shapes [micro-batches, rows, ...] as `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The lowered step; its `compile()` tells text, memory and cost.
+    """
+    whole = sharding.replicated(self.mesh)
+    rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
+    with jax.set_mesh(self.mesh):
+      return self._step.lower(self._state, batch, rate)
+
   def logprobs(self, params: types.Params, batch: types.Batch) -> types.Array:
     """Log-probs of a batch's targets under any parameters of this policy.
 
