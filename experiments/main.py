@@ -72,6 +72,14 @@ def main(argv: list[str]) -> None:
     train.train(config, workdir)
   except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
+  except jax.errors.JaxRuntimeError as error:
+    if processes.count() == 1:
+      raise
+    reason = str(error).strip().splitlines()[0]
+    sys.exit(
+      f"error: process {processes.index()} lost the others ({reason}); start "
+      "all of them again with the same --workdir to go on"
+    )
   except train.CollapseError as error:
     sys.exit(f"stopped by the collapse guard: {error}")
 

@@ -209,7 +209,7 @@ def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
   def place(x, sharding):
     if _spans_processes(x):
       return _copy(sharding)(x)
-    host = np.asarray(x)
+    host = np.array(x, copy=None if alias else True)
     return jax.make_array_from_callback(
       host.shape, sharding, lambda part: host[part]
     )

@@ -98,6 +98,23 @@ class MeshTest(chex.TestCase):
       )
     self.assertEqual(y.addressable_shards[0].data.shape, (2, 3))
 
+  def test_over_rows_keeps_values_and_gradients(self):
+    mesh = sharding.create_mesh(data=2, tensor=2)
+    weights = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    rows = np.arange(32.0, dtype=np.float32).reshape(8, 4)
+
+    def score(weights, rows):
+      return jnp.tanh(rows @ weights / 100).sum(axis=1)
+
+    def loss(function, weights):
+      return jnp.sum(function(weights, rows) ** 2)
+
+    with jax.set_mesh(mesh):
+      split = sharding.over_rows(score, mesh)
+      found = jax.jit(jax.value_and_grad(lambda w: loss(split, w)))(weights)
+    wanted = jax.value_and_grad(lambda w: loss(score, w))(weights)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-5)
+
   def test_rows_must_divide_over_the_mesh(self):
     with self.assertRaisesRegex(
       ValueError, r"found 6 per micro-batch, expected a multiple of 8 "

@@ -68,6 +68,28 @@ class LayoutTest(chex.TestCase):
     chex.assert_trees_all_equal(sharding.gather(placed), params)
     self.assertIsInstance(sharding.gather(placed)["a"], np.ndarray)
 
+  def test_to_device_copies_what_lies_elsewhere(self):
+    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    tree = {"a": np.ones(3), "b": jnp.zeros(2)}
+    placed = sharding.put(tree, sharding.replicated(mesh))
+    device = jax.local_devices()[0]
+    for source in (tree, placed):
+      found = sharding.to_device(source, device)
+      chex.assert_trees_all_equal(found, tree)
+      self.assertEqual(found["a"].devices(), {device})
+
+  def test_put_without_alias_leaves_the_original(self):
+    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    whole = sharding.replicated(mesh)
+    first = sharding.put(np.ones(3), whole)
+    second = sharding.put(first, whole, alias=False)
+    second.delete()
+    np.testing.assert_array_equal(first, np.ones(3))
+
+  def test_over_rows_of_one_device_is_the_function(self):
+    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    self.assertIs(sharding.over_rows(np.add, mesh), np.add)
+
   def test_constrain_changes_no_value(self):
     x = jnp.arange(8.0).reshape(2, 4)
     np.testing.assert_array_equal(sharding.constrain(x, "rows", None), x)
