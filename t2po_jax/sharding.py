@@ -31,10 +31,6 @@ RULES: Mapping[str, tuple[str, ...]] = {
   # Axes of batches and activations.
   "rows": ("data", "fsdp"),
   "length": (),
-  # Of looked-up embeddings, before they go to the devices of their rows: each
-  # device looks up its part of the width for the rows of its whole group.
-  "lookup_rows": ("data",),
-  "lookup_width": ("fsdp",),
   "activation_width": (),
   "activation_heads": ("tensor",),
   "activation_mlp": ("tensor",),
@@ -302,6 +298,50 @@ def over_rows(
     )(shared, *arrays)
 
   return call
+
+
+def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+  """Rows of a table that stays split as its axes, `vocab` and `width`, are.
+
+  Each device looks its part of the width up for all rows of its `fsdp` group,
+  zero for tokens of another part of the vocabulary; parts of the vocabulary
+  are added up, and every row collects its width. Left to itself the
+  partitioner copies the table to every device.
+
+  Args:
+    table: [V, D].
+    tokens: [B, T] int32, laid out by `rows`.
+    dtype: of the result.
+
+  Returns:
+    [B, T, D], laid out by `rows`. Outside of a mesh, or where it does not
+    divide the sizes, this is plain indexing.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  spec = (
+    () if mesh.empty else partition_spec(mesh, ("vocab", "width"), table.shape)
+  )
+  rows = jax.sharding.PartitionSpec(RULES["rows"])
+  if not any(spec) or tokens.shape[0] % row_shards(mesh):
+    return table[tokens].astype(dtype)
+
+  def local(table, tokens):
+    if spec[1]:
+      tokens = jax.lax.all_gather(tokens, spec[1], axis=0, tiled=True)
+    if spec[0]:
+      tokens -= table.shape[0] * jax.lax.axis_index(spec[0])
+    here = (tokens >= 0) & (tokens < table.shape[0])
+    found = table[jnp.where(here, tokens, 0)].astype(dtype)
+    found = jnp.where(here[..., None], found, 0)
+    if spec[0]:
+      found = jax.lax.psum(found, spec[0])
+    if spec[1]:
+      found = jax.lax.all_to_all(found, spec[1], 0, 2, tiled=True)
+    return found
+
+  return jax.shard_map(local, in_specs=(spec, rows), out_specs=rows)(
+    table, tokens
+  )
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

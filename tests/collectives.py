@@ -35,6 +35,10 @@ _OP = re.compile(
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_NAMED = re.compile(
+  r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\]\S*?)\))? \{(.*?)\}"
+)
 _CALLED = re.compile(r"(?:to_apply|calls|body|condition)=%?([\w.-]+)")
 
 
@@ -135,17 +139,29 @@ def _axes(line, mesh):
   )
 
 
-def _named_group(sizes, used):
-  """The first group of a mesh with named axes, devices in plain order."""
-  sizes = dict(re.findall(r"'(\w+)'=(\d+)", sizes))
-  used = used.replace("'", "").split(",")
-  ids = np.arange(math.prod(int(n) for n in sizes.values()))
-  ids = ids.reshape([int(n) for n in sizes.values()])
-  return (
-    ids[tuple(slice(None) if name in used else 0 for name in sizes)]
-    .ravel()
-    .tolist()
-  )
+def _named_group(sizes, order, used):
+  """The first group of a mesh with named axes.
+
+  Args:
+    sizes: `'axis_0'=2,'axis_1'=4`.
+    order: how the devices fill that mesh, `[2,4]T(1,0)`; None in plain order.
+    used: the axes along which a group lies, `'axis_0'`.
+  """
+  sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", sizes)}
+  used = re.findall(r"'(\w+)'", used)
+  ids = np.arange(math.prod(sizes.values()))
+  if order:
+    ids = _ordered(*_IOTA.fullmatch(order).groups())
+  ids = ids.reshape(list(sizes.values()))
+  place = tuple(slice(None) if name in used else 0 for name in sizes)
+  return ids[place].ravel().tolist()
+
+
+def _ordered(shape, order):
+  """All devices as `[4,2]` or `[4,2]T(1,0)` says."""
+  shape = [int(n) for n in shape.split(",")]
+  ids = np.arange(math.prod(shape)).reshape(shape)
+  return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
 def _first_group(line, devices):
@@ -156,18 +172,11 @@ def _first_group(line, devices):
     return [int(n) for n in listed.group(1).split(",")]
   if "replica_groups={}" in line:
     return list(range(devices))
-  if named := re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", line):
+  if named := _NAMED.search(line):
     return _named_group(*named.groups())
-  iota = re.search(
-    r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line
-  )
+  iota = re.search(r"replica_groups=\[([\d,]+)\]<=" + _IOTA.pattern, line)
   if not iota:
     raise ValueError(f"cannot read the groups of: {line.strip()[:300]}")
-  groups, source, order = (
-    [int(n) for n in part.split(",")] if part else None
-    for part in iota.groups()
-  )
-  ids = np.arange(math.prod(source)).reshape(source)
-  if order:
-    ids = ids.transpose(order)
-  return ids.reshape(groups)[0].tolist()
+  groups, *ids = iota.groups()
+  groups = [int(n) for n in groups.split(",")]
+  return _ordered(*ids).reshape(groups)[0].tolist()

@@ -81,7 +81,7 @@ def start_training(workdir, cache, *arguments, count=2):
   if count == 1:
     return [start(command, devices=2)]
   command += [f"--coordinator={address}", f"--processes={count}"]
-  command.append("--heartbeat=10")
+  command.append("--heartbeat=30")
   return [
     start([*command, f"--process_id={index}"], devices=1)
     for index in range(count)

@@ -494,9 +494,7 @@ class Policy:
       x = run(x, layer, angles, allowed)
       return sharding.constrain(x, *_ACTIVATION), None
 
-    x = self._embed(params, tokens)
-    # In one go the partitioner copies the whole table to every device.
-    x = sharding.constrain(x, "lookup_rows", "length", "lookup_width")
+    x = sharding.lookup(params["embed"]["table"], tokens, self.dtype)
     x = sharding.constrain(x, *_ACTIVATION)
     if self.scan_layers:
       x, _ = jax.lax.scan(step, x, params["layers"])
