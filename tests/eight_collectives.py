@@ -40,11 +40,15 @@ def size(tree) -> int:
 
 PARAMS = decoder.shapes(CONFIG)
 TABLE = size(PARAMS["embed"])
-# Scales of a head's width are too short to be split by any rule.
-WHOLE = size(PARAMS["layers"]["attention"]["query_norm"]) + size(
-  PARAMS["layers"]["attention"]["key_norm"]
+# No rule splits scales of a head's width.
+WHOLE = 2 * FLOAT * CONFIG.layers * CONFIG.head_width
+MATRICES = sum(
+  size(leaf) for leaf in jax.tree.leaves(PARAMS["layers"]) if leaf.ndim == 3
 )
+# Of all rows: hidden states at tokens and at response positions, token ids.
 HIDDEN = FLOAT * ROWS * T * CONFIG.width
+RESPONSES = FLOAT * ROWS * R * CONFIG.width
+TOKENS = FLOAT * ROWS * T
 
 
 def abstract_batch(mesh, parts):
@@ -80,6 +84,11 @@ def exchanged(parts=1, **sizes):
     chunk=CHUNK,
   )
   text = trainer.lower_update(abstract_batch(mesh, parts)).compile().as_text()
+  return count(text, mesh)
+
+
+def count(text, mesh):
+  """(kind, axes) -> bytes of one call of a program."""
   total = collections.Counter()
   for found in collectives.read(text, mesh):
     if found.times == 0:
@@ -99,22 +108,51 @@ class StepTest(chex.TestCase):
 
   def test_data_reduces_the_gradient_once(self):
     found = exchanged(data=8, fsdp=1)
-    self.assert_exchanges(found, {("all-reduce", ("data",)): size(PARAMS)})
+    # A tied table has two uses, and its gradient is reduced after each.
+    self.assert_exchanges(
+      found, {("all-reduce", ("data",)): size(PARAMS) + TABLE}
+    )
 
   def test_fsdp_gathers_weights_twice_and_reduces_the_gradient_once(self):
     found = exchanged(data=1, fsdp=8)
     axes = ("fsdp",)
     rest = size(PARAMS) - TABLE - WHOLE
-    tokens = FLOAT * ROWS * T
     self.assert_exchanges(
       found,
       {
         # Layers forward and backward; the table for the vocabulary, which is
         # kept from one to the other. For the lookup it stays where it is:
         # there the tokens travel, and the hidden states to their rows.
-        ("all-gather", axes): 2 * rest + TABLE + tokens,
+        ("all-gather", axes): 2 * rest + TABLE + TOKENS,
         ("all-to-all", axes): 2 * HIDDEN // 8,
         ("all-reduce", axes): size(PARAMS),
+      },
+    )
+
+  def test_all_axes_together(self):
+    found = exchanged(data=2, fsdp=2, tensor=2)
+    hidden = HIDDEN // 4  # Rows are split over data and fsdp.
+    self.assert_exchanges(
+      found,
+      {
+        # Matrices are split by tensor already, scales are not.
+        ("all-gather", ("fsdp",)): 2 * (MATRICES // 2)
+        + 2 * (size(PARAMS) - TABLE - WHOLE - MATRICES)
+        + TABLE // 2
+        + TOKENS // 2,
+        ("all-to-all", ("fsdp",)): 2 * hidden,
+        # One after the lookup, in every layer two forward (attention, MLP) and
+        # five backward: one for each of the projections that share an input,
+        # where adding up first would make two of them. Then the gradient at
+        # response positions, and eight numbers for each of their softmaxes.
+        ("all-reduce", ("tensor",)): hidden * (1 + 7 * CONFIG.layers)
+        + RESPONSES // 4
+        + 8 * FLOAT * ROWS * R // 4,
+        # Gradients: of the split matrices first within fsdp, then of each part
+        # between the copies; the table's from lookup and projection.
+        ("all-reduce", ("fsdp",)): MATRICES // 2,
+        ("all-reduce", ("data",)): MATRICES // 4 + TABLE // 4,
+        ("all-reduce", ("data", "fsdp")): TABLE // 2,
       },
     )
 
