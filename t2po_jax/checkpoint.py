@@ -190,21 +190,18 @@ class Checkpoints:
 
   def _check_shared(self):
     """Refuses a directory that is another one in another process."""
-    mark = self.directory / "shared"
     if processes.count() == 1:
       return
+    mark, text = self.directory / "shared", str(time.time_ns())
     if processes.index() == 0:
-      mark.write_text(str(time.time_ns()))
-    expected = processes.gather(
-      mark.read_text() if processes.index() == 0 else ""
-    )[0]
-    for _ in range(_VISIBLE_SECONDS):
-      if mark.exists() and mark.read_text() == expected:
-        break
-      time.sleep(1.0)
-    else:
+      mark.write_text(text)
+    expected = processes.gather(text)[0]
+    seen = processes.gather(_appears(mark, expected))
+    if processes.index() == 0:
+      mark.unlink()
+    if not all(seen):
       raise ValueError(
-        f"{self.directory}: process {processes.index()} does not see what "
+        f"{self.directory}: process {seen.index(False)} does not see what "
         "process 0 writes; name a --workdir, or train.checkpoints, on storage "
         "that all processes share"
       )
@@ -269,6 +266,15 @@ class Checkpoints:
     for step in list(self._scores):
       if step not in kept:
         del self._scores[step]
+
+
+def _appears(file, text: str) -> bool:
+  """Waits until a file has a content, as long as storage may need for that."""
+  for _ in range(_VISIBLE_SECONDS):
+    if file.exists() and file.read_text() == text:
+      return True
+    time.sleep(1.0)
+  return False
 
 
 def _handlers():
