@@ -188,11 +188,13 @@ def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
   """Lays a tree of arrays out on the devices.
 
   Every process must hold the same values; each keeps only its own part, and
-  nothing travels between them.
+  nothing travels between them, unless the arrays are spread over processes
+  already: then all of these must call this.
 
   Args:
     tree: arrays on the host or on devices.
-    shardings: one sharding, or a tree of shardings that prefixes `tree`.
+    shardings: one sharding, or a tree of shardings that prefixes `tree`; over
+      the devices of all processes or of this one.
     alias: whether what already lies right may be returned as it is; False
       where the result will be donated and the original is still needed.
 
@@ -200,6 +202,7 @@ def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
     The tree of device arrays.
   """
   if all(x.is_fully_addressable for x in jax.tree.leaves(shardings)):
+    tree = jax.tree.map(_reachable, tree)
     return jax.device_put(tree, shardings, may_alias=None if alias else False)
 
   def place(x, sharding):
@@ -218,30 +221,16 @@ def gather(tree: Any) -> Any:
   return jax.tree.map(lambda x: np.asarray(_whole(x)), tree)
 
 
-def to_device(tree: Any, device: jax.Device) -> Any:
-  """Copies a tree of arrays, whole, to one device of this process.
-
-  Args:
-    tree: arrays on the host or on devices, of any sharding. If they are
-      spread over processes, all of these must call this.
-    device: one of this process.
-
-  Returns:
-    The same tree of arrays on that device.
-  """
-
-  def local(x):
-    if not _spans_processes(x):
-      return x
-    shards = _whole(x).addressable_shards
-    return next(shard.data for shard in shards if shard.device == device)
-
-  return jax.device_put(jax.tree.map(local, tree), device)
-
-
 def _spans_processes(x: Any) -> bool:
   """Whether an array has parts that this process cannot reach."""
   return isinstance(x, jax.Array) and not x.is_fully_addressable
+
+
+def _reachable(x: Any) -> Any:
+  """An array as this process can use it alone."""
+  if not _spans_processes(x):
+    return x
+  return _whole(x).addressable_shards[0].data
 
 
 def _whole(x: Any) -> Any:

@@ -68,16 +68,6 @@ class LayoutTest(chex.TestCase):
     chex.assert_trees_all_equal(sharding.gather(placed), params)
     self.assertIsInstance(sharding.gather(placed)["a"], np.ndarray)
 
-  def test_to_device_copies_what_lies_elsewhere(self):
-    mesh = sharding.create_mesh(devices=jax.devices()[:1])
-    tree = {"a": np.ones(3), "b": jnp.zeros(2)}
-    placed = sharding.put(tree, sharding.replicated(mesh))
-    device = jax.local_devices()[0]
-    for source in (tree, placed):
-      found = sharding.to_device(source, device)
-      chex.assert_trees_all_equal(found, tree)
-      self.assertEqual(found["a"].devices(), {device})
-
   def test_put_without_alias_leaves_the_original(self):
     mesh = sharding.create_mesh(devices=jax.devices()[:1])
     whole = sharding.replicated(mesh)

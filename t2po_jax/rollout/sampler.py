@@ -452,7 +452,8 @@ class Sampler:
 
   def load(self, params: types.Params) -> None:
     """Takes new parameters, in the training layout and of any sharding."""
-    local = sharding.to_device(params, jax.local_devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    local = sharding.put(params, device)
     self._params = _decode_layout(local, policy=self._policy)
 
   def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:
