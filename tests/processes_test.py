@@ -159,36 +159,19 @@ class TrainingTest(absltest.TestCase):
     whole = train_test.comparable(place / "whole")
     self.assertEqual([float(line["step"]) for line in whole], [0, 1, 2, 3])
 
-    finish(
-      start_training(
-        place / "alone", cache, "--config.train.updates=1", count=1
-      )
-    )
-    alone = metrics.read(place / "alone" / "metrics.jsonl")
-    pair = metrics.read(place / "whole" / "metrics.jsonl")
-    self.assert_same_rollouts(alone[:2], pair[:2])
+    arguments = ("--config.train.updates=0",)
+    finish(start_training(place / "alone", cache, *arguments, count=1))
+    (alone,) = metrics.read(place / "alone" / "metrics.jsonl")
+    pair = metrics.read(place / "whole" / "metrics.jsonl")[0]
+    played = [name for name in alone if name.startswith("eval/")]
+    self.assertNotEmpty(played)
+    for name in played:
+      np.testing.assert_allclose(pair[name], alone[name], rtol=1e-5)
 
     self.kill_one(place / "killed", cache)
     outputs = finish(start_training(place / "killed", cache))
     self.assertIn("resuming after update", outputs[0])
     self.assertEqual(train_test.comparable(place / "killed"), whole)
-
-  def assert_same_rollouts(self, alone, pair):
-    """Before anything was learned, two processes play what one does."""
-    for one, two in zip(alone, pair, strict=True):
-      played = [
-        name
-        for name in one
-        if name.startswith(("train/", "control/"))
-        or (name.startswith("eval/") and one["step"] == 0)
-      ]
-      self.assertNotEmpty(played)
-      for name in played:
-        np.testing.assert_allclose(
-          two[name], one[name], rtol=1e-5, err_msg=name
-        )
-    for name in ("learn/loss", "learn/grad_norm", "pack/segments"):
-      np.testing.assert_allclose(pair[1][name], alone[1][name], rtol=1e-3)
 
   def kill_one(self, workdir, cache):
     """Kills process 1 in the midst of update 3; the other has to end too."""
