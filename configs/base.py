@@ -36,7 +36,19 @@ def get_config() -> ConfigDict:
   model.vocab_size = 1024  # Most pieces of the tokenizer, for `scratch` only.
   model.dtype = "float32"  # Compute type; master weights are float32.
   model.scan_layers = True  # Training: scan over layers, or unroll them.
-  model.remat = "none"  # Training: `none`, or `full` to recompute layers.
+  # Training: what the backward pass computes again: `none`, `full` (layers) or
+  # `dots` (layers, but not their products with weights).
+  model.remat = "none"
+
+  c.lora = lora = ConfigDict()  # Low-rank adapters over the policy.
+  lora.rank = 0  # Train adapters of this rank alone; 0 = all weights.
+  lora.alpha = 32.0  # Their strength is alpha / rank.
+  # `all` projections of the layers, or some of `query,key,value,out,gate,up,
+  # down,head`.
+  lora.targets = "all"
+  # Train adapters in the cold start too and merge them after it; else it
+  # trains all weights.
+  lora.cold_start = False
 
   c.rollout = rollout = ConfigDict()
   rollout.tasks = 16  # Task groups per update.

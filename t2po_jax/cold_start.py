@@ -16,7 +16,7 @@ import tempfile
 import jax
 import numpy as np
 
-from t2po_jax import build, metrics, types
+from t2po_jax import build, metrics
 from t2po_jax.learning import (
   batching,
   finetune,
@@ -46,6 +46,8 @@ def name(config: build.ConfigDict, kind: str) -> str:
   parts = [config.seed, config.env, config.model, cold | {"kind": kind}]
   parts += [config.train.split, rollout.memory, rollout.prefix]
   parts += [rollout.max_prompt, rollout.max_response]
+  if config.lora.cold_start:
+    parts.append(config.lora)
   if "rft" in kind:
     parts += [rollout, config.control]
   return build.fingerprint(*parts)
@@ -209,6 +211,9 @@ def imitate(
     The agent with new parameters.
   """
   cold = config.cold_start
+  adapters = None
+  if config.lora.cold_start:
+    adapters = build.adapters(config, agent.policy)
   steps = finetune.count_steps(
     len(segments), batch_size=cold.batch_size, epochs=epochs
   )
@@ -226,6 +231,7 @@ def imitate(
     ),
     objective=objectives.LikelihoodObjective(),
     rows=cold.micro_rows,
+    adapters=adapters,
   )
   with metrics.progress("fine-tuning", steps) as advance:
     state, found = finetune.finetune(
@@ -241,8 +247,9 @@ def imitate(
   loss = float(found[-1]["loss"])
   report["finetune_loss"] = loss
   metrics.say(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
-  return dataclasses.replace(agent, params=_fetch(state))
-
-
-def _fetch(state: types.TrainState) -> types.Params:
-  return jax.tree.map(np.asarray, state.params)
+  params = jax.tree.map(np.asarray, state.params)
+  if adapters is not None:
+    # On the host, where the base is in full precision.
+    base = jax.tree.map(np.asarray, agent.params)
+    params = adapters.merge(base, params)
+  return dataclasses.replace(agent, params=params)
