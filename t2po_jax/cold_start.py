@@ -16,7 +16,7 @@ import tempfile
 import jax
 import numpy as np
 
-from t2po_jax import build, metrics
+from t2po_jax import build, metrics, types
 from t2po_jax.learning import (
   batching,
   finetune,
@@ -112,15 +112,47 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
   """
   place.parent.mkdir(parents=True, exist_ok=True)
   draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
-  params = jax.tree.map(np.asarray, agent.params)
-  weights.save(params, agent.policy.config, draft)
-  agent.tokenizer.save(draft)
+  write(draft, agent)
   (draft / "cold_start.json").write_text(json.dumps(report, indent=2) + "\n")
   if _is_done(place):
     shutil.rmtree(draft)  # Another run was faster; it may be in use.
     return
   shutil.rmtree(place, ignore_errors=True)
   draft.rename(place)
+
+
+def write(place: pathlib.Path, agent: build.Agent) -> None:
+  """Writes an agent's parameters, shape and tokenizer for `weights.load`."""
+  params = jax.tree.map(np.asarray, agent.params)
+  weights.save(params, agent.policy.config, place)
+  agent.tokenizer.save(place)
+
+
+def begun(
+  config: build.ConfigDict, agent: build.Agent
+) -> tuple[str, types.Params]:
+  """What reinforcement learning of this configuration began with.
+
+  Args:
+    config: the run's configuration.
+    agent: before any training here.
+
+  Returns:
+    Where the model is (a directory or hub id), and its parameters.
+
+  Raises:
+    ValueError: if a cold start is asked for and no longer in the cache.
+  """
+  kind = config.cold_start.kind
+  if kind == "none":
+    return config.model.source, agent.params
+  place = _place(config, kind)
+  if not _is_done(place):
+    raise ValueError(
+      f"cache_dir: found no cold start of this run in {place.parent}, expected "
+      f"{place.name}; give the cache that the run had, or start it again"
+    )
+  return str(place), weights.load(place)[1]
 
 
 def _imitate_expert(config, actor, agent, report) -> build.Agent:
