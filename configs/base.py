@@ -168,7 +168,8 @@ def get_config() -> ConfigDict:
   train.mini_batches = 1  # Optimizer steps per pass over a rollout.
   train.epochs = 1  # Passes over a rollout.
   train.row_tokens = 256  # Length of packed rows; at least prompt + response.
-  train.micro_rows = 16  # Rows per gradient accumulation step.
+  # Rows per gradient accumulation step; few, because a part is computed whole.
+  train.micro_rows = 8
   train.eval_every = 5  # Updates between evaluations; 0 = only at the end.
   train.save_every = 5  # Updates between checkpoints; 0 = only at the end.
   train.keep = 2  # Newest checkpoints kept, beside the best.
@@ -214,6 +215,10 @@ def get_config() -> ConfigDict:
   mesh.data = -1  # Devices per axis; one of them may be -1, the rest.
   mesh.fsdp = 1
   mesh.tensor = 1
+
+  c.memory = memory = ConfigDict()
+  memory.check = True  # Say what a run needs; refuse it if that cannot fit.
+  memory.limit = 0.0  # GB of a device that may be used; 0 = what it has.
 
   c.log = log = ConfigDict()
   log.tensorboard = True
