@@ -73,6 +73,7 @@ RANGES = {
   "loss.kl_coefficient": (0, None),
   "loss.entropy_coefficient": (0, None),
   "lora.rank": (0, None),
+  "memory.limit": (0, None),
   "train.updates": (0, None),
   "train.mini_batches": (1, None),
   "train.epochs": (1, None),
@@ -270,6 +271,7 @@ def _check_unused(config: ConfigDict) -> None:
       ["guard.rate_factor", "guard.rollbacks"],
     ),
     (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
+    (not config.memory.check, "memory.check False", ["memory.limit"]),
     (
       not config.lora.rank,
       "lora.rank 0",

@@ -30,6 +30,7 @@ from t2po_jax import (
   experience,
   guard,
   improve,
+  memory,
   metrics,
   types,
 )
@@ -84,6 +85,10 @@ class Run:
     benchmark = build.benchmark(config)
     agent = build.agent(config, benchmark)
     self.learner = build.policy_learner(config, agent)
+    if config.memory.check:
+      needs = memory.plan(config, agent.policy, self.learner)
+      metrics.say(needs.table())
+      needs.require()
     self.actor = build.actor(config, benchmark, agent)
     self._check_first_prompt()
     self.thresholds = build.calibrators(config)

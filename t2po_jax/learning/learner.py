@@ -176,6 +176,27 @@ class Learner:
     """The frozen base likewise; None without adapters."""
     return self._abstract_base
 
+  def temporary_bytes(self, batch: types.Batch) -> int | None:
+    """What one optimizer step holds besides its arguments, by XLA's account.
+
+    Args:
+      batch: the shapes of a batch, as `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Bytes on a device; None where the compiler does not tell.
+    """
+
+    def cut(x):
+      shape = (x.shape[0] // self.rows, self.rows, *x.shape[1:])
+      return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    batch = jax.tree.map(cut, batch)
+    with jax.set_mesh(self.mesh):
+      lowered = self._step.lower(self._state, self._abstract_base, batch, rate)
+      found = lowered.compile().memory_analysis()
+    return None if found is None else found.temp_size_in_bytes
+
   def place_params(self, params: types.Params) -> types.Params:
     """Copies parameters to the devices, laid out as the state's are."""
     return jax.device_put(params, self._state_sharding.params, may_alias=False)
