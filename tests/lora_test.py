@@ -3,6 +3,7 @@
 What needs several devices is in `eight_devices.py`.
 """
 
+import copy
 import functools
 import importlib.util
 import json
@@ -18,7 +19,8 @@ import numpy as np
 import safetensors.numpy
 
 from configs import base as base_config
-from t2po_jax import build, checkpoint, checks, sharding
+from configs import smoke
+from t2po_jax import build, checkpoint, checks, cold_start, sharding
 from t2po_jax.learning import batching, learner, lora, objectives
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder, weights
@@ -291,6 +293,37 @@ class PeftTest(chex.TestCase):
         found = model(torch.tensor(TOKENS).long()).logits.numpy()
     wanted = logits(SPEC.merge(base_params(), drawn_adapters()))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+class ColdStartTest(chex.TestCase):
+  def test_adapters_are_merged_after_it(self):
+    config = smoke.get_config().unlock()
+    config.lora.rank, config.lora.targets = 2, "up"
+    config.lora.cold_start = True
+    config.train.row_tokens, config.cold_start.batch_size = 16, 4
+    config.cold_start.micro_rows = 2
+    agent = build.Agent(POLICY, base_params(), None)
+    pairs = [(np.arange(1, 5), np.arange(5, 9))] * 4
+    found = cold_start.imitate(
+      config, agent, batching.pair_segments(pairs), 3, {}
+    ).params
+    before, after = (
+      params["layers"]["mlp"].pop("up")["kernel"]
+      for params in map(copy.deepcopy, (base_params(), found))
+    )
+    self.assertGreater(np.max(np.abs(before - after)), 1e-5)
+    found["layers"]["mlp"]["up"] = base_params()["layers"]["mlp"]["up"]
+    chex.assert_trees_all_equal(found, base_params())
+
+  def test_its_name_depends_on_the_adapters(self):
+    config = smoke.get_config().unlock()
+    config.lora.rank = 2
+    plain = cold_start.name(config, "expert")
+    config.lora.cold_start = True
+    adapted = cold_start.name(config, "expert")
+    config.lora.rank = 4
+    names = {plain, adapted, cold_start.name(config, "expert")}
+    self.assertLen(names, 3)
 
 
 class SettingsTest(parameterized.TestCase):
