@@ -200,6 +200,12 @@ def empg(c: ConfigDict) -> None:
   c.advantage.estimator = "empg"
 
 
+def lora(c: ConfigDict) -> None:
+  """Low-rank adapters alone are trained, in ten times larger steps."""
+  c.lora.rank = 16
+  c.optimizer.learning_rate *= 10
+
+
 PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
   preset.__name__: preset
   for preset in (
@@ -228,5 +234,6 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
     reinforce_pp_baseline,
     remax,
     empg,
+    lora,
   )
 }

@@ -36,7 +36,19 @@ def get_config() -> ConfigDict:
   model.vocab_size = 1024  # Most pieces of the tokenizer, for `scratch` only.
   model.dtype = "float32"  # Compute type; master weights are float32.
   model.scan_layers = True  # Training: scan over layers, or unroll them.
-  model.remat = "none"  # Training: `none`, or `full` to recompute layers.
+  # Training: what the backward pass computes again: `none`, `full` (layers) or
+  # `dots` (layers, but not their products with weights).
+  model.remat = "none"
+
+  c.lora = lora = ConfigDict()  # Low-rank adapters over the policy.
+  lora.rank = 0  # Train adapters of this rank alone; 0 = all weights.
+  lora.alpha = 32.0  # Their strength is alpha / rank.
+  # `all` projections of the layers, or some of `query,key,value,out,gate,up,
+  # down,head`.
+  lora.targets = "all"
+  # Train adapters in the cold start too and merge them after it; else it
+  # trains all weights.
+  lora.cold_start = False
 
   c.rollout = rollout = ConfigDict()
   rollout.tasks = 16  # Task groups per update.
@@ -156,7 +168,8 @@ def get_config() -> ConfigDict:
   train.mini_batches = 1  # Optimizer steps per pass over a rollout.
   train.epochs = 1  # Passes over a rollout.
   train.row_tokens = 256  # Length of packed rows; at least prompt + response.
-  train.micro_rows = 16  # Rows per gradient accumulation step.
+  # Rows per gradient accumulation step; few, because a part is computed whole.
+  train.micro_rows = 8
   train.eval_every = 5  # Updates between evaluations; 0 = only at the end.
   train.save_every = 5  # Updates between checkpoints; 0 = only at the end.
   train.keep = 2  # Newest checkpoints kept, beside the best.
@@ -205,6 +218,10 @@ def get_config() -> ConfigDict:
   mesh.data = -1  # Devices per axis; one of them may be -1, the rest.
   mesh.fsdp = 1
   mesh.tensor = 1
+
+  c.memory = memory = ConfigDict()
+  memory.check = True  # Say what a run needs; refuse it if that cannot fit.
+  memory.limit = 0.0  # GB of a device that may be used; 0 = what it has.
 
   c.log = log = ConfigDict()
   log.tensorboard = True

@@ -26,6 +26,7 @@ from t2po_jax.learning import (
   advantages,
   kl_control,
   learner,
+  lora,
   objectives,
   optimizers,
 )
@@ -372,6 +373,21 @@ def _optimizer(
   )
 
 
+def adapters(
+  config: ConfigDict, policy: decoder.Policy
+) -> lora.Adapters | None:
+  """The low-rank adapters that are trained, None to train the policy whole."""
+  if not config.lora.rank:
+    return None
+  return lora.Adapters(
+    policy,
+    rank=config.lora.rank,
+    alpha=config.lora.alpha,
+    targets=lora.parse_targets(config.lora.targets),
+    seed=config.seed,
+  )
+
+
 def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
   """The learner of the policy-gradient update."""
   loss = config.loss
@@ -411,6 +427,7 @@ def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
     rows=config.train.micro_rows,
     critic=critic,
     critic_optimizer=critic_optimizer,
+    adapters=adapters(config, which.policy),
   )
 
 

@@ -50,13 +50,20 @@ class _Keep(checkpoint_managers.PreservationPolicy):
 class Checkpoints:
   """The checkpoints of one run."""
 
-  def __init__(self, directory: str | os.PathLike[str], *, keep: int = 2):
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    read_only: bool = False,
+  ):
     """Opens or creates the directory; removes what a killed save left.
 
     Args:
       directory: where the checkpoints are, one subdirectory per step; a
         local path, or one of a store that Orbax knows (`gs://...`).
       keep: how many of the newest to keep, >= 1.
+      read_only: change nothing, for a run that may still be going on.
 
     Raises:
       ValueError: if `keep` is out of range.
@@ -67,13 +74,16 @@ class Checkpoints:
     self.directory = epath.Path(directory).absolute()
     self._scores = {}
     try:
-      self.directory.mkdir(parents=True, exist_ok=True)
+      if not read_only:
+        self.directory.mkdir(parents=True, exist_ok=True)
       self._manager = ocp.CheckpointManager(
         self.directory,
         options=ocp.CheckpointManagerOptions(
           preservation_policy=_Keep(keep, self._scores),
           enable_async_checkpointing=False,
-          cleanup_tmp_directories=True,
+          cleanup_tmp_directories=not read_only,
+          create=not read_only,
+          read_only=read_only,
         ),
         handler_registry=_handlers(),
       )

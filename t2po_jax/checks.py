@@ -8,7 +8,13 @@ default: whoever set it expected an effect.
 from configs import base
 from t2po_jax import build, guard
 from t2po_jax.control import uncertainty
-from t2po_jax.learning import advantages, losses, objectives, optimizers
+from t2po_jax.learning import (
+  advantages,
+  lora,
+  losses,
+  objectives,
+  optimizers,
+)
 from t2po_jax.models import critic, decoder
 
 ConfigDict = base.ConfigDict
@@ -66,6 +72,8 @@ RANGES = {
   "loss.clip_high": (0, None),
   "loss.kl_coefficient": (0, None),
   "loss.entropy_coefficient": (0, None),
+  "lora.rank": (0, None),
+  "memory.limit": (0, None),
   "train.updates": (0, None),
   "train.mini_batches": (1, None),
   "train.epochs": (1, None),
@@ -85,6 +93,7 @@ ABOVE = {
   "critic.rate": 0,
   "critic.coefficient": 0,
   "guard.rate_factor": 0,
+  "lora.alpha": 0,
   "loss.importance_cap": 1,
   "loss.temperature_positive": 0,
   "loss.temperature_negative": 0,
@@ -127,6 +136,7 @@ def check(config: ConfigDict) -> None:
   _check_rollout(config)
   _check_kl(config)
   _check_drops(config)
+  _check_lora(config)
   _check_unused(config)
 
 
@@ -176,6 +186,19 @@ def _check_drops(config: ConfigDict) -> None:
       _refuse(config, f"reward.{name}", expected)
     if reward[name] and reward.kl != "off":
       _refuse(config, f"reward.{name}", f"False with reward.kl {reward.kl!r}")
+
+
+def _check_lora(config: ConfigDict) -> None:
+  """What is adapted, and what adapters do not go together with."""
+  lora.parse_targets(config.lora.targets)
+  if not config.lora.rank:
+    return
+  if config.critic.kind != "trunk":
+    expected = "'trunk' with lora.rank above 0: a second network is no adapter"
+    _refuse(config, "critic.kind", expected)
+  if config.lora.cold_start and config.model.source == "scratch":
+    expected = "False with model.source 'scratch': it has nothing to adapt yet"
+    _refuse(config, "lora.cold_start", expected)
 
 
 def _check_unused(config: ConfigDict) -> None:
@@ -248,6 +271,17 @@ def _check_unused(config: ConfigDict) -> None:
       ["guard.rate_factor", "guard.rollbacks"],
     ),
     (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
+    (not config.memory.check, "memory.check False", ["memory.limit"]),
+    (
+      not config.lora.rank,
+      "lora.rank 0",
+      ["lora.alpha", "lora.targets", "lora.cold_start"],
+    ),
+    (
+      config.cold_start.kind == "none",
+      "cold_start.kind 'none'",
+      ["lora.cold_start"],
+    ),
     (
       "rft" not in config.cold_start.kind,
       f"cold_start.kind {config.cold_start.kind!r}",

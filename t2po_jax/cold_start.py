@@ -17,7 +17,7 @@ import tempfile
 import jax
 import numpy as np
 
-from t2po_jax import build, metrics, play, processes, sharding
+from t2po_jax import build, metrics, play, processes, sharding, types
 from t2po_jax.learning import (
   batching,
   finetune,
@@ -47,6 +47,8 @@ def name(config: build.ConfigDict, kind: str) -> str:
   parts = [config.seed, config.env, config.model, cold | {"kind": kind}]
   parts += [config.train.split, rollout.memory, rollout.prefix]
   parts += [rollout.max_prompt, rollout.max_response]
+  if config.lora.cold_start:
+    parts.append(config.lora)
   if "rft" in kind:
     parts += [rollout, config.control]
   return build.fingerprint(*parts)
@@ -127,9 +129,7 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
   """
   place.parent.mkdir(parents=True, exist_ok=True)
   draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
-  params = jax.tree.map(np.asarray, agent.params)
-  weights.save(params, agent.policy.config, draft)
-  agent.tokenizer.save(draft)
+  write(draft, agent)
   (draft / "cold_start.json").write_text(json.dumps(report, indent=2) + "\n")
   if not _is_done(place):
     shutil.rmtree(place, ignore_errors=True)
@@ -140,6 +140,40 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
     shutil.rmtree(draft)
     if not _is_done(place):
       raise
+
+
+def write(place: pathlib.Path, agent: build.Agent) -> None:
+  """Writes an agent's parameters, shape and tokenizer for `weights.load`."""
+  params = jax.tree.map(np.asarray, agent.params)
+  weights.save(params, agent.policy.config, place)
+  agent.tokenizer.save(place)
+
+
+def begun(
+  config: build.ConfigDict, agent: build.Agent
+) -> tuple[str, types.Params]:
+  """What reinforcement learning of this configuration began with.
+
+  Args:
+    config: the run's configuration.
+    agent: before any training here.
+
+  Returns:
+    Where the model is (a directory or hub id), and its parameters.
+
+  Raises:
+    ValueError: if a cold start is asked for and no longer in the cache.
+  """
+  kind = config.cold_start.kind
+  if kind == "none":
+    return config.model.source, agent.params
+  place = _place(config, kind)
+  if not _is_done(place):
+    raise ValueError(
+      f"cache_dir: found no cold start of this run in {place.parent}, expected "
+      f"{place.name}; give the cache that the run had, or start it again"
+    )
+  return str(place), weights.load(place)[1]
 
 
 def _imitate_expert(config, actor, agent, report) -> build.Agent:
@@ -227,6 +261,9 @@ def imitate(
     The agent with new parameters.
   """
   cold = config.cold_start
+  adapters = None
+  if config.lora.cold_start:
+    adapters = build.adapters(config, agent.policy)
   steps = finetune.count_steps(
     len(segments), batch_size=cold.batch_size, epochs=epochs
   )
@@ -244,6 +281,7 @@ def imitate(
     ),
     objective=objectives.LikelihoodObjective(),
     rows=cold.micro_rows,
+    adapters=adapters,
   )
   with metrics.progress("fine-tuning", steps) as advance:
     state, found = finetune.finetune(
@@ -259,4 +297,9 @@ def imitate(
   loss = float(found[-1]["loss"])
   report["finetune_loss"] = loss
   metrics.say(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
-  return dataclasses.replace(agent, params=sharding.gather(state.params))
+  params = sharding.gather(state.params)
+  if adapters is not None:
+    # On the host, where the base is in full precision.
+    base = jax.tree.map(np.asarray, agent.params)
+    params = adapters.merge(base, params)
+  return dataclasses.replace(agent, params=params)

@@ -43,6 +43,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "kv_heads": ("tensor",),
   "head_width": (),
   "mlp": ("tensor",),
+  "rank": (),
 }
 
 Axes = Any  # A pytree like the parameters, of tuples of logical axis names.

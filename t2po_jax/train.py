@@ -35,6 +35,7 @@ from t2po_jax import (
   experience,
   guard,
   improve,
+  memory,
   metrics,
   processes,
   types,
@@ -90,6 +91,10 @@ class Run:
     processes.require_equal(flatten(config.to_dict()))
     benchmark, agent = processes.first_alone(self._make_agent)
     self.learner = build.policy_learner(config, agent)
+    if config.memory.check:
+      needs = memory.plan(config, agent.policy, self.learner)
+      metrics.say(needs.table())
+      needs.require()
     self.actor = build.actor(config, benchmark, agent)
     self._check_first_prompt()
     self.thresholds = build.calibrators(config)
@@ -103,7 +108,7 @@ class Run:
       agent = cold_start.cold_start(config, self.actor, agent)
     reference = None
     if config.loss.kl != "off" or config.reward.kl != "off":
-      reference = self.learner.place_params(agent.params)
+      reference = self.learner.place_reference(agent.params)
     self.improver = improve.Improver(config, self.learner, reference)
     self.guard = build.watch(config)
     self.cursor = 0  # Tasks taken from the training split.
@@ -116,6 +121,7 @@ class Run:
     if newest is None:
       self.state = self.learner.init_state(agent.params)
     else:
+      self.learner.load_base(agent.params)
       self.state = self._restore(newest)
       metrics.say(f"resuming after update {newest}")
 
@@ -170,7 +176,7 @@ class Run:
 
   def warm_up(self) -> None:
     """Compiles all sampling programs."""
-    self.actor.sampler.load(self.state.params)
+    self.actor.sampler.load(self.learner.policy_params(self.state))
     with metrics.progress("compiling") as advance:
       self.actor.sampler.warm_up(
         build.samplings(self.config), lambda done, total: advance(done)
@@ -302,7 +308,7 @@ class Run:
   ) -> tuple[experience.Experience, dict[str, float]]:
     """Plays the update's tasks with the current parameters."""
     before = self.actor.scheduler.counters.copy()
-    self.actor.sampler.load(self.state.params)
+    self.actor.sampler.load(self.learner.policy_params(self.state))
     found = experience.gather(
       self.config,
       self.actor,
@@ -335,7 +341,7 @@ class Run:
 
   def _evaluate(self, update: int) -> dict[str, float]:
     with self.timer.stage("evaluate"):
-      self.actor.sampler.load(self.state.params)
+      self.actor.sampler.load(self.learner.policy_params(self.state))
       numbers, trajectories = evaluate.evaluate(
         self.config, self.actor, **self._thresholds()
       )

@@ -163,7 +163,7 @@ class TrainState:
 
   Attributes:
     step: number of optimizer steps taken.
-    params: float32 master weights of the policy.
+    params: float32 master weights of the policy, or of its adapters.
     opt_state: the optimizer's state.
     critic: float32 parameters of the critic; None without one.
   """

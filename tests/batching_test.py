@@ -119,6 +119,19 @@ def pack_rollout(rollout, advantages, **options):
   return batching.pack(segments, **options)
 
 
+# Prompt length, response length and how often: one update of Search QA.
+RECORDED = (
+  (7, 8, 23), (7, 12, 1), (8, 8, 62), (8, 12, 8), (8, 16, 1), (9, 8, 33),
+  (9, 12, 6), (9, 16, 3), (9, 20, 2), (23, 8, 18), (23, 13, 6), (24, 8, 5),
+  (24, 12, 58), (24, 16, 1), (24, 20, 2), (24, 28, 2), (25, 8, 2),
+  (25, 12, 33), (25, 19, 1), (25, 20, 3), (25, 28, 2), (25, 36, 2),
+  (37, 10, 1), (39, 8, 1), (40, 8, 53), (40, 9, 1), (40, 13, 8), (40, 26, 1),
+  (40, 28, 1), (41, 11, 1), (41, 12, 30), (41, 13, 1), (41, 20, 6),
+  (41, 28, 1), (41, 36, 1), (46, 8, 1), (57, 8, 26), (57, 12, 1), (57, 13, 3),
+  (57, 18, 3), (57, 36, 1),
+)  # fmt: skip
+
+
 class PackTest(chex.TestCase):
   def test_two_turns_in_one_row_by_hand(self):
     turns = [make_turn([5, 6], [7, 8, 9], forced=[1]), make_turn([3], [4])]
@@ -199,6 +212,17 @@ class PackTest(chex.TestCase):
     packed = batching.pack(
       batching.pair_segments(pairs), lengths=[1024], rows=4
     )
+    self.assertLess(packed.stats["padding"], 0.1)
+    self.assertLess(packed.stats["response_padding"], 0.3)
+
+  def test_padding_is_small_on_a_recorded_rollout(self):
+    pairs = [
+      (np.ones(prompt), np.ones(response))
+      for prompt, response, count in RECORDED
+      for _ in range(count)
+    ]
+    packed = batching.pack(batching.pair_segments(pairs), lengths=[160], rows=8)
+    self.assertLen(pairs, 415)
     self.assertLess(packed.stats["padding"], 0.1)
     self.assertLess(packed.stats["response_padding"], 0.3)
 

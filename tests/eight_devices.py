@@ -13,7 +13,7 @@ import learner_test as toy
 import numpy as np
 
 from t2po_jax import checkpoint, sharding
-from t2po_jax.learning import batching, learner, objectives
+from t2po_jax.learning import batching, learner, lora, objectives
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder
@@ -173,6 +173,46 @@ class UpdateTest(chex.TestCase):
       if leaf.shape == up.shape
     }
     self.assertEqual(shapes, {(2, 4, 4)})
+
+
+class AdaptersTest(chex.TestCase):
+  def test_base_and_adapters_are_split_and_equal(self):
+    policy = decoder.Policy(
+      config_lib.ModelConfig("llama", toy.V, 8, 2, 4, 2, 4, 8), remat="full"
+    )
+    params = policy.init(jax.random.key(0))
+    spec = lora.Adapters(policy, 2, 4.0, ("query", "down"))
+    batches = batching.pack(
+      toy.make_segments(0, 24), lengths=[16], rows=8
+    ).batches
+    found = []
+    for sizes in (dict(data=2, fsdp=2, tensor=2), dict(devices=ONE)):
+      trainer = learner.Learner(
+        policy,
+        decoder.logical_axes(params),
+        sharding.create_mesh(**sizes),
+        optimizer=toy.OPTIMIZER,
+        objective=OBJECTIVE,
+        rows=8,
+        chunk=4,
+        adapters=spec,
+      )
+      state = trainer.init_state(params)
+      reference = trainer.place_reference(params)
+      state, metrics = trainer.update(
+        state, batches, epochs=2, ref_params=reference
+      )
+      found.append((state, metrics, trainer.policy_params(state)))
+    (state, _, merged), _ = found
+    chex.assert_trees_all_close(
+      *(sharding.gather(part) for part in found), rtol=2e-4, atol=2e-6
+    )
+    down = state.params["layers"]["mlp"]["down"]
+    # The inner width is split over tensor, the residual stream over fsdp.
+    self.assertEqual(down["lora_a"].addressable_shards[0].data.shape, (2, 4, 2))
+    self.assertEqual(down["lora_b"].addressable_shards[0].data.shape, (2, 2, 4))
+    kernel = merged["layers"]["mlp"]["down"]["kernel"]
+    self.assertEqual(kernel.addressable_shards[0].data.shape, (2, 4, 4))
 
 
 class CheckpointTest(chex.TestCase):

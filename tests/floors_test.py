@@ -37,8 +37,10 @@ FLOORS = {
   "cold_start": 4,
   "evaluate": 4,
   "experience": 4,
+  "export": 4,
   "improve": 4,
   "play": 4,
+  "memory": 4,
   "train": 4,
 }
 SHARED_FLOORS = (0, 4)

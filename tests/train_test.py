@@ -9,10 +9,13 @@ import tempfile
 import time
 
 from absl.testing import absltest, parameterized
+import jax
+import numpy as np
 
 from configs import base as base_config
 from configs import smoke
-from t2po_jax import build, metrics, train
+from t2po_jax import build, export, metrics, train
+from t2po_jax.models import weights
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What may differ between two runs of the same updates.
@@ -172,6 +175,42 @@ class LearningTest(absltest.TestCase):
     self.assertEqual(sum(line["compiles"] for line in lines[10:-1]), 0)
     mismatch = max(line["learn/mismatch_max"] for line in lines[1:])
     self.assertLess(mismatch, 1e-4)
+
+
+class AdaptersTest(absltest.TestCase):
+  def test_a_run_of_adapters_resumes_and_is_exported(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    config = smoke.get_config().unlock()
+    config.cache_dir = str(place / "cache")
+    config.log.tensorboard = False
+    config.cold_start.kind = "none"
+    config.lora.rank = 2
+    config.lora.targets = "value,down"
+    config.loss.kl, config.loss.kl_coefficient = "k3", 0.01
+    config.train.updates = 1
+    train.train(config, place / "run")
+    config.train.updates = 2
+    train.train(config, place / "run")
+    lines = metrics.read(place / "run" / "metrics.jsonl")
+    self.assertEqual([line["step"] for line in lines], [0, 1, 2])
+    self.assertLess(lines[1]["learn/mismatch_max"], 1e-4)
+    # B was zero, so the first policy is the reference, and the next is not.
+    self.assertLess(abs(lines[1]["learn/kl"]), 1e-6)
+    self.assertGreater(lines[2]["learn/kl"], 1e-9)
+    export.export(place / "run", place / "out", step="latest")
+    _, params = weights.load(place / "out")
+    base = build.agent(config, build.benchmark(config)).params
+    changed = jax.tree.map(
+      lambda x, y: bool(np.any(np.asarray(x) != y)), base, params
+    )
+    names = {
+      "/".join(part.key for part in path)
+      for path, moved in jax.tree.leaves_with_path(changed)
+      if moved
+    }
+    self.assertEqual(
+      names, {"layers/attention/value/kernel", "layers/mlp/down/kernel"}
+    )
 
 
 class FingerprintTest(absltest.TestCase):

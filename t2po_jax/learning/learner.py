@@ -54,12 +54,35 @@ class Critic(Protocol):
   def values(self, params, hidden) -> types.Array: ...
 
 
+class Adapters(Protocol):
+  """What the learner needs to train adapters; see `lora.Adapters`."""
+
+  def init(self) -> types.Params: ...
+
+  def logical_axes(self) -> sharding.Axes: ...
+
+  def freeze(self, params: types.Params) -> types.Params: ...
+
+  def attach(
+    self, base: types.Params, adapters: types.Params
+  ) -> types.Params: ...
+
+  def merge(
+    self, base: types.Params, adapters: types.Params
+  ) -> types.Params: ...
+
+
 class Learner:
   """Compiled updates of one policy on one mesh.
+
+  With adapters these are what is trained: wherever parameters come in or go
+  out, of the state or of a reference, they are the adapters'. The policy's own
+  parameters, the base, are given once, are part of no state, and never change.
 
   Attributes:
     mesh: the mesh.
     rows: rows of a micro-batch over the whole mesh.
+    chunk: response positions per row whose logits exist at once, or None.
     traces: how often each function was traced; more than once per shape of a
       batch means recompilation.
   """
@@ -76,6 +99,7 @@ class Learner:
     chunk: int | None = 128,
     critic: Critic | None = None,
     critic_optimizer: optimizers.OptimizerConfig | None = None,
+    adapters: Adapters | None = None,
   ):
     """Plans the layout; nothing is compiled or allocated yet.
 
@@ -91,6 +115,7 @@ class Learner:
         none.
       critic_optimizer: of the critic's own parameters; by default as the
         policy's.
+      adapters: are trained in place of the policy's parameters; None for none.
 
     Raises:
       ValueError: if the rows do not divide over the mesh.
@@ -109,23 +134,26 @@ class Learner:
       self._optimizers["critic"] = of_critic
     self.traces = collections.Counter()
     self._policy, self._critic = policy, critic
+    self._adapters, self._base = adapters, None
     self._objective = objective
-    self.rows, self._chunk = rows, chunk
+    self.rows, self.chunk = rows, chunk
     self._learning_rate = optimizers.learning_rate(optimizer)
     whole = sharding.replicated(mesh)
     by_row = sharding.row_sharding(mesh, dimension=1)
     self._batch_sharding = by_row
-    self._state = self._plan(axes)
+    self._abstract_base, self._state = self._plan(axes)
     self._state_sharding = jax.tree.map(lambda x: x.sharding, self._state)
+    base = jax.tree.map(lambda x: x.sharding, self._abstract_base)
+    self._base_sharding = base
     self._step = jax.jit(
       self._optimizer_step,
-      in_shardings=(self._state_sharding, by_row, whole),
+      in_shardings=(self._state_sharding, base, by_row, whole),
       out_shardings=(self._state_sharding, whole),
       donate_argnums=0,
     )
     self._score = jax.jit(
       self._batch_logprobs,
-      in_shardings=(self._state_sharding.params, by_row),
+      in_shardings=(self._state_sharding.params, base, by_row),
       out_shardings=by_row,
     )
     self._value = jax.jit(
@@ -133,31 +161,90 @@ class Learner:
       in_shardings=(
         self._state_sharding.params,
         self._state_sharding.critic,
+        base,
         by_row,
       ),
       out_shardings=by_row,
     )
     self._merge = jax.jit(_merge_metrics, out_shardings=whole)
+    if adapters is not None:
+      self._merge_adapters = jax.jit(adapters.merge, out_shardings=base)
 
   def abstract_state(self) -> types.TrainState:
     """The state as shapes, dtypes and shardings, to restore into."""
     return self._state
 
+  def abstract_base(self) -> types.Params | None:
+    """The frozen base likewise; None without adapters."""
+    return self._abstract_base
+
+  def temporary_bytes(self, batch: types.Batch) -> int | None:
+    """What one optimizer step holds besides its arguments, by XLA's account.
+
+    Args:
+      batch: the shapes of a batch, as `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Bytes on a device; None where the compiler does not tell.
+    """
+
+    def cut(x):
+      shape = (x.shape[0] // self.rows, self.rows, *x.shape[1:])
+      return jax.ShapeDtypeStruct(shape, x.dtype)
+
+    rate = jax.ShapeDtypeStruct((), jnp.float32)
+    batch = jax.tree.map(cut, batch)
+    with jax.set_mesh(self.mesh):
+      lowered = self._step.lower(self._state, self._abstract_base, batch, rate)
+      found = lowered.compile().memory_analysis()
+    return None if found is None else found.temp_size_in_bytes
+
   def place_params(self, params: types.Params) -> types.Params:
     """Copies parameters to the devices, laid out as the state's are."""
     return sharding.put(params, self._state_sharding.params, alias=False)
+
+  def place_reference(self, params: types.Params) -> types.Params:
+    """The reference policy, as `update` and `logprobs` take it.
+
+    Args:
+      params: the policy's own. With adapters they are the base already, and
+        adapters that change nothing stand for them.
+
+    Returns:
+      Parameters on the devices.
+    """
+    if self._adapters is not None:
+      params = self._adapters.init()
+    return self.place_params(params)
+
+  def load_base(self, params: types.Params) -> None:
+    """Takes the parameters that adapters build on; nothing without adapters."""
+    if self._adapters is None:
+      return
+    frozen = jax.eval_shape(self._adapters.freeze, params)
+    params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, frozen)
+    self._base = sharding.put(params, self._base_sharding, alias=False)
+
+  def policy_params(self, state: types.TrainState) -> types.Params:
+    """The policy's parameters, for sampling; adapters are merged."""
+    if self._adapters is None:
+      return state.params
+    return self._merge_adapters(self._base, state.params)
 
   def init_state(self, params: types.Params) -> types.TrainState:
     """A state before its first step.
 
     Args:
-      params: on the host or on devices, any float dtype; copied, because the
-        state is donated by the first update.
+      params: of the policy, on the host or on devices, any float dtype;
+        copied, because the state is donated by the first update.
 
     Returns:
-      The state: float32 master weights, laid out over the mesh.
+      The state: float32 master weights of what is trained, laid out over the
+      mesh.
     """
-
+    if self._adapters is not None:
+      self.load_base(params)
+      params = self._adapters.init()
     master = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     master = self.place_params(master)
     layout = self._state_sharding
@@ -191,7 +278,7 @@ class Learner:
       state: donated: not usable afterwards.
       batches: from `batching.pack`, numpy arrays of equal shapes.
       epochs: how often to go through the batches, >= 1.
-      ref_params: of the reference policy, from `place_params`; only if the
+      ref_params: of the reference policy, from `place_reference`; only if the
         objective needs them and the batches lack them.
       rate: multiplies the learning rate, above 0.
 
@@ -205,19 +292,21 @@ class Learner:
       placed = [self._place(batch) for batch in batches]
       if self._objective.recomputes_old:
         placed = [
-          batch.replace(old_logprobs=self._score(state.params, batch))
+          batch.replace(
+            old_logprobs=self._score(state.params, self._base, batch)
+          )
           for batch in placed
         ]
       if self._objective.needs_reference and ref_params is not None:
         placed = [
-          batch.replace(ref_logprobs=self._score(ref_params, batch))
+          batch.replace(ref_logprobs=self._score(ref_params, self._base, batch))
           for batch in placed
         ]
       rate = sharding.put(np.float32(rate), sharding.replicated(self.mesh))
       found = []
       for _ in range(epochs):
         for batch in placed:
-          state, metrics = self._step(state, batch, rate)
+          state, metrics = self._step(state, self._base, batch, rate)
           found.append(metrics)
       return state, self._merge(found) if found else {}
 
@@ -239,14 +328,14 @@ class Learner:
     """Log-probs of a batch's targets under any parameters of this policy.
 
     Args:
-      params: from `place_params`, or a state's.
+      params: from `place_params` or `place_reference`, or a state's.
       batch: from `batching.pack`, numpy arrays.
 
     Returns:
       [B, R] float32 on the devices, at the temperature of the objective.
     """
     with jax.set_mesh(self.mesh):
-      found = self._score(params, self._place(batch))
+      found = self._score(params, self._base, self._place(batch))
       return found.reshape(batch.targets.shape)
 
   def values(self, state: types.TrainState, batch: types.Batch) -> types.Array:
@@ -260,16 +349,30 @@ class Learner:
       [B, R] float32 on the devices.
     """
     with jax.set_mesh(self.mesh):
-      found = self._value(state.params, state.critic, self._place(batch))
+      found = self._value(
+        state.params, state.critic, self._base, self._place(batch)
+      )
       return found.reshape(batch.targets.shape)
 
-  def _plan(self, axes) -> types.TrainState:
-    """The shapes and shardings of the state."""
+  def _plan(self, axes) -> tuple[types.Params | None, types.TrainState]:
+    """The shapes and shardings of the base, if any, and of the state."""
+
+    def describe(x, place):
+      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
     params = jax.eval_shape(self._policy.init, jax.random.key(0))
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params
     )
     layout = sharding.params_sharding(self.mesh, params, axes)
+    base = None
+    if self._adapters is not None:
+      frozen = jax.eval_shape(self._adapters.freeze, params)
+      base = jax.tree.map(describe, frozen, layout)
+      params = jax.eval_shape(self._adapters.init)
+      layout = sharding.params_sharding(
+        self.mesh, params, self._adapters.logical_axes()
+      )
     critic = critic_layout = None
     if self._critic is not None:
       critic = jax.eval_shape(self._critic.init, params)
@@ -290,10 +393,7 @@ class Learner:
       for name, optimizer in self._optimizers.items()
     }
 
-    def describe(x, place):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-    return types.TrainState(
+    return base, types.TrainState(
       step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
       params=jax.tree.map(describe, params, layout),
       opt_state=jax.tree.map(describe, opt_state, opt_layout),
@@ -321,6 +421,12 @@ class Learner:
 
     return sharding.put(jax.tree.map(cut, batch), self._batch_sharding)
 
+  def _complete(self, base, trained):
+    """The parameters that the policy applies."""
+    if self._adapters is None:
+      return trained
+    return self._adapters.attach(base, trained)
+
   def _hidden(self, params, batch):
     """Hidden states [B, T, D] of one micro-batch."""
     hidden = self._policy.hidden(
@@ -337,7 +443,7 @@ class Learner:
         hidden,
         targets,
         temperature=self._objective.temperature,
-        chunk=self._chunk,
+        chunk=self.chunk,
         entropy_gradient=self._objective.entropy_coefficient != 0,
       )
 
@@ -352,9 +458,10 @@ class Learner:
     )
     return self._critic.values(critic, _at_responses(hidden, batch))
 
-  def _part_loss(self, trained, batch, weights, shares, asked):
+  def _part_loss(self, trained, base, batch, weights, shares, asked):
     """Loss of one micro-batch, in the form `value_and_grad` wants."""
-    params, critic = trained["policy"], trained.get("critic")
+    params = self._complete(base, trained["policy"])
+    critic = trained.get("critic")
     hidden = self._hidden(params, batch)
     logprobs, entropy = self._token_logprobs(params, hidden, batch)
     parts = self._objective.evaluate(logprobs, entropy, batch, weights, shares)
@@ -365,14 +472,14 @@ class Learner:
       loss, means = loss + error, means | found
     return loss, (means, parts.maxima)
 
-  def _gradient(self, trained, batch):
+  def _gradient(self, trained, base, batch):
     """Gradient, means and maxima of the whole batch."""
     weighed = self._weigh(batch)
     differentiate = jax.grad(self._part_loss, has_aux=True)
 
     def part(i):
       return differentiate(
-        trained, *jax.tree.map(lambda x: x[i], (batch, *weighed))
+        trained, base, *jax.tree.map(lambda x: x[i], (batch, *weighed))
       )
 
     def add(i, total):
@@ -417,11 +524,11 @@ class Learner:
     asked = losses.token_weights(asked, turn, mode="token_mean")
     return back(weights), back(shares), back(asked)
 
-  def _optimizer_step(self, state, batch, rate):
+  def _optimizer_step(self, state, base, batch, rate):
     """One step; see `update`."""
     self.traces["update"] += 1
     trained = _join(state.params, state.critic)
-    grads, metrics = self._gradient(trained, batch)
+    grads, metrics = self._gradient(trained, base, batch)
     found = {
       name: optimizer.update(grads[name], state.opt_state[name], trained[name])
       for name, optimizer in self._optimizers.items()
@@ -449,9 +556,10 @@ class Learner:
     }
     return new, metrics
 
-  def _batch_logprobs(self, params, batch):
+  def _batch_logprobs(self, params, base, batch):
     """[micro-batches, rows, R] log-probs; those without content are 0."""
     self.traces["logprobs"] += 1
+    params = self._complete(base, params)
 
     def score(part):
       hidden = self._hidden(params, part)
@@ -459,9 +567,10 @@ class Learner:
 
     return _by_part(score, batch)
 
-  def _batch_values(self, params, critic, batch):
+  def _batch_values(self, params, critic, base, batch):
     """[micro-batches, rows, R] values; those without content are 0."""
     self.traces["values"] += 1
+    params = self._complete(base, params)
 
     def score(part):
       return self._token_values(critic, self._hidden(params, part), part)

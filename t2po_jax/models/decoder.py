@@ -150,6 +150,11 @@ def rms_norm(x: types.Array, scale: types.Array, eps: float) -> types.Array:
   return (normed * _along_last(scale, x)).astype(x.dtype)
 
 
+def low_rank(x: types.Array, a: types.Array, b: types.Array) -> types.Array:
+  """x @ a @ b in the dtype of x, for a [inputs, rank] and b [rank, outputs]."""
+  return jnp.dot(jnp.dot(x, a.astype(x.dtype)), b.astype(x.dtype))
+
+
 class RMSNorm(nnx.Module):
   """`rms_norm` with a learned scale."""
 
@@ -162,7 +167,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-  """x @ kernel + bias in the dtype of x.
+  """x @ kernel + bias in the dtype of x, and x @ lora_a @ lora_b if adapted.
 
   No wider result type is asked for: hardware accumulates in float32 anyway,
   and a float32 cotangent would make the backward pass a float32 product.
@@ -173,9 +178,19 @@ class Linear(nnx.Module):
     if bias:
       self.bias = nnx.Param(jnp.zeros(outputs))
     self.biased = bias
+    self.adapted = False
+
+  def adapt(self) -> None:
+    """Makes room for a low-rank adapter; its rank is that of the arrays."""
+    inputs, outputs = self.kernel.shape
+    self.lora_a = nnx.Param(jnp.zeros((inputs, 1)))
+    self.lora_b = nnx.Param(jnp.zeros((1, outputs)))
+    self.adapted = True
 
   def __call__(self, x: types.Array) -> types.Array:
     y = jnp.dot(x, self.kernel[...].astype(x.dtype))
+    if self.adapted:
+      y = y + low_rank(x, self.lora_a[...], self.lora_b[...])
     if not self.biased:
       return y
     return y + _along_last(self.bias[...].astype(x.dtype), y)
@@ -327,9 +342,18 @@ class Block(nnx.Module):
 
 
 @functools.cache
-def _split_block(config: ModelConfig) -> tuple[nnx.GraphDef, types.Params]:
+def _split_block(
+  config: ModelConfig, adapted: frozenset[tuple[str, str]] = frozenset()
+) -> tuple[nnx.GraphDef, types.Params]:
   """A layer's structure, and the shapes of its parameters."""
-  graph, state = nnx.split(nnx.eval_shape(lambda: Block(config)))
+
+  def build() -> Block:
+    block = Block(config)
+    for part, name in adapted:
+      getattr(getattr(block, part), name).adapt()
+    return block
+
+  graph, state = nnx.split(nnx.eval_shape(build))
   return graph, nnx.to_pure_dict(state)
 
 
@@ -373,6 +397,7 @@ class Policy:
 
   Parameters are nested dicts: `embed/table`, `layers/...`, `norm/scale` and,
   unless tied, `head/kernel`. Everything under `layers` has a leading axis L.
+  Beside a kernel there may be `lora_a` and `lora_b`, see `learning.lora`.
 
   Attributes:
     config: the sizes.
@@ -429,7 +454,13 @@ class Policy:
     return jax.tree.unflatten(tree, params)
 
   def _block(self, layer: types.Params) -> Block:
-    return nnx.merge(_split_block(self.config)[0], layer)
+    adapted = frozenset(
+      (part, name)
+      for part in ("attention", "mlp")
+      for name, linear in layer[part].items()
+      if "lora_a" in linear
+    )
+    return nnx.merge(_split_block(self.config, adapted)[0], layer)
 
   def _embed(self, params, tokens):
     return params["embed"]["table"][tokens].astype(self.dtype)
@@ -516,13 +547,15 @@ class Policy:
       return jnp.einsum(
         "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
       )
-    kernel = params["head"]["kernel"].astype(self.dtype)
-    return jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+    head = params["head"]
+    kernel = head["kernel"].astype(self.dtype)
+    logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
+    if "lora_a" in head:
+      logits += low_rank(hidden, head["lora_a"], head["lora_b"])
+    return logits
 
   def decode_params(self, params: types.Params) -> types.Params:
     """The layout for `extend`: a list of layers, matrices cast to `dtype`.
-
-    Norm scales and biases keep their dtype, as they do in `hidden`.
 
     Args:
       params: as from `init`.
@@ -531,11 +564,26 @@ class Policy:
       The same tree with `layers` as a list of L trees.
     """
 
+    return self.cast_matrices(
+      {**params, "layers": unstack_layers(params["layers"])}
+    )
+
+  def cast_matrices(self, params: types.Params) -> types.Params:
+    """Parameters as the computation uses them: matrices in `dtype`.
+
+    Norm scales and biases keep their dtype, as they do in `hidden`.
+
+    Args:
+      params: in any layout.
+
+    Returns:
+      The same tree.
+    """
+
     def cast(path, leaf):
       matrix = path[-1].key in ("kernel", "table")
       return jnp.asarray(leaf, self.dtype if matrix else None)
 
-    params = {**params, "layers": unstack_layers(params["layers"])}
     return jax.tree.map_with_path(cast, params)
 
   def init_cache(self, slots: int, length: int, dtype=None) -> Cache:
@@ -621,12 +669,19 @@ def logical_axes(params: types.Params) -> types.Params:
 
   Returns:
     The same structure with a tuple of axis names from `LOGICAL_AXES` for
-    every array, preceded by `layers` where layers are stacked.
+    every array, preceded by `layers` where layers are stacked. The factors of
+    an adapter share the axes of their kernel.
   """
 
   def names(path, leaf):
     keys = [str(part.key) for part in path if hasattr(part, "key")]
-    axes = LOGICAL_AXES["/".join(keys[-2:])]
+    module, name = keys[-2:]
+    if name == "lora_a":
+      axes = (LOGICAL_AXES[f"{module}/kernel"][0], "rank")
+    elif name == "lora_b":
+      axes = ("rank", LOGICAL_AXES[f"{module}/kernel"][1])
+    else:
+      axes = LOGICAL_AXES[f"{module}/{name}"]
     return ("layers", *axes) if len(leaf.shape) > len(axes) else axes
 
   return jax.tree.map_with_path(names, params)

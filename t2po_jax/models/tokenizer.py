@@ -36,6 +36,13 @@ SENTENCEPIECE_FILE = "sentencepiece.model"
 SPACE = "▁"
 ROLES = ("system", "user", "assistant")
 
+# `SentencePieceTokenizer.render_chat`, for `transformers`.
+_CHAT_TEMPLATE = (
+  "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+  "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
 # A word, number or punctuation mark with the space before it.
 _SURFACE = re.compile(r" ?\w+| ?[^\w\s]|\s")
 
@@ -208,12 +215,7 @@ class HuggingFaceTokenizer:
   def save(self, directory: str | os.PathLike) -> None:
     """As `Tokenizer.save`; `transformers` reads the files as well."""
     self._tokenizer.save_pretrained(directory)
-    settings = {
-      "eos_token_id": list(self.eos_ids),
-      "pad_token_id": self.pad_id,
-    }
-    path = pathlib.Path(directory) / "generation_config.json"
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    _save_ends(self, pathlib.Path(directory))
 
 
 class SentencePieceTokenizer:
@@ -274,10 +276,60 @@ class SentencePieceTokenizer:
     return list(self._bytes)
 
   def save(self, directory: str | os.PathLike) -> None:
-    """As `Tokenizer.save`."""
+    """As `Tokenizer.save`; `transformers` reads the files as well."""
     path = pathlib.Path(directory)
     path.mkdir(parents=True, exist_ok=True)
     (path / SENTENCEPIECE_FILE).write_bytes(self._model)
+    piece = self._processor.id_to_piece
+    transformers.PreTrainedTokenizerFast(
+      tokenizer_object=_as_tokenizers(self._processor),
+      eos_token=piece(self.eos_ids[0]),
+      pad_token=piece(self.pad_id),
+      unk_token=piece(self._processor.unk_id()),
+      chat_template=_CHAT_TEMPLATE,
+      clean_up_tokenization_spaces=False,
+    ).save_pretrained(path)
+    _save_ends(self, path)
+
+
+def _as_tokenizers(
+  processor: sentencepiece.SentencePieceProcessor,
+) -> tokenizers.Tokenizer:
+  """The same model for the `tokenizers` library: equal ids for equal text."""
+  pieces, special = [], []
+  for i in range(processor.vocab_size()):
+    piece, score = processor.id_to_piece(i), processor.get_score(i)
+    if processor.is_control(i) or processor.is_unknown(i):
+      special.append(tokenizers.AddedToken(piece, special=True))
+    elif score == 0.0 and not processor.is_byte(i):
+      # SentencePiece scores pieces that were given to it like this.
+      score = -0.1
+    pieces.append((piece, score))
+  made = tokenizers.Tokenizer(
+    tokenizers.models.Unigram(
+      pieces, unk_id=processor.unk_id(), byte_fallback=True
+    )
+  )
+  made.normalizer = tokenizers.normalizers.Replace(" ", SPACE)
+  made.decoder = tokenizers.decoders.Sequence(
+    [
+      tokenizers.decoders.Replace(SPACE, " "),
+      tokenizers.decoders.ByteFallback(),
+      tokenizers.decoders.Fuse(),
+    ]
+  )
+  made.add_special_tokens(special)
+  return made
+
+
+def _save_ends(tokenizer: Tokenizer, directory: pathlib.Path) -> None:
+  """Writes what `transformers` needs to know to end a text."""
+  settings = {
+    "eos_token_id": list(tokenizer.eos_ids),
+    "pad_token_id": tokenizer.pad_id,
+  }
+  path = directory / "generation_config.json"
+  path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _choose_words(

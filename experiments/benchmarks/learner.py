@@ -1,0 +1,293 @@
+"""Speed and memory of the update, beside other libraries on the same work.
+
+  python experiments/benchmarks/learner.py --json=learner.json
+  python experiments/benchmarks/learner.py --peers=ours,torch,tunix \\
+    --tunix_python=OTHER_VENV/bin/python
+
+Two workloads. `padded`: rows of equal length without padding, every position
+projected to the vocabulary: the same matrix products for everyone. `dialogue`:
+turns as an agent has them, long prompts and short responses; we pack them into
+rows and project response positions only, the others pad every turn to the
+longest. Each contestant is a process of its own; they take turns, step by
+step, so that a machine that slows down slows all of them. Medians of `--steps`
+steps; ratios are of the steps taken next to each other.
+
+FLOPs are those that the turns need, three passes through the layers for every
+token and through the vocabulary projection for response tokens: padding is no
+work. Their rate is divided by the device's, from its data sheet if it is
+known, else that of a large matrix product measured in the same run.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from absl import app, flags  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from t2po_jax.models import config as model_config  # noqa: E402
+from t2po_jax.models import decoder, weights  # noqa: E402
+
+_MODEL = flags.DEFINE_string("model", "smollm2-135m", "Named size.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
+_ROWS = flags.DEFINE_integer("rows", 2, "Rows of a micro-batch.")
+_LENGTH = flags.DEFINE_integer("length", 512, "Tokens of a row, `padded`.")
+_TURNS = flags.DEFINE_integer("turns", 16, "Turns of `dialogue`.")
+_PROMPT = flags.DEFINE_integer(
+  "prompt", 384, "Median prompt of a turn, tokens."
+)
+_RESPONSE = flags.DEFINE_integer("response", 48, "Median response, tokens.")
+_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 1024, "Our rows, `dialogue`.")
+_REMAT = flags.DEFINE_string("remat", "none", "Ours: none, dots or full.")
+_CHUNK = flags.DEFINE_integer(
+  "chunk", 128, "Ours: positions projected at once."
+)
+_STEPS = flags.DEFINE_integer("steps", 5, "Timed steps of each workload.")
+_PEERS = flags.DEFINE_list("peers", ["ours", "torch"], "Who takes part.")
+_TUNIX = flags.DEFINE_string("tunix_python", sys.executable, "Has tunix.")
+_MEMORY = flags.DEFINE_list("memory", ["8", "512"], "Rows, tokens; or empty.")
+_PEAK_SIZE = flags.DEFINE_integer("peak_size", 2048, "Side of the product.")
+_JSON = flags.DEFINE_string("json", "", "File for all numbers.")
+
+# bfloat16 FLOP/s without sparsity, from data sheets.
+DATA_SHEETS = {
+  "NVIDIA A100": 312e12,
+  "NVIDIA H100": 989e12,
+  "NVIDIA H200": 989e12,
+  "TPU v4": 275e12,
+  "TPU v5 lite": 197e12,
+  "TPU v5p": 459e12,
+  "TPU v6 lite": 918e12,
+}
+
+
+def dialogue_lengths(
+  turns: int, prompt: int, response: int, limit: int
+) -> list[tuple[int, int]]:
+  """Prompt and response lengths of turns, spread as in episodes.
+
+  Args:
+    turns: how many.
+    prompt: median length.
+    response: median length.
+    limit: of both together.
+
+  Returns:
+    Pairs; lengths are lognormal with deviations 0.5 and 0.6.
+  """
+  rng = np.random.default_rng(0)
+  pairs = []
+  for _ in range(turns):
+    said = int(np.clip(response * rng.lognormal(0, 0.6), 2, limit // 2))
+    seen = int(np.clip(prompt * rng.lognormal(0, 0.5), 2, limit - said))
+    pairs.append((seen, said))
+  return pairs
+
+
+def useful_flops(
+  config: model_config.ModelConfig, turns: list[tuple[int, int]]
+) -> float:
+  """FLOPs of one step on these turns, forward and backward.
+
+  6 per weight of the layers and token, 6 V D per response token, and for
+  attention 6 H N per pair of positions, in every layer.
+  """
+  shapes = decoder.shapes(config)["layers"]
+  matrices = sum(
+    leaf.size
+    for path, leaf in jax.tree.leaves_with_path(shapes)
+    if path[-1].key == "kernel"
+  )
+  tokens = sum(prompt + response for prompt, response in turns)
+  pairs = sum((prompt + response) ** 2 for prompt, response in turns)
+  responses = sum(response for _, response in turns)
+  attention = config.layers * config.heads * config.head_width * pairs
+  projection = config.vocab_size * config.width * responses
+  return 6.0 * (matrices * tokens + projection + attention)
+
+
+class Contestant:
+  """A worker process and what it has measured."""
+
+  def __init__(self, name: str, settings: dict):
+    python = _TUNIX.value if name == "tunix" else sys.executable
+    worker = pathlib.Path(__file__).with_name("learner_worker.py")
+    self.name = name
+    self.process = subprocess.Popen(
+      [python, str(worker), name, json.dumps(settings)],
+      env={**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"},
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    self.read()
+
+  def read(self) -> dict:
+    line = self.process.stdout.readline()
+    if not line:
+      raise RuntimeError(f"{self.name} ended with {self.process.wait()}")
+    return json.loads(line)
+
+  def ask(self, word: str) -> dict:
+    print(word, file=self.process.stdin, flush=True)
+    return self.read()
+
+  def stop(self) -> None:
+    self.process.kill()
+    self.process.wait()
+
+
+def make_workloads(limit: int) -> dict[str, dict]:
+  """Both workloads, by name."""
+  rows, length = _ROWS.value, _LENGTH.value
+  return {
+    "padded": {
+      "seed": 1,
+      "turns": [(1, length - 1)] * rows,
+      "row_tokens": length,
+    },
+    "dialogue": {
+      "seed": 2,
+      "turns": dialogue_lengths(
+        _TURNS.value, _PROMPT.value, _RESPONSE.value, limit
+      ),
+      "row_tokens": limit,
+    },
+  }
+
+
+def summarise(
+  seconds: list[float], ours: list[float], turns, flops: float, rate: float
+) -> dict[str, float]:
+  """The numbers of one contestant on one workload."""
+  median = statistics.median(seconds)
+  tokens = sum(prompt + response for prompt, response in turns)
+  return {
+    "seconds": median,
+    "fastest": min(seconds),
+    "slowest": max(seconds),
+    "tokens_per_second": tokens / median,
+    "utilisation": flops / median / rate,
+    "ours_is_faster_by": statistics.median(
+      theirs / mine for theirs, mine in zip(seconds, ours, strict=True)
+    ),
+  }
+
+
+def measure(folder: pathlib.Path) -> dict:
+  """Runs everything; returns what goes into the JSON file."""
+  config = model_config.named(_MODEL.value)
+  params = jax.jit(decoder.Policy(config).init)(jax.random.key(0))
+  weights.save(params, config, folder)
+  del params
+  workloads = make_workloads(_ROW_TOKENS.value)
+  settings = {
+    "model": str(folder),
+    "dtype": _DTYPE.value,
+    "rows": _ROWS.value,
+    "remat": _REMAT.value,
+    "chunk": _CHUNK.value,
+    "threads": os.cpu_count(),
+    "peak_size": _PEAK_SIZE.value,
+    "memory_shape": [int(x) for x in _MEMORY.value],
+    "workloads": workloads,
+  }
+  contestants = [Contestant(name, settings) for name in _PEERS.value]
+  try:
+    return {
+      "model": _MODEL.value,
+      "dtype": _DTYPE.value,
+      "device": jax.devices()[0].device_kind,
+      **race(contestants, config, workloads),
+    }
+  finally:
+    for contestant in contestants:
+      contestant.stop()
+
+
+def race(contestants, config, workloads) -> dict:
+  """Lets the contestants take turns."""
+  times = {name: {c.name: [] for c in contestants} for name in workloads}
+  losses = {name: {} for name in workloads}
+  for name in workloads:
+    for contestant in contestants:
+      # The first step compiles; its loss is that of the given weights.
+      losses[name][contestant.name] = contestant.ask(name)["loss"]
+    for _ in range(_STEPS.value):
+      for contestant in contestants:
+        times[name][contestant.name].append(contestant.ask(name)["seconds"])
+  ours = next(c for c in contestants if c.name == "ours")
+  kind = jax.devices()[0].device_kind
+  known = [v for k, v in DATA_SHEETS.items() if kind.startswith(k)]
+  rate = known[0] if known else ours.ask("peak")["flops"]
+  temporary = ours.ask("memory")["bytes"] if _MEMORY.value else {}
+  memory = {c.name: c.ask("quit") for c in contestants}
+  found = {"peak_flops": rate, "xla_temporary_bytes": temporary}
+  found |= {"memory": memory, "first_loss": losses, "workloads": {}}
+  for name, workload in workloads.items():
+    turns = workload["turns"]
+    found["workloads"][name] = {
+      contestant: summarise(
+        seconds,
+        times[name]["ours"],
+        turns,
+        useful_flops(config, turns),
+        rate,
+      )
+      for contestant, seconds in times[name].items()
+    }
+  return found
+
+
+def table(found: dict) -> str:
+  """The numbers for people, as Markdown."""
+  lines = [
+    f"{found['model']}, {found['dtype']}, {found['device']}, peak "
+    f"{found['peak_flops'] / 1e9:.0f} GFLOP/s",
+    "",
+    "| workload | | s per step [min-max] | tokens/s | FLOP utilisation | ours "
+    "faster by | peak memory GB |",
+    "|---|---|---|---|---|---|---|",
+  ]
+  for name, contestants in found["workloads"].items():
+    for who, numbers in contestants.items():
+      memory = found["memory"][who]
+      held = memory["device_bytes"] or memory["host_bytes"]
+      lines.append(
+        f"| {name} | {who} | {numbers['seconds']:.3g} "
+        f"[{numbers['fastest']:.3g}-{numbers['slowest']:.3g}] "
+        f"| {numbers['tokens_per_second']:.4g} "
+        f"| {numbers['utilisation']:.0%} "
+        f"| {numbers['ours_is_faster_by']:.2f}x | {held / 1e9:.2f} |"
+      )
+  for name, size in found["xla_temporary_bytes"].items():
+    lines.append(f"XLA temporaries, {name}: {size / 1e9:.3f} GB")
+  return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  if "ours" not in _PEERS.value:
+    sys.exit(f"error: --peers: found {_PEERS.value}, expected 'ours' in it")
+  with tempfile.TemporaryDirectory() as folder:
+    try:
+      found = measure(pathlib.Path(folder))
+    except (RuntimeError, ValueError) as error:
+      sys.exit(f"error: {error}")
+  print(table(found))
+  if _JSON.value:
+    text = json.dumps(found, indent=2) + "\n"
+    pathlib.Path(_JSON.value).write_text(text)
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,233 @@
+"""Low-rank adapters over projections of a frozen policy (arXiv 2106.09685).
+
+W' = W + s A B with A [inputs, r], B [r, outputs] and s = alpha / r. Only A and
+B are trained; B begins at zero, so the adapted policy begins as the base and
+the base, which never changes, is the reference policy. While training the
+adapter runs beside its projection, x W + s (x A) B: the gradient of W, as
+large as W, is never formed. For sampling and export it is merged.
+
+`save` writes the files of the PEFT library, which stores both factors turned:
+lora_A [r, inputs], lora_B [outputs, r].
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from t2po_jax import sharding, types
+from t2po_jax.models import decoder, weights
+
+# Projection -> its place in the parameters.
+TARGETS = {
+  "query": "layers/attention/query",
+  "key": "layers/attention/key",
+  "value": "layers/attention/value",
+  "out": "layers/attention/out",
+  "gate": "layers/mlp/gate",
+  "up": "layers/mlp/up",
+  "down": "layers/mlp/down",
+  "head": "head",
+}
+IN_LAYERS = tuple(name for name in TARGETS if name != "head")
+
+ADAPTER_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+def parse_targets(text: str) -> tuple[str, ...]:
+  """The projections that a setting names.
+
+  Args:
+    text: names from `TARGETS` joined by commas, or `all` for every projection
+      of the layers.
+
+  Returns:
+    The names, in the order of `TARGETS`.
+
+  Raises:
+    ValueError: if a name is unknown, or there is none.
+  """
+  if text == "all":
+    return IN_LAYERS
+  names = [name.strip() for name in text.split(",")]
+  if unknown := [name for name in names if name not in TARGETS]:
+    raise ValueError(
+      f"lora.targets: found {unknown[0]!r}, expected 'all' or some of "
+      f"{', '.join(TARGETS)}"
+    )
+  return tuple(name for name in TARGETS if name in names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+  """Which projections of a policy are adapted, and how.
+
+  Adapter parameters mirror those of the policy: beside where a kernel would
+  be stand `lora_a` and `lora_b`, stacked over layers as the kernels are.
+
+  Attributes:
+    policy: the network that is adapted.
+    rank: r, >= 1.
+    alpha: strength; the product of the factors is multiplied by alpha / r.
+    targets: names from `TARGETS`.
+    seed: of the first values of A.
+  """
+
+  policy: decoder.Policy
+  rank: int
+  alpha: float
+  targets: tuple[str, ...] = IN_LAYERS
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise ValueError(f"lora.rank: found {self.rank}, expected at least 1")
+    if "head" in self.targets and self.policy.config.tied_embeddings:
+      raise ValueError(
+        "lora.targets: found 'head', expected none: this model's vocabulary "
+        "projection is its embedding table"
+      )
+
+  @property
+  def scale(self) -> float:
+    """s, what the product of the factors is multiplied by."""
+    return self.alpha / self.rank
+
+  def init(self) -> types.Params:
+    """Adapters that change nothing: A uniform within 1/sqrt(inputs), B 0."""
+    shapes = decoder.shapes(self.policy.config)
+    keys = jax.random.split(jax.random.key(self.seed), len(self.targets))
+    adapters = {}
+    for name, key in zip(self.targets, keys, strict=True):
+      *lead, inputs, outputs = _at(shapes, TARGETS[name])["kernel"].shape
+      a, bound = (*lead, inputs, self.rank), inputs**-0.5
+      linear = {
+        "lora_a": jax.random.uniform(key, a, minval=-bound, maxval=bound),
+        "lora_b": jnp.zeros((*lead, self.rank, outputs)),
+      }
+      adapters = _set(adapters, TARGETS[name], linear)
+    return adapters
+
+  def logical_axes(self) -> sharding.Axes:
+    """Names of the axes of the adapters' parameters."""
+    return decoder.logical_axes(jax.eval_shape(self.init))
+
+  def freeze(self, params: types.Params) -> types.Params:
+    """The base as it is kept: matrices in the dtype of the computation."""
+    return self.policy.cast_matrices(params)
+
+  def attach(self, base: types.Params, adapters: types.Params) -> types.Params:
+    """What the policy applies in training; differentiable in the adapters.
+
+    Args:
+      base: parameters of the policy.
+      adapters: as from `init`.
+
+    Returns:
+      The base with the factors beside its kernels, s inside `lora_b`.
+    """
+    for path, linear in self._linears(adapters):
+      scaled = {**linear, "lora_b": self.scale * linear["lora_b"]}
+      base = _set(base, path, {**_at(base, path), **scaled})
+    return base
+
+  def merge(self, base: types.Params, adapters: types.Params) -> types.Params:
+    """W + s A B for every adapted kernel W, in the dtype of W.
+
+    Args:
+      base: parameters of the policy, numpy or jax arrays.
+      adapters: as from `init`, of the same kind of arrays.
+
+    Returns:
+      Parameters of a plain policy; what is not adapted is not copied.
+    """
+    for path, linear in self._linears(adapters):
+      kernel = _at(base, path)["kernel"]
+      change = self.scale * (linear["lora_a"] @ linear["lora_b"])
+      merged = (kernel.astype(np.float32) + change).astype(kernel.dtype)
+      base = _set(base, path, {**_at(base, path), "kernel": merged})
+    return base
+
+  def _linears(
+    self, adapters: types.Params
+  ) -> Iterator[tuple[str, types.Params]]:
+    """Place and factors of every adapted projection."""
+    for name in self.targets:
+      yield TARGETS[name], _at(adapters, TARGETS[name])
+
+
+def _at(tree: types.Params, path: str) -> types.Params:
+  """The subtree at a path of parts joined by `/`."""
+  for key in path.split("/"):
+    tree = tree[key]
+  return tree
+
+
+def _set(tree: types.Params, path: str, value: types.Params) -> types.Params:
+  """The tree with another subtree at a path; the given one is unchanged."""
+  key, _, rest = path.partition("/")
+  return {**tree, key: _set(tree.get(key, {}), rest, value) if rest else value}
+
+
+def _module_names() -> dict[str, str]:
+  """Place of a projection -> name of its module in a checkpoint."""
+  return {
+    path.removesuffix("/kernel"): name.removesuffix(".weight")
+    for name, _, path, _ in weights.NAMES
+    if path.endswith("/kernel")
+  }
+
+
+def save(
+  spec: Adapters,
+  adapters: types.Params,
+  directory: str | os.PathLike,
+  *,
+  base: str,
+) -> None:
+  """Writes adapters as the PEFT library does.
+
+  Args:
+    spec: what they adapt.
+    adapters: as from `spec.init`.
+    directory: where `adapter_config.json` and `adapter_model.safetensors` go.
+    base: directory or hub id of the model they belong to.
+  """
+  names, tensors = _module_names(), {}
+  for path, linear in spec._linears(adapters):
+    for part, factor in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
+      factor = np.asarray(linear[factor])
+      layers = factor if path.startswith("layers/") else factor[None]
+      for i, matrix in enumerate(layers):
+        name = f"base_model.model.{names[path].format(i)}.{part}.weight"
+        tensors[name] = np.ascontiguousarray(matrix.T)
+  described = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "base_model_name_or_path": base,
+    "inference_mode": True,
+    "r": spec.rank,
+    "lora_alpha": spec.alpha,
+    "lora_dropout": 0.0,
+    "target_modules": [
+      names[TARGETS[name]].rpartition(".")[2] for name in spec.targets
+    ],
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "init_lora_weights": True,
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": None,
+  }
+  place = pathlib.Path(directory)
+  place.mkdir(parents=True, exist_ok=True)
+  safetensors.numpy.save_file(tensors, place / ADAPTER_FILE, {"format": "pt"})
+  text = json.dumps(described, indent=2) + "\n"
+  (place / CONFIG_FILE).write_text(text)
