@@ -47,7 +47,8 @@ class Control:
   """Static settings of the exploration control inside the decode loop.
 
   Attributes:
-    signal: `calibrated`, `entropy`, `confidence` or `released`.
+    signal: `calibrated`, `entropy`, `confidence` or `released`; `none`
+      measures nothing and never intervenes, to see what control costs.
     normalizer: `running` or `vocab`.
     alpha: weight of the entropy in M, in [0, 1].
     top_j: tokens that the confidence averages over.
@@ -217,21 +218,14 @@ def _assign(slots, rows, numbers, keys, extremes, *, control):
   )
 
 
-def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
-  """Decodes one token in every running slot; the others stay as they are."""
-  running = slots.finish == 0
-  hidden, cache = policy.extend(
-    params, slots.cache, slots.token[:, None], slots.length, live=live
-  )
-  logits = policy.logits(params, hidden[:, 0])
-  tempered = logits
-  if sampling.temperature not in (0.0, 1.0):
-    tempered = logits / sampling.temperature
-  observed = tempered if control.tempered else logits
-  measures = uncertainty.measure(observed, control.top_j)
-  log_z = measures.log_z
-  if tempered is not observed:
-    log_z = jax.nn.logsumexp(tempered, axis=-1)
+def _watch(slots, logits, running, control):
+  """Measures of the logits [B, V], their extremes so far, and M [B]."""
+  if control.signal == "none":
+    zero = jnp.zeros(logits.shape[0])
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    measures = uncertainty.Measures(log_z, zero, zero, zero)
+    return measures, slots.extremes, zero
+  measures = uncertainty.measure(logits, control.top_j)
   extremes = uncertainty.update_extremes(
     slots.extremes, measures.entropy, measures.confidence, running
   )
@@ -244,17 +238,37 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
     top_j=control.top_j,
     alpha=control.alpha,
   )
-  uniform = draw.uniforms(slots.keys, slots.count)
-  sampled = draw.draw(tempered, log_z, uniform, sampling)
-  thoughts, queued, forced = thinking.intervene(
-    slots.thinking,
-    signal,
-    epsilon,
-    tables.closing,
-    control.intervention,
-    active=running,
+  return measures, extremes, signal
+
+
+def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
+  """Decodes one token in every running slot; the others stay as they are."""
+  running = slots.finish == 0
+  hidden, cache = policy.extend(
+    params, slots.cache, slots.token[:, None], slots.length, live=live
   )
-  token = jnp.where(forced, queued, sampled)
+  logits = policy.decode_logits(params, hidden[:, 0])
+  tempered = logits
+  if sampling.temperature not in (0.0, 1.0):
+    tempered = logits / sampling.temperature
+  observed = tempered if control.tempered else logits
+  measures, extremes, signal = _watch(slots, observed, running, control)
+  log_z = measures.log_z
+  if tempered is not observed:
+    log_z = jax.nn.logsumexp(tempered, axis=-1)
+  uniform = draw.uniforms(slots.keys, slots.count)
+  token = draw.draw(tempered, log_z, uniform, sampling)
+  thoughts, forced = slots.thinking, jnp.zeros_like(running)
+  if control.signal != "none":
+    thoughts, queued, forced = thinking.intervene(
+      thoughts,
+      signal,
+      epsilon,
+      tables.closing,
+      control.intervention,
+      active=running,
+    )
+    token = jnp.where(forced, queued, token)
   logprob = jnp.take_along_axis(tempered, token[:, None], axis=-1)[:, 0] - log_z
   state, hits = automata.step(tables.automaton, slots.automaton, token)
   thoughts = thinking.observe(
