@@ -313,6 +313,7 @@ def rules(
 ) -> collect.Rules:
   """How episodes are played, at the given thresholds."""
   return collect.Rules(
+    context=config.rollout.context,
     memory=config.rollout.memory,
     max_prompt=config.rollout.max_prompt,
     max_response=config.rollout.max_response,

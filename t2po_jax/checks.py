@@ -10,6 +10,7 @@ from t2po_jax import build, guard
 from t2po_jax.control import uncertainty
 from t2po_jax.learning import advantages, losses, objectives, optimizers
 from t2po_jax.models import critic, decoder
+from t2po_jax.rollout import collect
 
 ConfigDict = base.ConfigDict
 
@@ -33,6 +34,7 @@ CHOICES = {
   "loss.old_logprobs": objectives.OLD_LOGPROBS,
   "loss.importance": ("off", *losses.IMPORTANCE),
   "reward.kl": _KL,
+  "rollout.context": collect.CONTEXTS,
 }
 
 # Key -> the least and the largest value; None for no bound.

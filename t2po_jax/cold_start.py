@@ -46,6 +46,8 @@ def name(config: build.ConfigDict, kind: str) -> str:
   parts = [config.seed, config.env, config.model, cold | {"kind": kind}]
   parts += [config.train.split, rollout.memory, rollout.prefix]
   parts += [rollout.max_prompt, rollout.max_response]
+  if rollout.context != "window":
+    parts += [rollout.context]
   if "rft" in kind:
     parts += [rollout, config.control]
   return build.fingerprint(*parts)
