@@ -1,16 +1,17 @@
-"""Runs `eight_devices.py` where one CPU poses as eight devices."""
+"""Runs checks that need eight devices where one CPU poses as eight."""
 
 import os
 import pathlib
 import subprocess
 import sys
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 
-class EightDevicesTest(absltest.TestCase):
-  def test_checks_pass_on_eight_devices(self):
-    checks = pathlib.Path(__file__).with_name("eight_devices.py")
+class EightDevicesTest(parameterized.TestCase):
+  @parameterized.parameters("eight_devices.py", "eight_devices_sampler.py")
+  def test_checks_pass_on_eight_devices(self, name):
+    checks = pathlib.Path(__file__).with_name(name)
     run = subprocess.run(
       [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", checks],
       env={
