@@ -56,11 +56,16 @@ def get_config() -> ConfigDict:
   # Replace groups whose returns are all equal by fresh ones (DAPO).
   rollout.filter_groups = False
   rollout.filter_tries = 3  # Most rounds of replacement per update.
-  rollout.memory = 4  # (observation, action) pairs in a prompt.
+  # `window`: a prompt shows the last turns. `append`: it is the whole dialogue,
+  # word for word, and starts over from the window when it gets too long.
+  rollout.context = "window"
+  rollout.memory = 4  # (observation, action) pairs in the window.
   rollout.prefix = "<think>"  # Text that every response is begun with.
   rollout.max_prompt = 192  # Tokens, the prefix included.
   rollout.max_response = 48  # Tokens.
   rollout.slots = 64  # Responses decoded at the same time, per process.
+  # Local devices that share every product; the slots are split over the rest.
+  rollout.tensor = 1
   rollout.chunk = 16  # Most tokens decoded per device call.
   # Programs are compiled for sizes that double from the smallest on: tokens of
   # a prompt, prompts per call (these in fours), cache length attended to.

@@ -101,6 +101,15 @@ class View:
   max_turns: int
 
 
+def follow_up(view: View) -> Message:
+  """The message that continues a dialogue: only what is new.
+
+  The observation, then the admissible actions, one per line.
+  """
+  content = "\n".join([view.observation, *view.admissible])
+  return {"role": "user", "content": content}
+
+
 def shorten(text: str, keep: int) -> str:
   """Cuts the middle out of a text so that at most `keep` characters stay."""
   if len(text) <= keep:

@@ -16,6 +16,7 @@ from t2po_jax.learning import (
   optimizers,
 )
 from t2po_jax.models import critic, decoder
+from t2po_jax.rollout import collect
 
 ConfigDict = base.ConfigDict
 
@@ -39,6 +40,7 @@ CHOICES = {
   "loss.old_logprobs": objectives.OLD_LOGPROBS,
   "loss.importance": ("off", *losses.IMPORTANCE),
   "reward.kl": _KL,
+  "rollout.context": collect.CONTEXTS,
 }
 
 # Key -> the least and the largest value; None for no bound.
@@ -48,6 +50,7 @@ RANGES = {
   "rollout.filter_tries": (1, None),
   "rollout.slots": (1, None),
   "rollout.chunk": (1, None),
+  "rollout.tensor": (1, None),
   "rollout.prefill_tokens": (1, None),
   "rollout.prefill_rows": (1, None),
   "rollout.live_tokens": (1, None),

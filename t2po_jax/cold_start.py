@@ -49,6 +49,8 @@ def name(config: build.ConfigDict, kind: str) -> str:
   parts += [rollout.max_prompt, rollout.max_response]
   if config.lora.cold_start:
     parts.append(config.lora)
+  if rollout.context != "window":
+    parts += [rollout.context]
   if "rft" in kind:
     parts += [rollout, config.control]
   return build.fingerprint(*parts)

@@ -23,7 +23,9 @@ from t2po_jax.rollout import (
 
 
 class Letters:
-  """A tokenizer of Unicode code points."""
+  """A tokenizer of Unicode code points; `$` ends a response."""
+
+  eos_ids = (ord("$"),)
 
   def encode(self, text):
     return [ord(letter) for letter in text]
@@ -33,6 +35,9 @@ class Letters:
 
   def render_chat(self, messages, prefix=""):
     return self.encode(messages[-1]["content"] + prefix)
+
+  def render_reply(self, messages, prefix="", *, ended):
+    return self.encode("$" * (not ended)) + self.render_chat(messages, prefix)
 
 
 class ScriptedScheduler:
@@ -170,6 +175,49 @@ class LoopTest(parameterized.TestCase):
     turn = rollout.trajectories[0].turns[0]
     self.assertTrue(turn.format_valid)
     self.assertStartsWith(turn.response.text, "<think> x")
+
+
+class ContextTest(parameterized.TestCase):
+  @parameterized.parameters("", "$")
+  def test_a_dialogue_goes_on_word_for_word(self, end):
+    rollout, _ = play(
+      lambda *_: (ANSWER + end, 0.5),
+      context="append",
+      prefix="<",
+      max_prompt=500,
+    )
+    env = toy.ToyBenchmark().env()
+    for trajectory in rollout.trajectories:
+      env.reset(trajectory.task_id)
+      said = ""
+      for turn in trajectory.turns:
+        prompt = "".join(map(chr, turn.prompt))
+        self.assertStartsWith(prompt, said)
+        new = prompt.removeprefix(said)
+        if said:
+          self.assertEqual(new, f"${turn.anchor}<"[len(end) :])
+        self.assertFalse(turn.prompt_shortened)
+        said = prompt + ANSWER + end
+      self.assertLen(trajectory.turns, toy.TURNS)
+
+  def test_admissible_actions_are_told_again(self):
+    view = prompts.View("t", (), "see", ("go", "stay"), 2, 3)
+    self.assertEqual(
+      prompts.follow_up(view), {"role": "user", "content": "see\ngo\nstay"}
+    )
+
+  def test_a_dialogue_that_is_too_long_starts_over(self):
+    windowed, _ = play(wrong)
+    longest = max(len(t.prompt) for t in windowed.trajectories[0].turns)
+    rollout, _ = play(wrong, context="append", max_prompt=longest)
+    for one, other in zip(
+      rollout.trajectories[0].turns, windowed.trajectories[0].turns, strict=True
+    ):
+      np.testing.assert_array_equal(one.prompt, other.prompt)
+    self.assertEqual(
+      [turn.prompt_shortened for turn in rollout.trajectories[0].turns],
+      [False, True, True],
+    )
 
 
 class ResamplingTest(parameterized.TestCase):

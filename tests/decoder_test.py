@@ -181,6 +181,14 @@ class PolicyTest(chex.TestCase):
       expected = loop_logits(params, tokens[row], config)
       np.testing.assert_allclose(logits[row], expected, rtol=2e-4, atol=2e-5)
 
+  @parameterized.parameters(QWEN2, LLAMA)  # Own vocabulary projection, tied.
+  def test_logits_of_both_layouts(self, config):
+    policy, params = decoder.Policy(config), make_params(config)
+    hidden = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    found = policy.decode_logits(make_decode_params(policy, params), hidden)
+    expected = policy.logits(params, hidden)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
   @parameterized.parameters(
     (QWEN2, "float32"), (QWEN3, "float32"), (QWEN2, "bfloat16")
   )
@@ -363,6 +371,9 @@ class LogicalAxesTest(chex.TestCase):
     stacked = decoder.logical_axes(params)["layers"]["attention"]
     self.assertEqual(stacked["key"]["kernel"], ("layers", "width", "kv_heads"))
     self.assertEqual(stacked["out"]["kernel"], ("layers", "heads", "width"))
+    turned = jax.eval_shape(policy.decode_params, params)
+    turned = decoder.logical_axes(turned)["layers"][0]["attention"]
+    self.assertEqual(turned["key"]["kernel"], ("kv_heads", "width"))
 
   def test_widths_agree_with_the_names(self):
     """Equal names mean equal sizes over the whole model."""

@@ -37,7 +37,7 @@ def tiny_policy() -> tuple[decoder.Policy, dict]:
   return policy, params
 
 
-def make(*, slots=4, control=None, stops=("</a>",), buckets=False):
+def make(*, slots=4, control=None, stops=("</a>",), buckets=False, mesh=None):
   """A scheduler on a byte vocabulary; few programs unless with buckets."""
   policy, params = tiny_policy()
   token_bytes = [bytes([i]) for i in range(256)] + [b"", b""]
@@ -55,6 +55,7 @@ def make(*, slots=4, control=None, stops=("</a>",), buckets=False):
     prefill_tokens=8 if buckets else MAX_PROMPT,
     prefill_rows=4 if buckets else 1,
     live_tokens=16 if buckets else MAX_PROMPT + MAX_RESPONSE,
+    mesh=mesh,
   )
   device.load(params)
   return scheduler.Scheduler(device)
@@ -169,7 +170,7 @@ class OrderTest(parameterized.TestCase):
     prompts = random_prompts(20, seed=3)
     requests = [request(i, p) for i, p in enumerate(prompts)]
     reference = serve(make(slots=1), requests)
-    for slots, order in ((4, 1), (4, -1), (20, 1)):
+    for slots, order in ((7, 1), (7, -1), (64, 1)):
       found = serve(make(slots=slots), requests[::order])
       self.assertSameElements(found, reference)
       for ticket, completion in found.items():
@@ -233,6 +234,21 @@ class ReuseTest(parameterized.TestCase):
       completions[0].attempt.tokens, fresh[0].attempt.tokens
     )
 
+  def test_a_dialogue_that_goes_on_computes_only_what_is_new(self):
+    prompt, new = np.arange(97, 107), np.arange(110, 116)
+    under = make()
+    first = serve(under, [request(0, prompt, limit=12)])[0].attempt
+    second = np.concatenate([prompt, first.tokens, new])
+    found = serve(under, [request(1, second)])[1].attempt
+    # The response's last token was drawn but not fed; the dialogue's last is
+    # what decoding begins with.
+    self.assertEqual(
+      under.counters["prompt_tokens_computed"], len(prompt) - 1 + len(new)
+    )
+    fresh = serve(make(), [request(1, second)])[1].attempt
+    np.testing.assert_array_equal(found.tokens, fresh.tokens)
+    np.testing.assert_allclose(found.logprobs, fresh.logprobs, atol=1e-4)
+
   def test_new_parameters_forget_old_caches(self):
     prompt = random_prompts(1)[0]
     under = make()
@@ -272,6 +288,19 @@ class StopTest(parameterized.TestCase):
     self.assertEqual(done.finish, "stop")
     self.assertLen(done.tokens, at)
 
+  def test_stops_at_a_string_across_the_border_of_chunks(self):
+    prompt = random_prompts(1)[0]
+    plain = serve(make(stops=("\x00never",)), [request(0, prompt)])[0].attempt
+    letters = plain.tokens.tolist()
+    # The fifth token ends a chunk: the string's two letters lie around it.
+    pairs = [i for i in (5, 10, 15) if max(letters[i - 1 : i + 1]) < 128]
+    at = pairs[0]
+    stop = bytes(letters[at - 1 : at + 1])
+    first = bytes(min(i, 255) for i in letters).index(stop) + len(stop)
+    done = serve(make(stops=(stop.decode(),)), [request(0, prompt)])[0].attempt
+    self.assertEqual((done.finish, len(done.tokens)), ("stop", first))
+    self.assertEqual(first, at + 1)
+
   def test_limit_ends_a_response(self):
     done = serve(make(), [request(0, [97, 98], limit=4)])[0].attempt
     self.assertEqual((done.finish, len(done.tokens)), ("length", 4))
@@ -299,6 +328,20 @@ class InterventionTest(parameterized.TestCase):
     done = serve(under, [request(0, [97, 98, 99])], epsilon=9.0)[0]
     self.assertFalse(done.attempt.forced.any())
     self.assertNotEmpty(done.deltas)
+
+
+class CostTest(parameterized.TestCase):
+  def test_without_control_the_same_tokens_are_drawn(self):
+    requests = [request(i, p) for i, p in enumerate(random_prompts(4))]
+    rule = thinking.ThinkingConfig(enabled=False)
+    on = serve(make(control=sampler.Control(intervention=rule)), requests)
+    off = serve(make(control=sampler.Control(signal="none")), requests)
+    for ticket, completion in off.items():
+      attempt, expected = completion.attempt, on[ticket].attempt
+      np.testing.assert_array_equal(attempt.tokens, expected.tokens)
+      np.testing.assert_allclose(attempt.logprobs, expected.logprobs, atol=1e-5)
+      self.assertFalse(attempt.uncertainty.any() or attempt.entropy.any())
+      self.assertEqual(attempt.thinking_tokens, expected.thinking_tokens)
 
 
 class ProgramTest(parameterized.TestCase):

@@ -157,6 +157,21 @@ class EveryTokenizerTest(parameterized.TestCase):
     self.assertIn("Who is Tor?", made.decode(ids))
     self.assertTrue(made.decode(ids).endswith("<think>"))
 
+  @parameterized.product(name=tuple(MADE), ended=(True, False))
+  def test_a_reply_continues_the_chat(self, name, ended):
+    made = MADE[name]
+    ask = {"role": "user", "content": "Who wrote Tor?"}
+    said = {"role": "assistant", "content": "Él"}
+    more = {"role": "user", "content": "And Torven?"}
+    start = made.render_chat([ask])
+    whole = made.render_chat([ask, said, more], "<think>")
+    response = whole[len(start) : whole.index(made.eos_ids[0], len(start))]
+    self.assertEqual(made.decode(response).strip(), "Él")
+    if ended:
+      response.append(made.eos_ids[0])
+    reply = made.render_reply([more], "<think>", ended=ended)
+    self.assertEqual([*start, *response, *reply], whole)
+
   @parameterized.parameters(*MADE)
   def test_saved_and_loaded_is_the_same(self, name):
     made, text = MADE[name], SENTENCES[0] + TEXTS[3]

@@ -34,6 +34,7 @@ Message = dict[str, str]
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 SPACE = "▁"
+_RESPONSE = "@response@"  # Stands for a response while a template is rendered.
 ROLES = ("system", "user", "assistant")
 
 # `SentencePieceTokenizer.render_chat`, for `transformers`.
@@ -77,6 +78,20 @@ class Tokenizer(Protocol):
 
     Returns:
       The ids of the messages, of the generation prompt and of the prefix.
+    """
+
+  def render_reply(
+    self, messages: Sequence[Message], prefix: str = "", *, ended: bool
+  ) -> list[int]:
+    """Ids that continue a chat after a sampled response.
+
+    Args:
+      messages: what answers the response.
+      prefix: text that the next response starts with.
+      ended: whether the response's last token already is its end.
+
+    Returns:
+      The end of the response unless it has ended, then as `render_chat`.
     """
 
   def token_bytes(self) -> list[bytes]:
@@ -202,10 +217,29 @@ class HuggingFaceTokenizer:
         f"tokenizer {self._tokenizer.name_or_path!r}: chat_template is "
         "missing; use an instruction-tuned checkpoint"
       )
-    text = self._tokenizer.apply_chat_template(
+    ids = self._tokenizer.encode(
+      self._render(messages), add_special_tokens=False
+    )
+    return ids + self.encode(prefix)
+
+  def _render(self, messages: Sequence[Message]) -> str:
+    return self._tokenizer.apply_chat_template(
       list(messages), tokenize=False, add_generation_prompt=True
     )
+
+  def render_reply(
+    self, messages: Sequence[Message], prefix: str = "", *, ended: bool
+  ) -> list[int]:
+    """As `Tokenizer.render_reply`: what the template puts after a response."""
+    chat = [
+      {"role": "user", "content": "?"},
+      {"role": "assistant", "content": _RESPONSE},
+      *messages,
+    ]
+    text = self._render(chat).rpartition(_RESPONSE)[2]
     ids = self._tokenizer.encode(text, add_special_tokens=False)
+    if ended and ids[0] in self.eos_ids:
+      ids = ids[1:]
     return ids + self.encode(prefix)
 
   def token_bytes(self) -> list[bytes]:
@@ -270,6 +304,13 @@ class SentencePieceTokenizer:
       if message["role"] == "assistant":
         ids.append(self.eos_ids[0])
     return [*ids, self._roles["assistant"], *self.encode(prefix)]
+
+  def render_reply(
+    self, messages: Sequence[Message], prefix: str = "", *, ended: bool
+  ) -> list[int]:
+    """As `Tokenizer.render_reply`."""
+    end = [] if ended else [self.eos_ids[0]]
+    return [*end, *self.render_chat(messages, prefix)]
 
   def token_bytes(self) -> list[bytes]:
     """As `Tokenizer.token_bytes`."""

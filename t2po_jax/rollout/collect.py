@@ -28,13 +28,15 @@ from t2po_jax.models import tokenizer as tokenizers
 from t2po_jax.rollout import draw, environments
 from t2po_jax.rollout import scheduler as schedulers
 
+CONTEXTS = ("window", "append")
+
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
   """How episodes are played.
 
   Attributes:
-    memory: (observation, action) pairs that a prompt shows.
+    memory: (observation, action) pairs that a windowed prompt shows.
     max_prompt: most tokens of a prompt, the prefix included.
     max_response: most tokens of a response.
     prefix: text that every response begins with, given to the model.
@@ -45,6 +47,7 @@ class Rules:
     eta: turns whose score moves by less are sampled again.
     epsilon: threshold of the thinking intervention.
     sampling: how tokens are drawn.
+    context: what a prompt is; see `next_prompt`.
   """
 
   memory: int
@@ -57,6 +60,7 @@ class Rules:
   eta: float = 0.0
   epsilon: float = 0.0
   sampling: draw.Sampling = draw.Sampling()
+  context: str = "window"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +104,16 @@ class _Episode:
   success: bool = False
 
 
-class _Loop:
-  """One rollout; `run` drives it to the end."""
+class Loop:
+  """One rollout; `run` drives it to the end.
+
+  Attributes:
+    scheduler: samples the responses.
+    rules: how episodes are played.
+    waiting: episodes whose environment has been asked, by its answer.
+    deltas: see `Rollout`, one array per response.
+    gammas: see `Rollout`.
+  """
 
   def __init__(
     self,
@@ -115,11 +127,11 @@ class _Loop:
     self._benchmark = benchmark
     self._pool = pool
     self._tokenizer = tokenizer
-    self._scheduler = scheduler
-    self._rules = rules
+    self.scheduler = scheduler
+    self.rules = rules
     self._seed = seed
     self._tickets = itertools.count()
-    self._waiting: dict[futures.Future, _Episode] = {}
+    self.waiting: dict[futures.Future, _Episode] = {}
     self._sampling: dict[int, _Episode] = {}
     self.deltas: list[np.ndarray] = []
     self.gammas: list[float] = []
@@ -128,26 +140,28 @@ class _Loop:
     self, tasks: Sequence[tuple[str, int, int]]
   ) -> Iterator[types.Trajectory]:
     """Plays (task id, group, member) episodes; yields them as they end."""
-    for task_id, group, member in tasks:
-      seat, future = self._pool.start(task_id)
-      self._waiting[future] = _Episode(task_id, group, member, seat)
-    while self._waiting or self._sampling:
+    for task in tasks:
+      self.start(*task)
+    while self.waiting or self._sampling:
       # With nothing to decode there is nothing to do but to wait.
       done, _ = futures.wait(
-        self._waiting,
+        self.waiting,
         timeout=0 if self._sampling else None,
         return_when=futures.FIRST_COMPLETED,
       )
       # In order of submission, whatever the order of completion.
-      for future in [f for f in self._waiting if f in done]:
-        yield from self._answered(self._waiting.pop(future), future)
-      completions = self._scheduler.poll(
-        self._rules.sampling, self._rules.epsilon
-      )
+      for future in [f for f in self.waiting if f in done]:
+        yield from self.answered(self.waiting.pop(future), future)
+      completions = self.scheduler.poll(self.rules.sampling, self.rules.epsilon)
       for completion in completions:
-        self._sampled(self._sampling.pop(completion.ticket), completion)
+        self.sampled(completion)
 
-  def _answered(
+  def start(self, task_id: str, group: int, member: int) -> None:
+    """Begins an episode."""
+    seat, future = self._pool.start(task_id)
+    self.waiting[future] = _Episode(task_id, group, member, seat)
+
+  def answered(
     self, episode: _Episode, future: futures.Future
   ) -> Iterator[types.Trajectory]:
     """Takes an environment's answer; yields the trajectory if it ended."""
@@ -171,15 +185,14 @@ class _Loop:
       logging.warning("episode %s aborted: %s", episode.task_id, error)
       yield self._finish(episode, aborted=True)
       return
-    self._scheduler.submit(self._request(episode))
+    self.scheduler.submit(self._request(episode))
 
-  def _sampled(
-    self, episode: _Episode, completion: schedulers.Completion
-  ) -> None:
+  def sampled(self, completion: schedulers.Completion) -> None:
     """Takes a response: samples again, or lets the environment answer."""
+    episode = self._sampling.pop(completion.ticket)
     attempt = dataclasses.replace(
       completion.attempt,
-      text=self._rules.prefix
+      text=self.rules.prefix
       + self._tokenizer.decode(completion.attempt.tokens.tolist()),
     )
     self.deltas.append(completion.deltas)
@@ -189,23 +202,23 @@ class _Loop:
       self.gammas.append(gamma)
     again = resampling.should_resample(
       gamma,
-      eta=self._rules.eta,
+      eta=self.rules.eta,
       tries=len(episode.discarded),
-      max_tries=self._rules.max_tries,
+      max_tries=self.rules.max_tries,
     )
     if again:
       episode.discarded.append(attempt)
-      self._scheduler.retry(completion.ticket, self._request(episode))
+      self.scheduler.retry(completion.ticket, self._request(episode))
       return
-    self._scheduler.release(completion.ticket)
+    self.scheduler.release(completion.ticket)
     episode.attempt, episode.gamma = attempt, gamma
     episode.extremes = completion.extremes
     future = self._pool.step(episode.seat, attempt.text)
-    self._waiting[future] = episode
+    self.waiting[future] = episode
 
   def _record(self, episode: _Episode, result: base.StepResult) -> None:
     """Appends the finished turn."""
-    rules, observation = self._rules, episode.observation
+    rules, observation = self.rules, episode.observation
     penalty = rules.format_penalty * (not result.format_valid)
     penalty += rules.invalid_penalty * (not result.action_valid)
     episode.turns.append(
@@ -245,15 +258,22 @@ class _Loop:
     """The prompt's token ids, and whether it had to be shortened."""
     view = prompts.View(
       task=episode.observation.task,
-      memory=tuple(episode.memory[-self._rules.memory :])
-      if self._rules.memory
+      memory=tuple(episode.memory[-self.rules.memory :])
+      if self.rules.memory
       else (),
       observation=episode.observation.text,
       admissible=episode.observation.admissible,
       turn=len(episode.turns) + 1,
       max_turns=self._benchmark.max_turns,
     )
-    return fit_prompt(self._benchmark, self._tokenizer, view, self._rules)
+    last = episode.turns[-1] if episode.turns else None
+    return next_prompt(
+      self._benchmark,
+      self._tokenizer,
+      view,
+      self.rules,
+      before=(last.prompt, last.response.tokens) if last else None,
+    )
 
   def _request(self, episode: _Episode) -> schedulers.Request:
     """A request whose randomness belongs to trajectory, turn and attempt."""
@@ -270,7 +290,7 @@ class _Loop:
       ticket=ticket,
       prompt=episode.prompt,
       key=key,
-      limit=self._rules.max_response,
+      limit=self.rules.max_response,
       extremes=episode.extremes,
     )
 
@@ -287,6 +307,47 @@ def first_view(
     turn=1,
     max_turns=benchmark.max_turns,
   )
+
+
+def next_prompt(
+  benchmark: base.Benchmark,
+  tokenizer: tokenizers.Tokenizer,
+  view: prompts.View,
+  rules: Rules,
+  *,
+  before: tuple[np.ndarray, np.ndarray] | None,
+) -> tuple[np.ndarray, bool]:
+  """The prompt of a turn.
+
+  With `context` "window" it is rendered anew from the memory window. With
+  "append" it is the last prompt, the response as it was sampled and the new
+  observation, token for token: the slot that still holds the dialogue only
+  computes what is new, and each turn stays a training sequence of its own. A
+  dialogue that does not fit any more starts over from the memory window.
+
+  Args:
+    benchmark: what words the prompts.
+    tokenizer: the policy's tokenizer.
+    view: what the prompt may show.
+    rules: how episodes are played.
+    before: prompt and response ids of the last turn; None at the first.
+
+  Returns:
+    [T] int32 token ids, and whether anything had to be cut.
+
+  Raises:
+    ValueError: if it does not fit even without memory and observation.
+  """
+  if rules.context == "window" or before is None:
+    return fit_prompt(benchmark, tokenizer, view, rules)
+  ended = len(before[1]) and int(before[1][-1]) in tokenizer.eos_ids
+  more = tokenizer.render_reply(
+    [prompts.follow_up(view)], rules.prefix, ended=bool(ended)
+  )
+  prompt = np.concatenate([*before, np.asarray(more, np.int32)])
+  if len(prompt) <= rules.max_prompt:
+    return prompt, False
+  return fit_prompt(benchmark, tokenizer, view, rules)[0], True
 
 
 def fit_prompt(
@@ -346,7 +407,7 @@ def collect(
     The rollout; the same for any number of slots and any order of serving.
   """
   scheduler.forget()
-  loop = _Loop(benchmark, pool, tokenizer, scheduler, rules, seed)
+  loop = Loop(benchmark, pool, tokenizer, scheduler, rules, seed)
   groups = range(len(tasks)) if groups is None else groups
   plan = [
     (task, group, member)

@@ -55,7 +55,13 @@ def demonstrate(
         turn=len(memory) + 1,
         max_turns=benchmark.max_turns,
       )
-      prompt, _ = collect.fit_prompt(benchmark, tokenizer, view, rules)
+      prompt, _ = collect.next_prompt(
+        benchmark,
+        tokenizer,
+        view,
+        rules,
+        before=episode[-1] if episode else None,
+      )
       text = expert.respond()
       response = tokenizer.encode(text.removeprefix(rules.prefix))
       response = np.asarray(response[: rules.max_response], np.int32)

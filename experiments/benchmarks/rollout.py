@@ -1,0 +1,279 @@
+"""Trajectories per second of multi-turn rollouts, against a lock-step loop.
+
+  python experiments/benchmarks/rollout.py --json=rollout.json
+
+Episodes are synthetic, with the long tails of real ones: numbers of turns are
+geometric, response lengths and the environment's answering times log-normal.
+Both loops play the same episodes with the same responses on the same slots of
+one sampler, prefixes reused alike. Ours refills a slot as soon as its response
+has ended, while other environments are answering. The lock-step loop plays as
+many episodes at once as there are slots, samples one turn of all, waits until
+the longest response has ended, and then until the slowest environment has
+answered; episodes that have ended leave their slots idle. The two alternate,
+so that only their ratio depends on a quiet machine.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent import futures
+import dataclasses
+import hashlib
+import json
+import pathlib
+import statistics
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from absl import app, flags  # noqa: E402
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+
+from envs import base, prompts  # noqa: E402
+from t2po_jax import types  # noqa: E402
+from t2po_jax.models import config as model_config  # noqa: E402
+from t2po_jax.models import decoder  # noqa: E402
+from t2po_jax.rollout import (  # noqa: E402
+  collect,
+  draw,
+  environments,
+  sampler,
+  scheduler,
+)
+
+_SIZE = flags.DEFINE_string("size", "tiny", "Named model size.")
+_EPISODES = flags.DEFINE_integer("episodes", 128, "Episodes per rollout.")
+_SLOTS = flags.DEFINE_integer("slots", 32, "Responses decoded at once.")
+_CHUNK = flags.DEFINE_integer("chunk", 16, "Tokens per device call.")
+_TURNS = flags.DEFINE_float("turns", 5.0, "Mean turns per episode.")
+_MAX_TURNS = flags.DEFINE_integer("max_turns", 20, "Most turns.")
+_RESPONSE = flags.DEFINE_float("response", 14.0, "Median response tokens.")
+_MAX_RESPONSE = flags.DEFINE_integer("max_response", 96, "Most of them.")
+_LATENCY = flags.DEFINE_float("latency", 0.05, "Median seconds of a step.")
+_SPREAD = flags.DEFINE_float("spread", 0.8, "Deviation of their logarithms.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds after a first, untimed.")
+_JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
+
+OBSERVATION = 24  # Tokens.
+MEMORY = 2
+MAX_PROMPT = OBSERVATION + MEMORY * (OBSERVATION + 1) + 8
+
+
+def dice(*name) -> np.random.Generator:
+  """A generator that belongs to a name."""
+  digest = hashlib.sha256(repr(name).encode()).digest()
+  return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+class Env:
+  """One environment; everything follows from the task's name."""
+
+  def __init__(self, benchmark: "Benchmark"):
+    self._benchmark = benchmark
+
+  def reset(self, task_id: str) -> base.Observation:
+    self._task, self._turn = task_id, 0
+    return self._observe()
+
+  def step(self, response: str) -> base.StepResult:
+    del response
+    self._turn += 1
+    time.sleep(self._benchmark.latency(self._task, self._turn))
+    return base.StepResult(
+      observation=self._observe(),
+      action="7",
+      reward=0.0,
+      done=self._turn >= self._benchmark.turns(self._task),
+      format_valid=True,
+      action_valid=True,
+    )
+
+  def close(self) -> None:
+    pass
+
+  def _observe(self) -> base.Observation:
+    words = dice(self._task, self._turn).integers(1, 1000, OBSERVATION)
+    return base.Observation("5 " * 8, " ".join(map(str, words)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+  """Episodes with long tails; implements `base.Benchmark`.
+
+  Attributes:
+    mean_turns: mean of the geometric number of turns.
+    max_turns: where it is cut.
+    median_latency: seconds.
+    spread: standard deviation of the logarithm of the seconds.
+  """
+
+  mean_turns: float
+  max_turns: int
+  median_latency: float
+  spread: float
+  grammar: prompts.Grammar = prompts.Grammar()
+
+  def env(self) -> Env:
+    return Env(self)
+
+  def turns(self, task_id: str) -> int:
+    drawn = dice("turns", task_id).geometric(1 / self.mean_turns)
+    return min(int(drawn), self.max_turns)
+
+  def latency(self, task_id: str, turn: int) -> float:
+    drawn = dice("latency", task_id, turn).lognormal(0, self.spread)
+    return self.median_latency * drawn
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    told = [part for pair in view.memory for part in pair]
+    text = " ".join([view.task, *told, view.observation])
+    return [{"role": "user", "content": text}]
+
+  def category(self, task_id: str) -> str:
+    return "all"
+
+
+class Numbers:
+  """A tokenizer whose text is a list of ids."""
+
+  def encode(self, text: str) -> list[int]:
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids: Sequence[int]) -> str:
+    return " ".join(map(str, ids))
+
+  def render_chat(self, messages, prefix: str = "") -> list[int]:
+    del prefix
+    return [i for message in messages for i in self.encode(message["content"])]
+
+
+class Scheduler(scheduler.Scheduler):
+  """Ends each response at a length that belongs to the request's key."""
+
+  def submit(self, request: scheduler.Request) -> None:
+    drawn = dice(request.key.tolist()).lognormal(0, _SPREAD.value)
+    limit = int(np.clip(_RESPONSE.value * drawn, 1, request.limit))
+    super().submit(dataclasses.replace(request, limit=limit))
+
+
+class LockStep(collect.Loop):
+  """Plays as many episodes as there are slots, turn by turn."""
+
+  def run(
+    self, tasks: Sequence[tuple[str, int, int]]
+  ) -> Iterator[types.Trajectory]:
+    for first in range(0, len(tasks), _SLOTS.value):
+      for task_id, group, member in tasks[first : first + _SLOTS.value]:
+        self.start(task_id, group, member)
+      while self.waiting:
+        futures.wait(self.waiting)
+        for future in list(self.waiting):
+          yield from self.answered(self.waiting.pop(future), future)
+        completions = []
+        while self.scheduler.busy:
+          completions += self.scheduler.poll(
+            self.rules.sampling, self.rules.epsilon
+          )
+        for completion in completions:
+          self.sampled(completion)
+
+
+LOOPS = {"ours": collect.Loop, "lock_step": LockStep}
+
+
+def play(loop, benchmark, pool, under) -> dict[str, float]:
+  """One rollout: trajectories per second, and what it took."""
+  rules = collect.Rules(
+    memory=MEMORY,
+    max_prompt=MAX_PROMPT,
+    max_response=_MAX_RESPONSE.value,
+    sampling=draw.Sampling(),
+  )
+  under.forget()
+  before = under.counters.copy()
+  start = time.perf_counter()
+  running = loop(benchmark, pool, Numbers(), under, rules, (0,))
+  plan = [(f"task {i}", i, 0) for i in range(_EPISODES.value)]
+  found = list(running.run(plan))
+  seconds = time.perf_counter() - start
+  work = under.counters - before
+  return {
+    "trajectories": float(len(found)),
+    "turns": float(sum(len(t.turns) for t in found)),
+    "tokens": float(work["slot_steps_used"]),
+    "trajectories_per_s": len(found) / seconds,
+    "tokens_per_s": work["slot_steps_used"] / seconds,
+    "decode_steps": float(work["decode_steps"]),
+    "slots_used": work["slot_steps_used"] / max(work["slot_steps"], 1),
+    "prompt_tokens_reused": work["prompt_tokens_reused"]
+    / max(work["prompt_tokens"], 1),
+  }
+
+
+def build() -> Scheduler:
+  """Slots of a random model whose responses never end by themselves."""
+  config = model_config.named(_SIZE.value)
+  policy = decoder.Policy(config)
+  device = sampler.Sampler(
+    policy,
+    sampler.Vocabulary(
+      token_bytes=[b"x"] * config.vocab_size,
+      eos=(),
+      closing=(1, 2),
+      stops=("</action>",),
+    ),
+    sampler.Control(),
+    slots=_SLOTS.value,
+    max_prompt=MAX_PROMPT,
+    max_response=_MAX_RESPONSE.value,
+    chunk=_CHUNK.value,
+  )
+  device.load(jax.jit(policy.init)(jax.random.key(0)))
+  device.warm_up([draw.Sampling()])
+  return Scheduler(device)
+
+
+def measure() -> dict[str, dict[str, float]]:
+  """Medians of both loops, and the ratio of their speeds."""
+  benchmark = Benchmark(
+    _TURNS.value, _MAX_TURNS.value, _LATENCY.value, _SPREAD.value
+  )
+  pool = environments.EnvironmentPool(benchmark.env, threads=_SLOTS.value)
+  under = build()
+  rounds = {name: [] for name in LOOPS}
+  for number in range(_ROUNDS.value + 1):
+    for name, loop in LOOPS.items():
+      found = play(loop, benchmark, pool, under)
+      if number:
+        rounds[name].append(found)
+  pool.close()
+  measured = {
+    name: {
+      key: statistics.median(one[key] for one in found) for key in found[0]
+    }
+    for name, found in rounds.items()
+  }
+  measured["ratio"] = {
+    key: measured["ours"][key] / measured["lock_step"][key]
+    for key in ("trajectories_per_s", "tokens_per_s", "decode_steps")
+  }
+  return measured
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  measured = measure()
+  print(f"{'':24}{'ours':>12}{'lock step':>12}{'ratio':>9}")
+  for key, value in measured["ours"].items():
+    other = measured["lock_step"][key]
+    ratio = f"{value / other:9.2f}" if other else ""
+    print(f"{key:24}{value:12.4g}{other:12.4g}{ratio}")
+  if _JSON.value:
+    text = json.dumps(measured, indent=2)
+    pathlib.Path(_JSON.value).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)

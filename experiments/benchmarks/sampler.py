@@ -1,0 +1,480 @@
+"""Decoding speed of the sampler beside its peers, all alternating in one run.
+
+  python experiments/benchmarks/sampler.py --json=sampler.json
+  python experiments/benchmarks/sampler.py --batches=8 --peers=hf_static
+
+All decode the same dimensions from prompts of the same length, drawing from
+the whole distribution at temperature 1; prefill is left out of the times. The
+Hugging Face model carries the same weights; Tunix and llama.cpp (through
+`llama-batched-bench` and a GGUF file of the same model) have the same sizes.
+Peers that are not installed are named and left out. On a shared machine only
+ratios within one run count, so every round runs each of them once.
+
+`control_overhead` is the time of a step with exploration control (entropy,
+top-j confidence, thinking intervention) over one without, less one. The floor
+is what reading weights and live cache once a step would take at the bandwidth
+that the same run measures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from absl import app, flags  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from t2po_jax.models import config as model_config  # noqa: E402
+from t2po_jax.models import decoder, weights  # noqa: E402
+from t2po_jax.rollout import draw, scheduler  # noqa: E402
+from t2po_jax.rollout import sampler as samplers  # noqa: E402
+
+_SIZE = flags.DEFINE_string("size", "smollm2-135m", "Named model size.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of weights and computation."
+)
+_BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Batch sizes.")
+_PROMPT = flags.DEFINE_integer("prompt", 256, "Tokens of each prompt.")
+_TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens decoded per run.")
+_CHUNK = flags.DEFINE_integer("chunk", 16, "Tokens per device call, ours.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds after a first, untimed.")
+_PEERS = flags.DEFINE_list(
+  "peers", ["hf_dynamic", "hf_static", "tunix", "llama_cpp"], "Compared with."
+)
+_GGUF = flags.DEFINE_string("gguf", "", "llama_cpp: model file of this size.")
+_JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What everybody is asked to do.
+
+  Attributes:
+    config: the model's sizes.
+    dtype: name of the dtype of weights and computation.
+    params: parameters in the training layout.
+    weights: folder that `transformers` loads the same parameters from.
+    prompts: [B, T] int32.
+    tokens: tokens to decode per row.
+  """
+
+  config: model_config.ModelConfig
+  dtype: str
+  params: dict
+  weights: str
+  prompts: np.ndarray
+  tokens: int
+
+
+class Missing(Exception):
+  """A peer is not installed; says what would be needed."""
+
+
+def ours(work: Work, control: samplers.Control) -> Callable[[], float]:
+  """Our sampler; the runners return seconds per decode step."""
+  policy = decoder.Policy(work.config, dtype=jnp.dtype(work.dtype))
+  rows, length = work.prompts.shape
+  device = samplers.Sampler(
+    policy,
+    samplers.Vocabulary(
+      token_bytes=[b"x"] * work.config.vocab_size,
+      eos=(),
+      closing=(1, 2),
+      stops=("</action>",),
+    ),
+    control,
+    slots=rows,
+    max_prompt=length,
+    max_response=work.tokens,
+    chunk=_CHUNK.value,
+  )
+  device.load(work.params)
+  device.prefill(
+    [(row, prompt[:-1], 0) for row, prompt in enumerate(work.prompts)]
+  )
+  requests = [
+    scheduler.Request(
+      ticket=row,
+      prompt=prompt,
+      key=np.asarray([7, row], np.uint32),
+      limit=work.tokens,
+      extremes=scheduler.fresh_extremes(),
+    )
+    for row, prompt in enumerate(work.prompts)
+  ]
+
+  def run() -> float:
+    device.assign(range(rows), requests)
+    device.fetch([])  # Waits.
+    start, steps = time.perf_counter(), 0
+    while device.active.any():
+      steps += device.decode(draw.Sampling(), 0.0)[0]
+    return (time.perf_counter() - start) / steps
+
+  return run
+
+
+def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
+  """`generate` of transformers, with its dynamic (None) or another cache."""
+  try:
+    import torch
+    import transformers
+  except ImportError as error:
+    raise Missing(str(error)) from error
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    work.weights, dtype=work.dtype
+  ).eval()
+  prompts = torch.from_numpy(work.prompts.astype(np.int64))
+  stamps = []
+
+  def stamp(tokens, scores, **options):
+    del scores, options
+    stamps.append(time.perf_counter())
+    return torch.zeros(len(tokens), dtype=torch.bool)
+
+  def run() -> float:
+    stamps.clear()
+    torch.manual_seed(0)
+    with torch.inference_mode():
+      model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=None,
+        pad_token_id=0,
+        max_new_tokens=work.tokens,
+        cache_implementation=cache,
+        stopping_criteria=transformers.StoppingCriteriaList([stamp]),
+      )
+    # The first token comes from the prefill.
+    return (stamps[-1] - stamps[0]) / (len(stamps) - 1)
+
+  return run
+
+
+class _Numbers:
+  """A tokenizer whose text is a list of ids, as Tunix asks for one."""
+
+  def encode(self, text):
+    return [int(word) for word in text.split()]
+
+  def decode(self, ids):
+    return " ".join(map(str, ids))
+
+  def bos_id(self):
+    return 0  # Means none.
+
+  def eos_id(self):
+    return -1
+
+  def pad_id(self):
+    return 0
+
+
+def tunix(work: Work) -> Callable[[], float]:
+  """Tunix's vanilla sampler on its Llama model."""
+  try:
+    from flax import nnx
+    from tunix.generate import sampler as peer
+    from tunix.models.llama3 import model as llama
+  except ImportError as error:
+    raise Missing(str(error)) from error
+  config = work.config
+  if config.family != "llama":
+    raise Missing(f"a model of family {config.family}")
+  model = llama.Llama3(
+    llama.ModelConfig(
+      num_layers=config.layers,
+      vocab_size=config.vocab_size,
+      embed_dim=config.width,
+      hidden_dim=config.mlp_width,
+      num_heads=config.heads,
+      head_dim=config.head_width,
+      num_kv_heads=config.kv_heads,
+      rope_theta=int(config.rope_theta),
+      norm_eps=config.norm_eps,
+      weight_tying=config.tied_embeddings,
+    ),
+    rngs=nnx.Rngs(0),
+  )
+  nnx.update(
+    model,
+    jax.tree.map(lambda x: x.astype(work.dtype), nnx.state(model, nnx.Param)),
+  )
+  length = work.prompts.shape[1]
+  generate = peer.Sampler(
+    model,
+    _Numbers(),
+    peer.CacheConfig(
+      cache_size=length + work.tokens,
+      num_layers=config.layers,
+      num_kv_heads=config.kv_heads,
+      head_dim=config.head_width,
+    ),
+  )
+  prompts = [" ".join(map(str, prompt)) for prompt in work.prompts]
+  seconds = []
+  decode = generate._compiled_decode_fn
+
+  def timed(params, state):
+    jax.block_until_ready(jax.tree.leaves(state))
+    start = time.perf_counter()
+    state = decode(params, state)
+    jax.block_until_ready(jax.tree.leaves(state))
+    seconds.append(time.perf_counter() - start)
+    return state
+
+  generate._compiled_decode_fn = timed
+
+  def run() -> float:
+    generate(
+      prompts,
+      max_generation_steps=work.tokens,
+      max_prompt_length=length,
+      eos_tokens=[-1],
+      temperature=1.0,
+      top_p=1.0,
+      seed=0,
+    )
+    # The first token comes from the prefill.
+    return seconds[-1] / (work.tokens - 1)
+
+  return run
+
+
+def llama_cpp(work: Work) -> Callable[[], float]:
+  """llama.cpp's own benchmark of batched decoding."""
+  program = shutil.which("llama-batched-bench")
+  if program is None or not _GGUF.value:
+    raise Missing("llama-batched-bench in the PATH, and --gguf")
+  rows, length = work.prompts.shape
+  command = [
+    *(program, "-m", _GGUF.value, "-c", str(rows * (length + work.tokens))),
+    *("-npp", str(length), "-ntg", str(work.tokens), "-npl", str(rows)),
+    *("-t", str(os.cpu_count()), "--output-format", "jsonl"),
+  ]
+
+  def run() -> float:
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in found.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1])["t_tg"] / work.tokens
+
+  return run
+
+
+PEERS: Mapping[str, Callable[[Work], Callable[[], float]]] = {
+  "hf_dynamic": lambda work: hugging_face(work, None),
+  "hf_static": lambda work: hugging_face(work, "static"),
+  "tunix": tunix,
+  "llama_cpp": llama_cpp,
+}
+
+
+def bandwidth(size: int) -> Callable[[], float]:
+  """Reads `size` bytes; the runner returns bytes per second."""
+  rows = 64
+  data = jax.random.normal(jax.random.key(0), (rows, size // 4 // rows))
+  read = jax.jit(lambda x: jnp.sum(x, axis=1))
+
+  def run() -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(read(data))
+    return data.nbytes / (time.perf_counter() - start)
+
+  return run
+
+
+def step_bytes(work: Work) -> float:
+  """Bytes that a decode step must read: all weights, and the live cache."""
+  config = work.config
+  width = jnp.dtype(work.dtype).itemsize
+  rows, length = work.prompts.shape
+  held = length + work.tokens / 2  # On average.
+  cache = 2 * config.layers * config.kv_heads * config.head_width * held * rows
+  count = sum(leaf.size for leaf in jax.tree.leaves(work.params))
+  return width * (count + cache)
+
+
+def alternate(
+  runners: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+  """Runs everybody once per round; the first round only warms up."""
+  found = {name: [] for name in runners}
+  for number in range(rounds + 1):
+    for name, run in runners.items():
+      value = run()
+      if number:
+        found[name].append(value)
+  return found
+
+
+def measure(work: Work, peers: Sequence[str], rounds: int) -> dict:
+  """All numbers of one batch size; see `report`."""
+  missing = {}
+  runners = {
+    "ours": ours(work, samplers.Control()),
+    "ours_without_control": ours(work, samplers.Control(signal="none")),
+  }
+  for name in peers:
+    try:
+      runners[name] = PEERS[name](work)
+    except Missing as reason:
+      missing[name] = str(reason)
+  needed = step_bytes(work)
+  weights_size = needed - needed % (1 << 20) + (1 << 20)
+  runners["bandwidth"] = bandwidth(int(weights_size))
+  found = alternate(runners, rounds)
+  speed = statistics.median(found.pop("bandwidth"))
+  step = {name: statistics.median(values) for name, values in found.items()}
+  # Round by round, so that drift of a shared machine cancels out.
+  overhead = statistics.median(
+    on / off - 1
+    for on, off in zip(
+      found["ours"], found["ours_without_control"], strict=True
+    )
+  )
+  floor = needed / speed
+  rows = len(work.prompts)
+  return {
+    "tokens_per_s": rows / step["ours"],
+    "ratio": {
+      name: step[name] / step["ours"] for name in peers if name in step
+    },
+    "roofline_fraction": floor / step["ours"],
+    "control_overhead": overhead,
+    "bandwidth_gb_per_s": speed / 1e9,
+    "step_ms": {
+      name: {
+        "median": 1e3 * step[name],
+        "least": 1e3 * min(values),
+        "most": 1e3 * max(values),
+        "roofline_fraction": floor / step[name],
+      }
+      for name, values in found.items()
+    },
+    "missing": missing,
+  }
+
+
+def report(batch: int, numbers: dict) -> str:
+  """The table of one batch size."""
+  lines = [
+    f"batch {batch}: {numbers['tokens_per_s']:.1f} tokens/s, exploration "
+    f"control {100 * numbers['control_overhead']:+.1f} %, read bandwidth "
+    f"{numbers['bandwidth_gb_per_s']:.1f} GB/s",
+    f"{'':22}{'ms per step':>12}{'least':>9}{'most':>9}"
+    f"{'tokens/s':>11}{'over ours':>11}{'of floor':>10}",
+  ]
+  first = numbers["step_ms"]["ours"]["median"]
+  for name, step in numbers["step_ms"].items():
+    lines.append(
+      f"{name:22}{step['median']:12.2f}{step['least']:9.2f}{step['most']:9.2f}"
+      f"{1e3 * batch / step['median']:11.1f}{step['median'] / first:11.2f}"
+      f"{100 * step['roofline_fraction']:9.0f}%"
+    )
+  for name, reason in numbers["missing"].items():
+    lines.append(f"{name:22}left out: needs {reason}")
+  return "\n".join(lines)
+
+
+def hardware() -> dict[str, str]:
+  """Where and with what this ran."""
+  device = jax.devices()[0]
+  info = pathlib.Path("/proc/cpuinfo")
+  model = platform.processor()
+  if info.is_file():
+    names = [x for x in info.read_text().splitlines() if "model name" in x]
+    model = names[0].split(":")[1].strip() if names else model
+  commit = subprocess.run(
+    ["git", "rev-parse", "--short", "HEAD"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+  return {
+    "device": f"{device.platform} {device.device_kind}",
+    "processor": f"{model}, {os.cpu_count()} cores",
+    "commit": commit.stdout.strip(),
+    "date": time.strftime("%Y-%m-%d"),
+    "jax": jax.__version__,
+  }
+
+
+def benchmark() -> dict:
+  """Measures every batch size as the flags say, printing as it goes."""
+  unknown = sorted(set(_PEERS.value) - set(PEERS))
+  if unknown:
+    raise ValueError(
+      f"--peers: found {unknown[0]!r}, expected some of {', '.join(PEERS)}"
+    )
+  if _TOKENS.value < 2:
+    raise ValueError(f"--tokens: found {_TOKENS.value}, expected at least 2")
+  config = model_config.named(_SIZE.value)
+  params = jax.jit(decoder.Policy(config).init)(jax.random.key(0))
+  place = hardware()
+  print(", ".join(place.values()))
+  print(
+    f"{_SIZE.value}, {_DTYPE.value}, prompt {_PROMPT.value}, "
+    f"{_TOKENS.value} tokens, {_ROUNDS.value} rounds"
+  )
+  batches = {}
+  with tempfile.TemporaryDirectory() as folder:
+    if any(name.startswith("hf") for name in _PEERS.value):
+      weights.save(params, config, folder)
+    for batch in map(int, _BATCHES.value):
+      generator = np.random.default_rng(batch)
+      shape = (batch, _PROMPT.value)
+      work = Work(
+        config=config,
+        dtype=_DTYPE.value,
+        params=params,
+        weights=folder,
+        prompts=generator.integers(1, config.vocab_size, shape, np.int32),
+        tokens=_TOKENS.value,
+      )
+      batches[str(batch)] = measure(work, _PEERS.value, _ROUNDS.value)
+      print("\n" + report(batch, batches[str(batch)]), flush=True)
+  settings = {
+    "size": _SIZE.value,
+    "dtype": _DTYPE.value,
+    "prompt": _PROMPT.value,
+    "tokens": _TOKENS.value,
+    "rounds": _ROUNDS.value,
+  }
+  return {"hardware": place, "settings": settings, "batches": batches}
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  try:
+    numbers = benchmark()
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  assert all(
+    math.isfinite(found["tokens_per_s"])
+    for found in numbers["batches"].values()
+  )
+  if _JSON.value:
+    pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  app.run(main)
