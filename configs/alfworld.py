@@ -41,18 +41,19 @@ def get_config(presets: str = "") -> base.ConfigDict:
       "seed": 0,  # Of generated scenes.
       "expert_mode": "explore",  # Or `walkthrough`.
       "expert_hesitation": 1.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.35,  # Chance per round to do something else.
+      "expert_doubt": 0.5,  # Chance per round to do something else.
     }
   )
   c.rollout.memory = 2
   c.rollout.tasks = 8
   c.rollout.max_prompt = 128
+  c.rollout.max_response = 56
   c.control.thinking.window = 4
-  c.control.thinking.min_tokens = 8  # A whole thought takes seven.
-  c.control.thinking.max_tokens = 36
+  c.control.thinking.min_tokens = 14  # What is here, and a plan of seven.
+  c.control.thinking.max_tokens = 44
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 1200
+  c.cold_start.episodes = 1600
   c.cold_start.batch_size = 16
   c.cold_start.micro_rows = 3
   c.cold_start.learning_rate = 3e-3

@@ -173,8 +173,11 @@ class KnobTest(parameterized.TestCase):
         thought = prompts.parse(short, plain.grammar).thought
         parsed = prompts.parse(long, plain.grammar)
         count = parsed.thought.count(compact.AGAIN)
+        # What is here is said once, the plan in every round.
+        plan = thought.partition(" . ")[2]
         self.assertEqual(
-          parsed.thought, f" {compact.AGAIN} ".join([thought] * (count + 1))
+          parsed.thought,
+          f" {compact.AGAIN} ".join([thought, *[plan] * count]),
         )
         rounds.append(count)
     # Geometric with mean h, cut off at M: the sum of c^k, c = h / (1 + h).
@@ -182,6 +185,28 @@ class KnobTest(parameterized.TestCase):
     mean = sum(c**k for k in range(1, expert.MAX_ROUNDS + 1))
     self.assertAlmostEqual(statistics.mean(rounds), mean, delta=0.15)
     self.assertEqual(max(rounds), expert.MAX_ROUNDS)
+
+  def test_says_what_can_be_taken_or_used(self):
+    benchmark = envs.make("alfworld", expert_hesitation=0.0)
+    shown = set()
+    for task_id in benchmark.splits["train"][:40]:
+      env = benchmark.env()
+      observation, done = env.reset(task_id), False
+      player = env.expert(0)
+      while not done:
+        response = player.respond()
+        said = prompts.parse(response, benchmark.grammar).thought
+        wanted = [
+          command.partition(" from ")[0].removeprefix(f"{verb} ")
+          for command in observation.admissible
+          for verb in ("take", "use")
+          if command.startswith(f"{verb} ")
+        ]
+        self.assertStartsWith(said, f"{' '.join(wanted) or 'nothing'} . ")
+        shown.add(len(wanted))
+        result = env.step(response)
+        observation, done = result.observation, result.done
+    self.assertGreater(len(shown), 2)
 
   def test_doubt_changes_mind_in_the_last_round_only(self):
     benchmark = envs.make(

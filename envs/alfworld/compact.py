@@ -6,6 +6,7 @@ stands in the prompt. Every word follows a space and no tag does; with the
 tags as symbols of the vocabulary, a word is always the same token.
 """
 
+from collections.abc import Sequence
 import re
 
 from envs import prompts
@@ -24,11 +25,19 @@ _FILLER = frozenset(
 _MIDDLE = "You are in the middle of a room."
 
 
+def look(seen: Sequence[str]) -> str:
+  """What could be taken or used here, said before a plan is made.
+
+  Whether the thing that is sought is among it is then a question of two words
+  that stand next to each other.
+  """
+  return f"{' '.join(seen) or 'nothing'} ."
+
+
 def plan(aim: str, thing: str, command: str) -> str:
   """The thought behind a command, e.g. "find mug take 1 desk 1 .".
 
-  The thing stands first: whether it can be taken is then told by where its
-  name stands in the list of commands.
+  The thing stands first, so that the verb is decided after it was named.
   """
   words = _strip(command).removeprefix(f"{aim} ")
   return f"{aim} {thing} {words.replace(f'{thing} ', '')} ."

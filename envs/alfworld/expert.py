@@ -27,6 +27,7 @@ MAX_ROUNDS = 3
 # More steps than any sensible solution has.
 _MAX_STEPS = 200
 _PUT_DOWN = re.compile(r"(?:move (.+) to|put (.+) in/on) (.+)")
+_REACHABLE = re.compile(r"take (.+) from .+|use (.+)")
 _IDLE = ("look", "inventory", "help", "examine ")
 
 
@@ -35,6 +36,9 @@ class Wording(Protocol):
 
   AGAIN: str
   SEPARATOR: str
+
+  def look(self, seen: Sequence[str]) -> str:
+    """What is here."""
 
   def plan(self, aim: str, thing: str, command: str) -> str:
     """The thought behind a command."""
@@ -71,6 +75,12 @@ def put_down(command: str) -> tuple[str, str] | None:
   """Object and receptacle of a command that puts something down."""
   match = _PUT_DOWN.fullmatch(command)
   return (match[1] or match[2], match[3]) if match else None
+
+
+def find_reachable(admissible: Sequence[str]) -> list[str]:
+  """Names of what the commands could take or use, in their order."""
+  matches = [_REACHABLE.fullmatch(command) for command in admissible]
+  return [match[1] or match[2] for match in matches if match]
 
 
 class Decider:
@@ -296,7 +306,7 @@ class ScriptedExpert:
     intention = self._decider.decide(admissible, self._episode.trace)
     aim, thing = intention.aim, intention.thing
     line = wording.plan(aim, thing, intention.command)
-    thought = [line]
+    thought = [wording.look(find_reachable(admissible)), line]
     continued = self._hesitation / (1.0 + self._hesitation)
     for _ in range(MAX_ROUNDS):
       if self._random.random() >= continued:

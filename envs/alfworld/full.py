@@ -1,5 +1,7 @@
 """The full wording: an instruction prompt for pretrained language models."""
 
+from collections.abc import Sequence
+
 from envs import prompts
 
 NO_ACTION = (
@@ -35,6 +37,11 @@ You can do one of these:
 First think inside <think> and </think>: what have you done, what is still \
 missing, and which command brings you closer? Then copy exactly one command \
 from the list into <action> and </action>, and write nothing after it."""
+
+
+def look(seen: Sequence[str]) -> str:
+  """What could be taken or used here, as a sentence."""
+  return f"I see {', '.join(seen) or 'nothing'} here."
 
 
 def plan(aim: str, thing: str, command: str) -> str:
