@@ -69,7 +69,12 @@ def export(
     )
   agent = _agent(config)
   spec = build.adapters(config, agent.policy)
-  trained, number, score = _read(workdir, agent.policy, spec, step)
+  trained, number, score = _read(
+    pathlib.Path(config.train.checkpoints or workdir / "checkpoints"),
+    agent.policy,
+    spec,
+    step,
+  )
   base = config.model.source
   if spec is not None:
     base, params = cold_start.begun(config, agent)
@@ -136,13 +141,12 @@ def _agent(config) -> build.Agent:
 
 
 def _read(
-  workdir: pathlib.Path,
+  place: pathlib.Path,
   policy: decoder.Policy,
   spec: lora.Adapters | None,
   step: str,
 ) -> tuple[types.Params, int, float | None]:
   """What was trained, on the host; the update, and its score."""
-  place = workdir / "checkpoints"
   if not place.is_dir():
     raise ValueError(f"--workdir: {place} is missing; no checkpoint was saved")
   store = checkpoint.Checkpoints(place, read_only=True)
