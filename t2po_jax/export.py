@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from typing import Any
 
+from etils import epath
 import jax
 from ml_collections import config_dict
 import numpy as np
@@ -70,7 +71,7 @@ def export(
   agent = _agent(config)
   spec = build.adapters(config, agent.policy)
   trained, number, score = _read(
-    pathlib.Path(config.train.checkpoints or workdir / "checkpoints"),
+    epath.Path(config.train.checkpoints or workdir / "checkpoints"),
     agent.policy,
     spec,
     step,
@@ -141,7 +142,7 @@ def _agent(config) -> build.Agent:
 
 
 def _read(
-  place: pathlib.Path,
+  place: epath.Path,
   policy: decoder.Policy,
   spec: lora.Adapters | None,
   step: str,
