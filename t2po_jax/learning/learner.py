@@ -192,11 +192,8 @@ class Learner:
       shape = (x.shape[0] // self.rows, self.rows, *x.shape[1:])
       return jax.ShapeDtypeStruct(shape, x.dtype)
 
-    rate = jax.ShapeDtypeStruct((), jnp.float32)
-    batch = jax.tree.map(cut, batch)
-    with jax.set_mesh(self.mesh):
-      lowered = self._step.lower(self._state, self._abstract_base, batch, rate)
-      found = lowered.compile().memory_analysis()
+    lowered = self.lower_update(jax.tree.map(cut, batch))
+    found = lowered.compile().memory_analysis()
     return None if found is None else found.temp_size_in_bytes
 
   def place_params(self, params: types.Params) -> types.Params:
@@ -322,7 +319,7 @@ class Learner:
     whole = sharding.replicated(self.mesh)
     rate = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
     with jax.set_mesh(self.mesh):
-      return self._step.lower(self._state, batch, rate)
+      return self._step.lower(self._state, self._abstract_base, batch, rate)
 
   def logprobs(self, params: types.Params, batch: types.Batch) -> types.Array:
     """Log-probs of a batch's targets under any parameters of this policy.
