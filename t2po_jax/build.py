@@ -244,33 +244,9 @@ def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
     prefill_tokens=rollout.prefill_tokens,
     prefill_rows=rollout.prefill_rows,
     live_tokens=rollout.live_tokens,
-    mesh=sampling_mesh(config),
   )
   pool = environment_pool(config, made)
   return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
-
-
-def sampling_mesh(config: ConfigDict) -> jax.sharding.Mesh:
-  """The mesh of the sampler, over the devices of this process.
-
-  Raises:
-    ValueError: if devices or slots cannot be shared out evenly.
-  """
-  rollout, devices = config.rollout, jax.local_devices()
-  data, rest = divmod(len(devices), rollout.tensor)
-  if rest:
-    raise ValueError(
-      f"rollout.tensor: found {rollout.tensor}, expected a divisor of "
-      f"{len(devices)}, the devices of this process"
-    )
-  if rollout.slots % data:
-    raise ValueError(
-      f"rollout.slots: found {rollout.slots}, expected a multiple of {data}, "
-      "the groups of devices that share the slots"
-    )
-  return sharding.create_mesh(
-    data=data, fsdp=1, tensor=rollout.tensor, devices=devices
-  )
 
 
 def environment_pool(

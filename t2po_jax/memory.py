@@ -133,20 +133,16 @@ def plan(
       rollout.slots, rollout.max_prompt + rollout.max_response
     )
   )
-  mesh = build.sampling_mesh(config)
-  decode = _laid_out(mesh, decode, decoder.logical_axes(decode))
-  heads = jax.tree.map(lambda _: ("rows", "kv_heads", None, None), cache)
-  cache = _laid_out(mesh, cache, heads)
   # New parameters of the sampler stand beside the old ones for a moment, and
   # merged adapters beside both.
-  loading = device_bytes(decode) + device_bytes(learner.abstract_base())
+  loading = _bytes(decode) + device_bytes(learner.abstract_base())
   parts = {
     "parameters": params + device_bytes(state.critic),
     "base parameters": device_bytes(learner.abstract_base()),
     "optimizer state": device_bytes(state.opt_state),
     "reference policy": params if compares else 0,
-    "sampler's parameters": device_bytes(decode),
-    "key/value cache": device_bytes(cache),
+    "sampler's parameters": _bytes(decode),
+    "key/value cache": _bytes(cache),
     # Summed over micro-batches: those so far and those of one more.
     "gradients": 2 * (params + device_bytes(state.critic)),
     "activations": activation_bytes(
@@ -260,15 +256,6 @@ def _sampling_bytes(config, policy) -> int:
   wide = rows * rollout.max_prompt * shape.mlp_width * 4
   logits = rollout.slots * shape.vocab_size * 4
   return max(2 * _bytes(part) + 3 * scores + 3 * wide, 4 * logits)
-
-
-def _laid_out(mesh, tree, axes):
-  """A tree of shapes with their shardings on a mesh."""
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    tree,
-    sharding.params_sharding(mesh, tree, axes),
-  )
 
 
 def _bytes(tree) -> int:

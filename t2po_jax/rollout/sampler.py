@@ -12,9 +12,6 @@ round trip.
 The last prompt token never enters the cache by prefill; it is the first token
 the decode loop feeds. So to sample a turn again the slot only steps back to
 its prompt's end.
-
-Slots and parameters live on a mesh of the process's own devices: its `data`
-axis splits the slots, its `tensor` axis heads, feed-forward and vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -135,18 +132,10 @@ class _Tables:
   eos: types.Array  # [E] int32
 
 
-def _axes(slots: Slots) -> Slots:
-  """Logical axis names of every array."""
-  named = jax.tree.map(lambda x: ("rows", *[None] * (x.ndim - 1)), slots)
-  heads = ("rows", "kv_heads", None, None)
-  return named.replace(cache=jax.tree.map(lambda _: heads, slots.cache))
-
-
-def _pinned(slots: Slots) -> Slots:
-  """The slots, laid out as they came: another layout would be a new program."""
-  return jax.tree.map(
-    lambda x, names: sharding.constrain(x, *names), slots, _axes(slots)
-  )
+@functools.partial(jax.jit, static_argnames=("policy",))
+def _decode_layout(params, *, policy):
+  """Parameters in the decoding layout."""
+  return policy.decode_params(params)
 
 
 @functools.partial(
@@ -176,7 +165,7 @@ def _prefill(params, slots, tokens, start, rows, *, policy, live):
   cache = jax.tree.map(
     lambda whole, new: whole.at[rows].set(new, mode="drop"), slots.cache, part
   )
-  return _pinned(slots.replace(cache=cache))
+  return slots.replace(cache=cache)
 
 
 @functools.partial(jax.jit, donate_argnames=("slots",))
@@ -185,7 +174,7 @@ def _fork(slots, source, target):
   cache = jax.tree.map(
     lambda whole: whole.at[target].set(whole[source], mode="drop"), slots.cache
   )
-  return _pinned(slots.replace(cache=cache))
+  return slots.replace(cache=cache)
 
 
 @functools.partial(
@@ -216,7 +205,7 @@ def _assign(slots, rows, numbers, keys, extremes, *, control):
 
   old = (slots.extremes, slots.thinking)
   extremes, thoughts = jax.tree.map(put, old, fresh)
-  slots = slots.replace(
+  return slots.replace(
     length=put(slots.length, numbers[:, 0]),
     token=put(slots.token, numbers[:, 1]),
     limit=put(slots.limit, numbers[:, 2]),
@@ -227,7 +216,6 @@ def _assign(slots, rows, numbers, keys, extremes, *, control):
     extremes=extremes,
     thinking=thoughts,
   )
-  return _pinned(slots)
 
 
 def _watch(slots, logits, running, control):
@@ -378,7 +366,7 @@ def _decode(
     return done + 1, slots
 
   done, slots = jax.lax.while_loop(more, body, (jnp.int32(0), slots))
-  return _pinned(slots), done
+  return slots, done
 
 
 def _buckets(smallest: int, largest: int, factor: int = 2) -> tuple[int, ...]:
@@ -418,7 +406,6 @@ class Sampler:
     prefill_tokens: int = 32,
     prefill_rows: int = 16,
     live_tokens: int = 128,
-    mesh: jax.sharding.Mesh | None = None,
   ):
     """Allocates the slots.
 
@@ -433,9 +420,7 @@ class Sampler:
       prefill_tokens: smallest bucket of prompt tokens.
       prefill_rows: most prompts per prefill call.
       live_tokens: smallest bucket of cache length to attend over.
-      mesh: devices of this process; by default the first.
     """
-    self._mesh = mesh or sharding.create_mesh(devices=jax.local_devices()[:1])
     self.slots = slots
     self.max_prompt = max_prompt
     self.max_response = max_response
@@ -452,54 +437,38 @@ class Sampler:
     self._lengths = np.zeros(slots, np.int64)
     self._counts = np.zeros(slots, np.int64)
     self._finish = np.ones(slots, np.int64)
-    tables = _Tables(
-      automaton=automata.build(
-        vocabulary.token_bytes,
-        ("</think>", *vocabulary.stops),
-        vocab_size=policy.config.vocab_size,
-      ),
-      closing=np.asarray(vocabulary.closing, np.int32),
-      eos=np.asarray(vocabulary.eos or (-1,), np.int32),
+    size = policy.config.vocab_size
+    self._tables = jax.device_put(
+      _Tables(
+        automaton=automata.build(
+          vocabulary.token_bytes,
+          ("</think>", *vocabulary.stops),
+          vocab_size=size,
+        ),
+        closing=np.asarray(vocabulary.closing, np.int32),
+        eos=np.asarray(vocabulary.eos or (-1,), np.int32),
+      )
     )
-    self._tables = sharding.put(tables, sharding.replicated(self._mesh))
-    fresh = functools.partial(self._fresh, max_response)
-    self._state = jax.jit(
-      fresh, out_shardings=self._placed(jax.eval_shape(fresh), _axes)
-    )()
-    shapes = decoder.shapes(policy.config)
-    self._layout = jax.jit(
-      policy.decode_params,
-      out_shardings=self._placed(
-        jax.eval_shape(policy.decode_params, shapes), decoder.logical_axes
-      ),
+    self._state = Slots(
+      cache=policy.init_cache(slots, self._length, policy.dtype),
+      token=jnp.zeros(slots, jnp.int32),
+      length=jnp.zeros(slots, jnp.int32),
+      count=jnp.zeros(slots, jnp.int32),
+      limit=jnp.zeros(slots, jnp.int32),
+      finish=jnp.ones(slots, jnp.int32),
+      keys=jnp.zeros((slots, 2), jnp.uint32),
+      extremes=uncertainty.initial_extremes(slots),
+      thinking=thinking.init(slots, control.intervention),
+      automaton=jnp.zeros(slots, jnp.int32),
+      tokens=jnp.zeros((slots, max_response), jnp.int32),
+      record=jnp.zeros((slots, max_response, len(RECORD))),
     )
-
-  def _fresh(self, max_response: int) -> Slots:
-    """Slots that have never been used."""
-    policy, count = self._policy, self.slots
-    return Slots(
-      cache=policy.init_cache(count, self._length, policy.dtype),
-      token=jnp.zeros(count, jnp.int32),
-      length=jnp.zeros(count, jnp.int32),
-      count=jnp.zeros(count, jnp.int32),
-      limit=jnp.zeros(count, jnp.int32),
-      finish=jnp.ones(count, jnp.int32),
-      keys=jnp.zeros((count, 2), jnp.uint32),
-      extremes=uncertainty.initial_extremes(count),
-      thinking=thinking.init(count, self._control.intervention),
-      automaton=jnp.zeros(count, jnp.int32),
-      tokens=jnp.zeros((count, max_response), jnp.int32),
-      record=jnp.zeros((count, max_response, len(RECORD))),
-    )
-
-  def _placed(self, tree: Any, axes: Callable[[Any], Any]) -> Any:
-    """The sharding of every array on the sampler's mesh."""
-    return sharding.params_sharding(self._mesh, tree, axes(tree))
 
   def load(self, params: types.Params) -> None:
     """Takes new parameters, in the training layout and of any sharding."""
-    local = sharding.put(params, self._placed(params, decoder.logical_axes))
-    self._params = self._layout(local)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    local = sharding.put(params, device)
+    self._params = _decode_layout(local, policy=self._policy)
 
   def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:
     """Computes the cache of prompts.
@@ -523,16 +492,15 @@ class Sampler:
       self._prefill(tokens, start, rows)
 
   def _prefill(self, tokens, start, rows) -> None:
-    with jax.set_mesh(self._mesh):
-      self._state = _prefill(
-        self._params,
-        self._state,
-        tokens,
-        start,
-        rows,
-        policy=self._policy,
-        live=self._length,
-      )
+    self._state = _prefill(
+      self._params,
+      self._state,
+      tokens,
+      start,
+      rows,
+      policy=self._policy,
+      live=self._length,
+    )
 
   def warm_up(
     self,
@@ -594,8 +562,7 @@ class Sampler:
       self._fork(source, target)
 
   def _fork(self, source, target) -> None:
-    with jax.set_mesh(self._mesh):
-      self._state = _fork(self._state, source, target)
+    self._state = _fork(self._state, source, target)
 
   def assign(self, rows: Sequence[int], requests: Sequence[Any]) -> None:
     """Begins (or, after a rewind, begins anew) a response in each slot."""
@@ -614,10 +581,9 @@ class Sampler:
     self._assign(slots, numbers, keys, extremes)
 
   def _assign(self, rows, numbers, keys, extremes) -> None:
-    with jax.set_mesh(self._mesh):
-      self._state = _assign(
-        self._state, rows, numbers, keys, extremes, control=self._control
-      )
+    self._state = _assign(
+      self._state, rows, numbers, keys, extremes, control=self._control
+    )
 
   def decode(
     self, sampling: draw.Sampling, epsilon: float
@@ -642,18 +608,17 @@ class Sampler:
     return int(steps), used, finished
 
   def _decode(self, sampling, epsilon, live) -> types.Array:
-    with jax.set_mesh(self._mesh):
-      self._state, steps = _decode(
-        self._params,
-        self._tables,
-        self._state,
-        np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
-        np.float32(epsilon),
-        policy=self._policy,
-        control=self._control,
-        sampling=sampling,
-        live=live,
-      )
+    self._state, steps = _decode(
+      self._params,
+      self._tables,
+      self._state,
+      np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
+      np.float32(epsilon),
+      policy=self._policy,
+      control=self._control,
+      sampling=sampling,
+      live=live,
+    )
     return steps
 
   def fetch(self, rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
