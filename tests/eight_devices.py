@@ -113,7 +113,7 @@ class MeshTest(chex.TestCase):
       split = sharding.over_rows(score, mesh)
       found = jax.jit(jax.value_and_grad(lambda w: loss(split, w)))(weights)
     wanted = jax.value_and_grad(lambda w: loss(score, w))(weights)
-    chex.assert_trees_all_close(found, wanted, rtol=1e-5)
+    chex.assert_trees_all_close(found, wanted, rtol=1e-4)
 
   def test_rows_must_divide_over_the_mesh(self):
     with self.assertRaisesRegex(
