@@ -3,10 +3,11 @@
   python experiments/main.py --config=configs/alfworld.py
 
 trains a small model from scratch on tiny generated scenes of all six task
-types. Not yet run to its end: with seed 0 on two shared cores the success on
-60 held-out tasks (standard error 0.06) went from 0.18 at the cold start to
-0.27 at update 10. The cold start is what limits it: the policy often takes
-what is not there.
+types. These settings have not been run to their end. Earlier ones, with an
+expert that did not say what it saw, went from 0.18 on 60 held-out tasks
+(standard error 0.06) at the cold start to 0.27 at update 10: the policy often
+took what was not there. With that said first, 800 episodes of a faultless
+expert gave 0.32; without it, 3,600 of a faulty one had given 0.12.
 """
 
 from configs import base, models
