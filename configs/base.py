@@ -64,6 +64,9 @@ def get_config() -> ConfigDict:
   rollout.max_prompt = 192  # Tokens, the prefix included.
   rollout.max_response = 48  # Tokens.
   rollout.slots = 64  # Responses decoded at the same time, per process.
+  # Devices of a process that share every product; the slots are split over as
+  # many groups of them as divide their number.
+  rollout.tensor = 1
   rollout.chunk = 16  # Most tokens decoded per device call.
   # Programs are compiled for sizes that double from the smallest on: tokens of
   # a prompt, prompts per call (these in fours), cache length attended to.

@@ -71,17 +71,17 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     train.train(config, workdir)
   except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+    processes.end(f"error: {error}")
   except jax.errors.JaxRuntimeError as error:
     if processes.count() == 1:
       raise
     reason = str(error).strip().splitlines()[0]
-    sys.exit(
+    processes.end(
       f"error: process {processes.index()} lost the others ({reason}); start "
       "all of them again with the same --workdir to go on"
     )
   except train.CollapseError as error:
-    sys.exit(f"stopped by the collapse guard: {error}")
+    processes.end(f"stopped by the collapse guard: {error}")
 
 
 if __name__ == "__main__":

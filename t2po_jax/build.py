@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 import types as python_types
@@ -244,9 +245,34 @@ def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
     prefill_tokens=rollout.prefill_tokens,
     prefill_rows=rollout.prefill_rows,
     live_tokens=rollout.live_tokens,
+    mesh=sampling_mesh(config),
   )
   pool = environment_pool(config, made)
   return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+
+
+def sampling_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of the sampler: as many of this process's devices as can share.
+
+  Groups of `rollout.tensor` devices share the slots evenly.
+
+  Raises:
+    ValueError: if the devices cannot be grouped.
+  """
+  rollout, devices = config.rollout, jax.local_devices()
+  groups, rest = divmod(len(devices), rollout.tensor)
+  if rest:
+    raise ValueError(
+      f"rollout.tensor: found {rollout.tensor}, expected a divisor of "
+      f"{len(devices)}, the devices of this process"
+    )
+  data = math.gcd(groups, rollout.slots)
+  return sharding.create_mesh(
+    data=data,
+    fsdp=1,
+    tensor=rollout.tensor,
+    devices=devices[: data * rollout.tensor],
+  )
 
 
 def environment_pool(

@@ -50,6 +50,7 @@ RANGES = {
   "rollout.filter_tries": (1, None),
   "rollout.slots": (1, None),
   "rollout.chunk": (1, None),
+  "rollout.tensor": (1, None),
   "rollout.prefill_tokens": (1, None),
   "rollout.prefill_rows": (1, None),
   "rollout.live_tokens": (1, None),

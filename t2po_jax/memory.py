@@ -127,7 +127,9 @@ def plan(
   state, rollout = learner.abstract_state(), config.rollout
   compares = config.loss.kl != "off" or config.reward.kl != "off"
   params = device_bytes(state.params)
+  mesh = build.sampling_mesh(config)
   decode = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
+  decode_bytes = _shard_bytes(mesh, decode, decoder.logical_axes(decode))
   cache = jax.eval_shape(
     lambda: policy.init_cache(
       rollout.slots, rollout.max_prompt + rollout.max_response
@@ -135,14 +137,14 @@ def plan(
   )
   # New parameters of the sampler stand beside the old ones for a moment, and
   # merged adapters beside both.
-  loading = _bytes(decode) + device_bytes(learner.abstract_base())
+  loading = decode_bytes + device_bytes(learner.abstract_base())
   parts = {
     "parameters": params + device_bytes(state.critic),
     "base parameters": device_bytes(learner.abstract_base()),
     "optimizer state": device_bytes(state.opt_state),
     "reference policy": params if compares else 0,
-    "sampler's parameters": _bytes(decode),
-    "key/value cache": _bytes(cache),
+    "sampler's parameters": decode_bytes,
+    "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
     # Summed over micro-batches: those so far and those of one more.
     "gradients": 2 * (params + device_bytes(state.critic)),
     "activations": activation_bytes(
@@ -152,11 +154,11 @@ def plan(
       length=config.train.row_tokens,
       chunk=learner.chunk,
     ),
-    "sampling": max(_sampling_bytes(config, policy), loading),
+    "sampling": max(_sampling_bytes(config, policy, mesh), loading),
   }
   if config.critic.kind == "separate" and state.critic is not None:
     parts["activations"] *= 2
-  device = learner.mesh.devices.flat[0]
+  device = learner.mesh.local_devices[0]
   shape = " x ".join(f"{n} {size}" for n, size in learner.mesh.shape.items())
   found = Plan(
     parts=parts,
@@ -244,23 +246,35 @@ def _kept_bytes(policy, adapters, rows, length) -> int:
   return total
 
 
-def _sampling_bytes(config, policy) -> int:
+def _sampling_bytes(config, policy, mesh) -> int:
   """Estimates what prefill and a decode step hold for a moment."""
   rollout, shape = config.rollout, policy.config
+  slots = rollout.slots // sharding.row_shards(mesh)
   length = rollout.max_prompt + rollout.max_response
   part = jax.eval_shape(
-    lambda: policy.init_cache(min(rollout.prefill_rows, rollout.slots), length)
+    lambda: policy.init_cache(min(rollout.prefill_rows, slots), length)
   )
   rows = part.keys[0].shape[0]
   scores = rows * shape.heads * rollout.max_prompt * length * 4
   wide = rows * rollout.max_prompt * shape.mlp_width * 4
-  logits = rollout.slots * shape.vocab_size * 4
+  logits = slots * shape.vocab_size * 4
   return max(2 * _bytes(part) + 3 * scores + 3 * wide, 4 * logits)
 
 
 def _bytes(tree) -> int:
   """Bytes of a tree of shapes, held whole."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shard_bytes(mesh, tree, axes) -> int:
+  """Bytes of a tree of shapes on one device, laid out by logical axes."""
+  layout = sharding.params_sharding(mesh, tree, axes)
+  return sum(
+    math.prod(placed.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf, placed in zip(
+      jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True
+    )
+  )
 
 
 def _batch_shape(config, rows) -> types.Batch:

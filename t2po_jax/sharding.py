@@ -134,8 +134,9 @@ def partition_spec(
       near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.0)[0]
       raise ValueError(f"logical axis {name!r} has no rule; nearest: {near!r}")
     split = RULES[name] if name is not None else ()
+    split = tuple(axis for axis in split if mesh.shape[axis] > 1)
     parts = math.prod(mesh.shape[axis] for axis in split)
-    entries.append(split if parts > 1 and size % parts == 0 else None)
+    entries.append(split if split and size % parts == 0 else None)
   return jax.sharding.PartitionSpec(*entries)
 
 
@@ -176,13 +177,16 @@ def params_sharding(
   Raises:
     ValueError: if a name has no rule, or names and shape disagree in rank.
   """
-  return jax.tree.map(
-    lambda array, names: jax.sharding.NamedSharding(
-      mesh, partition_spec(mesh, names, array.shape)
-    ),
-    params,
-    axes,
-  )
+
+  def layout(array, names):
+    # In the words of compiled programs: else their results, put in again,
+    # would count as laid out anew.
+    spec = list(partition_spec(mesh, names, array.shape))
+    while spec and spec[-1] is None:
+      spec.pop()
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+  return jax.tree.map(layout, params, axes)
 
 
 def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
@@ -288,6 +292,15 @@ def over_rows(
     )(shared, *arrays)
 
   return call
+
+
+def sum_over_rows(x: jax.Array) -> jax.Array:
+  """The sum of an array, inside `over_rows` of all devices' arrays: [] int."""
+  axes = set(RULES["rows"])
+  total = jnp.sum(x)
+  if axes <= set(jax.sharding.get_abstract_mesh().manual_axes):
+    total = jax.lax.psum(total, RULES["rows"])
+  return total
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

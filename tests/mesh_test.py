@@ -9,7 +9,9 @@ from absl.testing import absltest, parameterized
 
 
 class EightDevicesTest(parameterized.TestCase):
-  @parameterized.parameters("eight_devices.py", "eight_collectives.py")
+  @parameterized.parameters(
+    "eight_devices.py", "eight_collectives.py", "eight_samplers.py"
+  )
   def test_checks_pass_on_eight_devices(self, name):
     checks = pathlib.Path(__file__).with_name(name)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]

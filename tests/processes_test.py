@@ -58,11 +58,10 @@ def start(command, *, devices):
 
 
 def finish(started):
-  """Waits for all; raises with the output of one that failed."""
+  """Waits for all; raises with the outputs of all if one failed."""
   outputs = [process.communicate(timeout=1500)[0] for process in started]
-  for process, output in zip(started, outputs, strict=True):
-    if process.returncode:
-      raise AssertionError(output)
+  if any(process.returncode for process in started):
+    raise AssertionError("\n".join(outputs))
   return outputs
 
 
@@ -103,12 +102,19 @@ class OneProcessTest(parameterized.TestCase):
     ("here:1", "0", 0, "--processes: found '0'"),
     ("here:1", "2", 2, "--process_id: found 2, expected 0 to 1"),
     ("here:1", "2", None, "--process_id: found None"),
-    (None, "auto", None, "--processes: found 'auto' outside of a cluster"),
   )
   def test_what_does_not_fit_is_refused(self, address, count, index, message):
     with self.assertRaisesRegex(ValueError, message) as raised:
       processes.start(address, count, index)
     self.assertNotIn("\n", str(raised.exception))
+
+  def test_no_cluster_is_refused(self):
+    # In a process of its own: JAX must not have been used before.
+    script = (
+      "from t2po_jax import processes; processes.start(None, 'auto', None)"
+    )
+    output, _ = start(["-c", script], devices=1).communicate(timeout=300)
+    self.assertIn("--processes: found 'auto' outside of a cluster", output)
 
   def test_parts_of_a_rollout_become_the_whole(self):
     def part(group, deltas):

@@ -37,7 +37,7 @@ def tiny_policy() -> tuple[decoder.Policy, dict]:
   return policy, params
 
 
-def make(*, slots=4, control=None, stops=("</a>",), buckets=False):
+def make(*, slots=4, control=None, stops=("</a>",), buckets=False, mesh=None):
   """A scheduler on a byte vocabulary; few programs unless with buckets."""
   policy, params = tiny_policy()
   token_bytes = [bytes([i]) for i in range(256)] + [b"", b""]
@@ -55,6 +55,7 @@ def make(*, slots=4, control=None, stops=("</a>",), buckets=False):
     prefill_tokens=8 if buckets else MAX_PROMPT,
     prefill_rows=4 if buckets else 1,
     live_tokens=16 if buckets else MAX_PROMPT + MAX_RESPONSE,
+    mesh=mesh,
   )
   device.load(params)
   return scheduler.Scheduler(device)

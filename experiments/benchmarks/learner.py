@@ -53,7 +53,9 @@ _CHUNK = flags.DEFINE_integer(
 _STEPS = flags.DEFINE_integer("steps", 5, "Timed steps of each workload.")
 _PEERS = flags.DEFINE_list("peers", ["ours", "torch"], "Who takes part.")
 _TUNIX = flags.DEFINE_string("tunix_python", sys.executable, "Has tunix.")
-_MEMORY = flags.DEFINE_list("memory", ["8", "512"], "Rows, tokens; or empty.")
+_MEMORY_AT = flags.DEFINE_list(
+  "memory_at", ["8", "512"], "Rows and tokens to ask XLA for memory at."
+)
 _PEAK_SIZE = flags.DEFINE_integer("peak_size", 2048, "Side of the product.")
 _JSON = flags.DEFINE_string("json", "", "File for all numbers.")
 
@@ -197,7 +199,7 @@ def measure(folder: pathlib.Path) -> dict:
     "chunk": _CHUNK.value,
     "threads": os.cpu_count(),
     "peak_size": _PEAK_SIZE.value,
-    "memory_shape": [int(x) for x in _MEMORY.value],
+    "memory_shape": [int(x) for x in _MEMORY_AT.value],
     "workloads": workloads,
   }
   contestants = [Contestant(name, settings) for name in _PEERS.value]
@@ -228,7 +230,7 @@ def race(contestants, config, workloads) -> dict:
   kind = jax.devices()[0].device_kind
   known = [v for k, v in DATA_SHEETS.items() if kind.startswith(k)]
   rate = known[0] if known else ours.ask("peak")["flops"]
-  temporary = ours.ask("memory")["bytes"] if _MEMORY.value else {}
+  temporary = ours.ask("memory")["bytes"] if _MEMORY_AT.value else {}
   memory = {c.name: c.ask("quit") for c in contestants}
   found = {"peak_flops": rate, "xla_temporary_bytes": temporary}
   found |= {"memory": memory, "first_loss": losses, "workloads": {}}

@@ -729,6 +729,12 @@ def stack_layers(layers: list[types.Params]) -> types.Params:
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
 
 
+def cache_axes(cache: Cache) -> Cache:
+  """Names of the axes of every array of a cache, for sharding."""
+  names = ("rows", "kv_heads", None, None)
+  return jax.tree.map(lambda _: names, cache)
+
+
 def logical_axes(params: types.Params) -> types.Params:
   """Names of every parameter's axes, for sharding.
 

@@ -12,6 +12,11 @@ round trip.
 The last prompt token never enters the cache by prefill; it is the first token
 the decode loop feeds. So to sample a turn again the slot only steps back to
 its prompt's end.
+
+Slots live on a mesh of the process's own devices. Its `tensor` axis splits
+heads, feed-forward width and vocabulary; each shard of the rows owns slots of
+its own and tells the others only how many of them are running. So cache rows
+are copied inside a shard only.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -132,15 +137,45 @@ class _Tables:
   eos: types.Array  # [E] int32
 
 
-@functools.partial(jax.jit, static_argnames=("policy",))
-def _decode_layout(params, *, policy):
-  """Parameters in the decoding layout."""
-  return policy.decode_params(params)
+def _slot_axes(slots: Slots) -> Slots:
+  """Logical axis names of every array."""
+  named = jax.tree.map(lambda x: ("rows", *[None] * (x.ndim - 1)), slots)
+  return named.replace(cache=decoder.cache_axes(slots.cache))
 
 
-@functools.partial(
-  jax.jit, static_argnames=("policy", "live"), donate_argnames=("slots",)
-)
+def _over_slots(*static: str):
+  """Compiles a change of the slots that every shard makes to its own.
+
+  Args:
+    *static: names of the settings that a program is compiled for.
+
+  Returns:
+    A decorator of (shared arrays, slots, *arrays with rows first, **settings)
+    -> slots, or a tuple that begins with them. The compiled function takes the
+    mesh as one more setting and donates the slots.
+  """
+
+  def decorate(function):
+    def change(shared, slots, *arrays, mesh, **settings):
+      local = sharding.over_rows(functools.partial(function, **settings), mesh)
+      result = local(shared, slots, *arrays)
+      slots, *rest = result if isinstance(result, tuple) else (result,)
+      # In another layout they would need another program next time.
+      layout = sharding.params_sharding(mesh, slots, _slot_axes(slots))
+      slots = jax.lax.with_sharding_constraint(slots, layout)
+      return (slots, *rest) if rest else slots
+
+    change.__name__, change.__doc__ = function.__name__, function.__doc__
+    return jax.jit(
+      change,
+      static_argnames=("mesh", *static),
+      donate_argnums=(1,),
+    )
+
+  return decorate
+
+
+@_over_slots("policy", "live")
 def _prefill(params, slots, tokens, start, rows, *, policy, live):
   """Computes keys and values of prompt parts.
 
@@ -150,7 +185,8 @@ def _prefill(params, slots, tokens, start, rows, *, policy, live):
     tokens: [P, T] int32, right-padded; what padding writes is overwritten
       before it can be attended to.
     start: [P] int32, cache offset of each part.
-    rows: [P] int32 slot numbers; a number past the end is a padding row.
+    rows: [P] int32 slot numbers, from 0 in every shard; a number past the end
+      is a padding row.
     policy: the policy.
     live: cache length that may be attended to.
 
@@ -168,8 +204,8 @@ def _prefill(params, slots, tokens, start, rows, *, policy, live):
   return slots.replace(cache=cache)
 
 
-@functools.partial(jax.jit, donate_argnames=("slots",))
-def _fork(slots, source, target):
+@_over_slots()
+def _fork(_, slots, source, target):
   """Copies cache rows [P] -> [P]; a target past the end is dropped."""
   cache = jax.tree.map(
     lambda whole: whole.at[target].set(whole[source], mode="drop"), slots.cache
@@ -177,15 +213,14 @@ def _fork(slots, source, target):
   return slots.replace(cache=cache)
 
 
-@functools.partial(
-  jax.jit, static_argnames=("control",), donate_argnames=("slots",)
-)
-def _assign(slots, rows, numbers, keys, extremes, *, control):
+@_over_slots("control")
+def _assign(_, slots, rows, numbers, keys, extremes, *, control):
   """Begins a response in each of the rows.
 
   Args:
     slots: the slots.
-    rows: [P] int32 slot numbers; a number past the end is dropped.
+    rows: [P] int32 slot numbers, from 0 in every shard; a number past the end
+      is dropped.
     numbers: [P, 3] int32: tokens in the cache, token to feed, limit.
     keys: [P, 2] uint32.
     extremes: [P, 4] float32.
@@ -319,37 +354,36 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
   )
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=("policy", "control", "sampling", "live"),
-  donate_argnames=("slots",),
-)
-def _decode(
-  params, tables, slots, knobs, epsilon, *, policy, control, sampling, live
-):
+@_over_slots("policy", "control", "sampling", "live")
+def _decode(shared, slots, *, policy, control, sampling, live):
   """Decodes a chunk; returns early once enough slots have finished.
 
   Args:
-    params: parameters in the decoding layout.
-    tables: constant arrays.
+    shared: parameters in the decoding layout; constant arrays; [2] int32: most
+      steps, and slots that make an early return; [] float32, threshold of the
+      thinking intervention.
     slots: the slots.
-    knobs: [2] int32: most steps; slots that make an early return.
-    epsilon: [] float32, threshold of the thinking intervention.
     policy: the policy.
     control: exploration control.
     sampling: how tokens are drawn.
     live: cache length that may be attended to.
 
   Returns:
-    The slots, and [] int32, the number of steps done.
+    The slots, and [1] int32, the number of steps done.
   """
-  before = jnp.sum(slots.finish == 0)
+  params, tables, knobs, epsilon = shared
+
+  def running(slots):
+    # Of all shards: their loops must take the same number of turns, because
+    # what the partitioner exchanges inside may involve every device.
+    return sharding.sum_over_rows(slots.finish == 0)
+
+  before = running(slots)
   enough = jnp.minimum(knobs[1], before)
 
   def more(carry):
     done, slots = carry
-    running = jnp.sum(slots.finish == 0)
-    return (done < knobs[0]) & (before - running < enough)
+    return (done < knobs[0]) & (before - running(slots) < enough)
 
   def body(carry):
     done, slots = carry
@@ -365,8 +399,8 @@ def _decode(
     )
     return done + 1, slots
 
-  done, slots = jax.lax.while_loop(more, body, (jnp.int32(0), slots))
-  return slots, done
+  done, slots = jax.lax.while_loop(more, body, (jnp.zeros_like(before), slots))
+  return slots, done[None]
 
 
 def _buckets(smallest: int, largest: int, factor: int = 2) -> tuple[int, ...]:
@@ -383,11 +417,43 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
   return next(bucket for bucket in buckets if bucket >= size)
 
 
+@functools.partial(jax.jit, static_argnames=("policy",))
+def _decode_layout(params, *, policy):
+  """Parameters in the decoding layout, where they are."""
+  return policy.decode_params(params)
+
+
+def _fresh_slots(
+  policy: decoder.Policy,
+  control: Control,
+  count: int,
+  max_prompt: int,
+  max_response: int,
+) -> Slots:
+  """Slots that have never been used, with the arguments of `Sampler`."""
+  return Slots(
+    cache=policy.init_cache(count, max_prompt + max_response, policy.dtype),
+    token=jnp.zeros(count, jnp.int32),
+    length=jnp.zeros(count, jnp.int32),
+    count=jnp.zeros(count, jnp.int32),
+    limit=jnp.zeros(count, jnp.int32),
+    finish=jnp.ones(count, jnp.int32),
+    keys=jnp.zeros((count, 2), jnp.uint32),
+    extremes=uncertainty.initial_extremes(count),
+    thinking=thinking.init(count, control.intervention),
+    automaton=jnp.zeros(count, jnp.int32),
+    tokens=jnp.zeros((count, max_response), jnp.int32),
+    record=jnp.zeros((count, max_response, len(RECORD))),
+  )
+
+
 class Sampler:
   """The slots of one policy and the programs that change them.
 
   Attributes:
     slots: number of slots B.
+    shards: into how many parts, of equal size, they are split; only slots of
+      one shard can copy from each other.
     max_prompt: most tokens of a prompt.
     max_response: most tokens of a response.
     active: [B] bool on the host, the slots that are decoding.
@@ -406,6 +472,7 @@ class Sampler:
     prefill_tokens: int = 32,
     prefill_rows: int = 16,
     live_tokens: int = 128,
+    mesh: jax.sharding.Mesh | None = None,
   ):
     """Allocates the slots.
 
@@ -420,8 +487,20 @@ class Sampler:
       prefill_tokens: smallest bucket of prompt tokens.
       prefill_rows: most prompts per prefill call.
       live_tokens: smallest bucket of cache length to attend over.
+      mesh: devices of this process; by default the first.
+
+    Raises:
+      ValueError: if the slots cannot be split evenly.
     """
+    self._mesh = mesh or sharding.create_mesh(devices=jax.local_devices()[:1])
     self.slots = slots
+    self.shards = sharding.row_shards(self._mesh)
+    if slots % self.shards:
+      raise ValueError(
+        f"slots: found {slots}, expected a multiple of {self.shards}, the "
+        "groups of devices that share them"
+      )
+    self._own = slots // self.shards
     self.max_prompt = max_prompt
     self.max_response = max_response
     self.active = np.zeros(slots, bool)
@@ -430,45 +509,37 @@ class Sampler:
     self._chunk = chunk
     self._length = max_prompt + max_response
     self._prefill_tokens = _buckets(prefill_tokens, max_prompt)
-    self._prefill_rows = _buckets(1, min(prefill_rows, slots), 4)
-    self._row_counts = _buckets(1, slots, 4)
+    self._prefill_rows = _buckets(1, min(prefill_rows, self._own), 4)
+    self._row_counts = _buckets(1, self._own, 4)
     self._live = _buckets(live_tokens, self._length)
     self._params = None
     self._lengths = np.zeros(slots, np.int64)
     self._counts = np.zeros(slots, np.int64)
     self._finish = np.ones(slots, np.int64)
-    size = policy.config.vocab_size
-    self._tables = jax.device_put(
-      _Tables(
-        automaton=automata.build(
-          vocabulary.token_bytes,
-          ("</think>", *vocabulary.stops),
-          vocab_size=size,
-        ),
-        closing=np.asarray(vocabulary.closing, np.int32),
-        eos=np.asarray(vocabulary.eos or (-1,), np.int32),
-      )
+    tables = _Tables(
+      automaton=automata.build(
+        vocabulary.token_bytes,
+        ("</think>", *vocabulary.stops),
+        vocab_size=policy.config.vocab_size,
+      ),
+      closing=np.asarray(vocabulary.closing, np.int32),
+      eos=np.asarray(vocabulary.eos or (-1,), np.int32),
     )
-    self._state = Slots(
-      cache=policy.init_cache(slots, self._length, policy.dtype),
-      token=jnp.zeros(slots, jnp.int32),
-      length=jnp.zeros(slots, jnp.int32),
-      count=jnp.zeros(slots, jnp.int32),
-      limit=jnp.zeros(slots, jnp.int32),
-      finish=jnp.ones(slots, jnp.int32),
-      keys=jnp.zeros((slots, 2), jnp.uint32),
-      extremes=uncertainty.initial_extremes(slots),
-      thinking=thinking.init(slots, control.intervention),
-      automaton=jnp.zeros(slots, jnp.int32),
-      tokens=jnp.zeros((slots, max_response), jnp.int32),
-      record=jnp.zeros((slots, max_response, len(RECORD))),
+    self._tables = sharding.put(tables, sharding.replicated(self._mesh))
+    fresh = functools.partial(
+      _fresh_slots, policy, control, slots, max_prompt, max_response
     )
+    shapes = jax.eval_shape(fresh)
+    layout = sharding.params_sharding(self._mesh, shapes, _slot_axes(shapes))
+    self._state = jax.jit(fresh, out_shardings=layout)()
 
   def load(self, params: types.Params) -> None:
     """Takes new parameters, in the training layout and of any sharding."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    local = sharding.put(params, device)
-    self._params = _decode_layout(local, policy=self._policy)
+    # In the dtype of the computation there is less to move.
+    params = _decode_layout(params, policy=self._policy)
+    axes = decoder.logical_axes(params)
+    layout = sharding.params_sharding(self._mesh, params, axes)
+    self._params = sharding.put(params, layout)
 
   def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:
     """Computes the cache of prompts.
@@ -477,19 +548,45 @@ class Sampler:
       parts: (slot, prompt tokens, how many of them the cache already holds).
     """
     # Equal sizes together, and only as many rows a call as are needed.
-    left = sorted(parts, key=lambda part: len(part[1]) - part[2])
-    while left:
-      height = max(n for n in self._prefill_rows if n <= len(left))
-      some, left = left[:height], left[height:]
-      width = _bucket(max(len(p) - n for _, p, n in some), self._prefill_tokens)
-      tokens = np.zeros((height, width), np.int32)
-      start = np.zeros(height, np.int32)
-      for i, (_, prompt, held) in enumerate(some):
+    parts = sorted(parts, key=lambda part: len(part[1]) - part[2])
+    left = self._by_shard([part[0] for part in parts], parts)
+    while any(left):
+      most = max(map(len, left))
+      height = max(n for n in self._prefill_rows if n <= most)
+      some = [shard[:height] for shard in left]
+      left = [shard[height:] for shard in left]
+      width = _bucket(
+        max(len(p) - n for shard in some for _, (_, p, n) in shard),
+        self._prefill_tokens,
+      )
+      rows, tokens, start = self._padding(height, (width,), ())
+      for at, (row, (_, prompt, held)) in self._lines(height, some):
         # A padded part must end inside the cache; then more is recomputed.
-        start[i] = min(held, self._length - width)
-        tokens[i, : len(prompt) - start[i]] = prompt[start[i] :]
-      rows = np.asarray([slot for slot, _, _ in some], np.int32)
+        start[at] = min(held, self._length - width)
+        tokens[at, : len(prompt) - start[at]] = prompt[start[at] :]
+        rows[at] = row
       self._prefill(tokens, start, rows)
+
+  def _by_shard(
+    self, slots: Sequence[int], values: Sequence[Any]
+  ) -> list[list[tuple[int, Any]]]:
+    """For every shard, (its own number of the slot, value) in order."""
+    shards = [[] for _ in range(self.shards)]
+    for slot, value in zip(slots, values, strict=True):
+      shard, row = divmod(slot, self._own)
+      shards[shard].append((row, value))
+    return shards
+
+  def _lines(self, height: int, shards: Sequence[Sequence[Any]]):
+    """(index, value) in arrays that give every shard as many rows."""
+    for shard, values in enumerate(shards):
+      yield from enumerate(values, start=shard * height)
+
+  def _padding(self, height: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """int32 arrays with rows for every shard; the first names no slot."""
+    count = self.shards * height
+    nowhere = np.full(count, self._own, np.int32)
+    return [nowhere, *(np.zeros((count, *s), np.int32) for s in shapes)]
 
   def _prefill(self, tokens, start, rows) -> None:
     self._state = _prefill(
@@ -500,6 +597,7 @@ class Sampler:
       rows,
       policy=self._policy,
       live=self._length,
+      mesh=self._mesh,
     )
 
   def warm_up(
@@ -516,31 +614,19 @@ class Sampler:
     Returns:
       The number of programs.
     """
-    outside = {n: np.full(n, self.slots, np.int32) for n in self._row_counts}
-    jobs = [
-      functools.partial(
-        self._prefill,
-        np.zeros((height, width), np.int32),
-        np.zeros(height, np.int32),
-        np.full(height, self.slots, np.int32),
+    jobs = []
+    for height in self._prefill_rows:
+      for width in self._prefill_tokens:
+        rows, tokens, start = self._padding(height, (width,), ())
+        jobs.append(functools.partial(self._prefill, tokens, start, rows))
+    for height in self._row_counts:
+      rows, source, numbers = self._padding(height, (), (3,))
+      keys = np.zeros((len(rows), 2), np.uint32)
+      extremes = np.zeros((len(rows), 4), np.float32)
+      jobs.append(functools.partial(self._fork, source, rows))
+      jobs.append(
+        functools.partial(self._assign, rows, numbers, keys, extremes)
       )
-      for height in self._prefill_rows
-      for width in self._prefill_tokens
-    ]
-    jobs += [
-      functools.partial(self._fork, np.zeros_like(rows), rows)
-      for rows in outside.values()
-    ]
-    jobs += [
-      functools.partial(
-        self._assign,
-        rows,
-        np.zeros((n, 3), np.int32),
-        np.zeros((n, 2), np.uint32),
-        np.zeros((n, 4), np.float32),
-      )
-      for n, rows in outside.items()
-    ]
     jobs += [
       functools.partial(self._decode, sampling, 0.0, live)
       for sampling in dict.fromkeys(samplings)
@@ -554,35 +640,51 @@ class Sampler:
     return len(jobs)
 
   def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
-    """Copies cache rows from source to target slots, all at once."""
+    """Copies cache rows from source to target slots, all at once.
+
+    Raises:
+      ValueError: if a pair lies in two shards.
+    """
+    if any(s // self._own != t // self._own for s, t in pairs):
+      raise ValueError(f"slots: found {pairs}, expected pairs inside a shard")
     if pairs:
-      height = _bucket(len(pairs), self._row_counts)
-      padded = [*pairs, *[(0, self.slots)] * (height - len(pairs))]
-      source, target = np.asarray(padded, np.int32).T
+      shards = self._by_shard([t for _, t in pairs], [s for s, _ in pairs])
+      height = _bucket(max(map(len, shards)), self._row_counts)
+      target, source = self._padding(height, ())
+      for at, (row, slot) in self._lines(height, shards):
+        source[at], target[at] = slot % self._own, row
       self._fork(source, target)
 
   def _fork(self, source, target) -> None:
-    self._state = _fork(self._state, source, target)
+    self._state = _fork(None, self._state, source, target, mesh=self._mesh)
 
   def assign(self, rows: Sequence[int], requests: Sequence[Any]) -> None:
     """Begins (or, after a rewind, begins anew) a response in each slot."""
-    height = _bucket(len(rows), self._row_counts)
-    slots = np.full(height, self.slots, np.int32)
-    numbers = np.zeros((height, 3), np.int32)
-    keys = np.zeros((height, 2), np.uint32)
-    extremes = np.zeros((height, 4), np.float32)
-    for i, (row, request) in enumerate(zip(rows, requests, strict=True)):
-      held = len(request.prompt) - 1
-      slots[i] = row
-      numbers[i] = held, request.prompt[-1], request.limit
-      keys[i], extremes[i] = request.key, request.extremes
-      self._lengths[row], self._counts[row], self._finish[row] = held, 0, 0
+    for row, request in zip(rows, requests, strict=True):
+      self._lengths[row] = len(request.prompt) - 1
+      self._counts[row] = self._finish[row] = 0
       self.active[row] = True
+    shards = self._by_shard(rows, requests)
+    height = _bucket(max(map(len, shards)), self._row_counts)
+    slots, numbers = self._padding(height, (3,))
+    keys = np.zeros((len(slots), 2), np.uint32)
+    extremes = np.zeros((len(slots), 4), np.float32)
+    for at, (row, request) in self._lines(height, shards):
+      slots[at] = row
+      numbers[at] = len(request.prompt) - 1, request.prompt[-1], request.limit
+      keys[at], extremes[at] = request.key, request.extremes
     self._assign(slots, numbers, keys, extremes)
 
   def _assign(self, rows, numbers, keys, extremes) -> None:
     self._state = _assign(
-      self._state, rows, numbers, keys, extremes, control=self._control
+      None,
+      self._state,
+      rows,
+      numbers,
+      keys,
+      extremes,
+      control=self._control,
+      mesh=self._mesh,
     )
 
   def decode(
@@ -605,19 +707,22 @@ class Sampler:
     self._counts = counts.astype(np.int64)
     finished = np.flatnonzero(self.active & (self._finish > 0)).tolist()
     self.active[finished] = False
-    return int(steps), used, finished
+    return int(steps[0]), used, finished
 
   def _decode(self, sampling, epsilon, live) -> types.Array:
     self._state, steps = _decode(
-      self._params,
-      self._tables,
+      (
+        self._params,
+        self._tables,
+        np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
+        np.float32(epsilon),
+      ),
       self._state,
-      np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
-      np.float32(epsilon),
       policy=self._policy,
       control=self._control,
       sampling=sampling,
       live=live,
+      mesh=self._mesh,
     )
     return steps
 

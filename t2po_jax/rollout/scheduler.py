@@ -117,6 +117,8 @@ class Scheduler:
     self._slots = [
       _Slot(content=np.zeros(0, np.int32)) for _ in range(sampler.slots)
     ]
+    size = sampler.slots // sampler.shards
+    self._shards = [range(i, i + size) for i in range(0, sampler.slots, size)]
     self._queue: collections.deque[Request] = collections.deque()
     self._where: dict[int, int] = {}
     self._clock = 0
@@ -195,27 +197,35 @@ class Scheduler:
     free = [i for i, slot in enumerate(self._slots) if slot.request is None]
     served: list[tuple[int, Request]] = []
     forks, prefills, copies = [], [], []
-    fresh: dict[bytes, int] = {}
+    twins: dict[bytes, dict[int, int]] = collections.defaultdict(dict)
     contents = [slot.content for slot in self._slots]
     while free and self._queue:
       request = self._queue.popleft()
       need = request.prompt[:-1]  # The last token starts the decoding.
-      name = need.tobytes()
-      if name in fresh:
-        target, reused = self._least_recent(free), len(need)
-        copies.append((fresh[name], target))
+      twin = twins[need.tobytes()]  # By shard, the slot that gets the same.
+      shared = [common_prefix(content, need) for content in contents]
+      held = [max(shared[i] for i in shard) for shard in self._shards]
+      held = [len(need) if n in twin else most for n, most in enumerate(held)]
+      room = [[i for i in shard if i in free] for shard in self._shards]
+      # Where most is held already, or else where most slots are free.
+      shard = max(
+        (n for n, slots in enumerate(room) if slots),
+        key=lambda n: (held[n], len(room[n])),
+      )
+      reused = held[shard]
+      if shard in twin:
+        target = self._least_recent(room[shard])
+        copies.append((twin[shard], target))
       else:
-        shared = [common_prefix(content, need) for content in contents]
-        best = max(shared)
         # A free slot that holds as much needs no copy.
-        own = [i for i in free if shared[i] == best]
-        target = self._least_recent(own or free)
-        reused = best
-        if best and not own:
-          forks.append((shared.index(best), target))
+        own = [i for i in room[shard] if shared[i] == reused]
+        target = self._least_recent(own or room[shard])
+        if reused and not own:
+          source = next(i for i in self._shards[shard] if shared[i] == reused)
+          forks.append((source, target))
         if reused < len(need):
           prefills.append((target, need, reused))
-        fresh[name] = target
+        twin[shard] = target
       # From here on the slot's old content is spoken for.
       contents[target] = contents[target][:0]
       free.remove(target)
