@@ -294,6 +294,12 @@ def over_rows(
   return call
 
 
+def current_size(axis: str) -> int:
+  """Size of a mesh axis inside a compiled function, 1 outside of a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else mesh.shape[axis]
+
+
 def sum_over_rows(x: jax.Array) -> jax.Array:
   """The sum of an array, inside `over_rows` of all devices' arrays: [] int."""
   axes = set(RULES["rows"])

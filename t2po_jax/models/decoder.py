@@ -28,18 +28,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax import sharding, types
+from t2po_jax.models import attention
 from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
-
-# Finite, so that a row without any allowed key still has a gradient.
-MASKED = -1e30
 
 # Axes of hidden states [B, T, D].
 _ACTIVATION = ("rows", "length", "activation_width")
 
 REMATS = ("none", "dots", "full")
-ATTENTIONS = ("auto", "einsum")
 
 # Logical axis names by the end of a parameter's path. Parameters of the
 # stacked layers have "layers" in front.
@@ -267,8 +264,8 @@ class Attention(nnx.Module):
     """Projects mixed values [B, T, M, N/M, H] back to [B, T, D]."""
     return self.out(mixed.reshape(*mixed.shape[:2], -1))
 
-  def __call__(self, x, angles, allowed, mix):
-    return self.output(mix(*self.project(x, angles), allowed))
+  def __call__(self, x, angles, context, mix):
+    return self.output(mix(*self.project(x, angles), context))
 
   def extend(self, x, angles, keys, values, slots, allowed):
     """Writes new keys and values into the cache and attends to it.
@@ -297,56 +294,11 @@ class Attention(nnx.Module):
       new_values.astype(values.dtype), mode="drop", unique_indices=True
     )
     live = allowed.shape[-1]
-    mixed = attend(queries, keys[..., :live], values[:, :, :live], allowed)
+    mixed = attention.attend(
+      queries, keys[..., :live], values[:, :, :live], allowed
+    )
     mixed = mixed.astype(x.dtype).reshape(x.shape[1], -1)
     return self.out.columns(mixed.T), keys, values
-
-
-def _contract(equation: str, left, right) -> types.Array:
-  """Einsum with a float32 result; CPUs lack the batched bfloat16 product."""
-  if jax.default_backend() == "cpu":
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-  return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
-
-
-def attend(queries, keys, values, allowed) -> types.Array:
-  """Softmax attention of grouped queries, the softmax in float32.
-
-  Args:
-    queries: [B, T, M, N/M, H].
-    keys: [B, M, H, S].
-    values: [B, M, S, H].
-    allowed: [B, T, S] bool, True where a query may look.
-
-  Returns:
-    [B, T, M, N/M, H] in the dtype of the queries.
-  """
-  scores = _contract("btmrh,bmhs->bmrts", queries, keys)
-  scores = scores * queries.shape[-1] ** -0.5
-  scores = jnp.where(allowed[:, None, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-  mixed = _contract("bmrts,bmsh->btmrh", weights, values)
-  return mixed.astype(queries.dtype)
-
-
-def _mix_by_einsum(queries, keys, values, allowed) -> types.Array:
-  """`attend` for keys and values [B, T, M, H] of whole rows."""
-  return attend(
-    queries, keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3), allowed
-  )
-
-
-def _mix_fused(queries, keys, values, allowed) -> types.Array:
-  """The same by cuDNN's fused kernel. Not yet run on a GPU."""
-  lead = queries.shape[:2]
-  mixed = jax.nn.dot_product_attention(
-    queries.reshape(*lead, -1, queries.shape[-1]),
-    keys,
-    values,
-    mask=allowed[:, None],
-    implementation="cudnn",
-  )
-  return mixed.reshape(queries.shape)
 
 
 class MLP(nnx.Module):
@@ -377,8 +329,8 @@ class Block(nnx.Module):
     self.mlp_norm = RMSNorm(config.width, config.norm_eps)
     self.mlp = MLP(config)
 
-  def __call__(self, x, angles, allowed, mix):
-    x = x + self.attention(self.attention_norm(x), angles, allowed, mix)
+  def __call__(self, x, angles, context, mix):
+    x = x + self.attention(self.attention_norm(x), angles, context, mix)
     return x + self.mlp(self.mlp_norm(x))
 
   def extend(self, x, angles, keys, values, slots, allowed):
@@ -454,8 +406,8 @@ class Policy:
     remat: what the backward pass recomputes: `none`, `full` (each layer from
       its input) or `dots` (all but the products with weights).
     scan_layers: one compiled layer in a loop, or all layers written out.
-    attention: of whole rows; `auto` takes cuDNN's fused kernel on GPUs for
-      what it supports, `einsum` never does.
+    attention: of whole rows; `auto` takes the accelerator's kernel for what it
+      supports, `einsum` never does.
   """
 
   config: ModelConfig
@@ -465,7 +417,7 @@ class Policy:
   attention: str = "auto"
 
   def __post_init__(self):
-    for name, known in (("remat", REMATS), ("attention", ATTENTIONS)):
+    for name, known in (("remat", REMATS), ("attention", attention.KINDS)):
       if getattr(self, name) not in known:
         raise ValueError(
           f"{name} {getattr(self, name)!r} is unknown; use one of "
@@ -517,24 +469,11 @@ class Policy:
   def _final_norm(self, params, x):
     return rms_norm(x, params["norm"]["scale"], self.config.norm_eps)
 
-  def _mix(self, length: int) -> Callable:
-    """How rows of this length attend; the fused kernel has its limits."""
-    fuses = (
-      self.attention == "auto"
-      and jax.default_backend() == "gpu"
-      and self.dtype == jnp.bfloat16
-      and length % 2 == 0
-      and self.config.head_width % 8 == 0
-      and self.config.head_width <= 128
-    )
-    return _mix_fused if fuses else _mix_by_einsum
+  def _layer_function(self, mix: Callable) -> Callable:
+    """(x, layer params, angles, context) -> x, with the remat option."""
 
-  def _layer_function(self, length: int) -> Callable:
-    """(x, layer params, angles, allowed) -> x, with the remat option."""
-    mix = self._mix(length)
-
-    def run(x, layer, angles, allowed):
-      return self._block(layer)(x, angles, allowed, mix)
+    def run(x, layer, angles, context):
+      return self._block(layer)(x, angles, context, mix)
 
     if self.remat == "full":
       return jax.checkpoint(run)
@@ -565,13 +504,18 @@ class Policy:
       [B, T, D] final-normed hidden states in `dtype`.
     """
     angles = rotary_angles(positions, self.config)
-    causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-    same = segments[:, :, None] == segments[:, None, :]
-    allowed = causal[None] & same
-    run = self._layer_function(tokens.shape[1])
+    attends = attention.select(
+      self.attention,
+      length=tokens.shape[1],
+      head_width=self.config.head_width,
+      dtype=self.dtype,
+      backend=jax.default_backend(),
+    )
+    context = attends.context(segments)
+    run = self._layer_function(attends.mix)
 
     def step(x, layer):
-      x = run(x, layer, angles, allowed)
+      x = run(x, layer, angles, context)
       return sharding.constrain(x, *_ACTIVATION), None
 
     x = sharding.lookup(params["embed"]["table"], tokens, self.dtype)

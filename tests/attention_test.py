@@ -1,0 +1,100 @@
+"""Attention of packed rows: a NumPy loop, and kernels against the reference."""
+
+import functools
+
+from absl.testing import absltest, parameterized
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2po_jax.models import attention
+
+
+def draw_rows(length, width, *, groups=2, share=3, seed=0):
+  """Two rows of three segments and padding: queries, keys, values, segments."""
+  keys = jax.random.split(jax.random.key(seed), 3)
+  queries = jax.random.normal(keys[0], (2, length, groups, share, width))
+  others = [
+    jax.random.normal(key, (2, length, groups, width)) for key in keys[1:]
+  ]
+  ends = np.asarray([[5, length // 2, length - 9], [17, 30, length - 2]])
+  place = np.arange(length)
+  segments = np.stack([1 + np.searchsorted(e, place, "right") for e in ends])
+  return queries, *others, np.where(segments > 3, 0, segments).astype(np.int32)
+
+
+def by_loop(queries, keys, values, segments):
+  """One query at a time, in float64."""
+  queries, keys, values = (np.float64(x) for x in (queries, keys, values))
+  mixed = np.zeros(queries.shape)
+  for b, t, m, r in np.ndindex(queries.shape[:4]):
+    seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
+    scores = keys[b, seen, m] @ queries[b, t, m, r] / queries.shape[-1] ** 0.5
+    weights = np.exp(scores - scores.max())
+    mixed[b, t, m, r] = weights @ values[b, seen, m] / weights.sum()
+  return mixed
+
+
+def reference(queries, keys, values, segments):
+  context = attention.EINSUM.context(segments)
+  return attention.EINSUM.mix(queries, keys, values, context)
+
+
+class ReferenceTest(absltest.TestCase):
+  def test_is_what_a_loop_computes(self):
+    rows = draw_rows(40, 8)
+    np.testing.assert_allclose(reference(*rows), by_loop(*rows), atol=1e-5)
+
+
+class SplashTest(absltest.TestCase):
+  def test_values_and_gradients_are_those_of_the_reference(self):
+    *arrays, segments = draw_rows(384, 64)  # Three blocks.
+    weights = jax.random.normal(jax.random.key(9), arrays[0].shape)
+
+    def loss(mix, *arrays):
+      mixed = mix(*arrays, segments)
+      return jnp.sum(mixed * weights), mixed
+
+    def both(mix):
+      run = functools.partial(loss, mix)
+      return jax.jit(jax.value_and_grad(run, (0, 1, 2), has_aux=True))(*arrays)
+
+    interpreted = functools.partial(attention.mix_splash, interpret=True)
+    (_, mixed), gradients = both(interpreted)
+    (_, expected), wanted = both(reference)
+    np.testing.assert_allclose(mixed, expected, atol=2e-5)
+    for found, want in zip(gradients, wanted, strict=True):
+      np.testing.assert_allclose(found, want, atol=1e-4)
+
+
+class SelectTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("auto", "gpu", jnp.bfloat16, 96, 64, attention.CUDNN),
+    ("auto", "gpu", jnp.float32, 96, 64, attention.EINSUM),
+    ("auto", "gpu", jnp.bfloat16, 97, 64, attention.EINSUM),
+    ("auto", "gpu", jnp.bfloat16, 96, 256, attention.EINSUM),
+    ("einsum", "gpu", jnp.bfloat16, 96, 64, attention.EINSUM),
+    ("auto", "tpu", jnp.float32, 384, 64, attention.SPLASH),
+    ("auto", "tpu", jnp.float32, 96, 64, attention.EINSUM),
+    ("einsum", "tpu", jnp.float32, 384, 64, attention.EINSUM),
+    ("auto", "cpu", jnp.bfloat16, 384, 64, attention.EINSUM),
+  )
+  def test_a_kernel_where_it_serves(
+    self, kind, backend, dtype, length, width, expected
+  ):
+    found = attention.select(
+      kind, length=length, head_width=width, dtype=dtype, backend=backend
+    )
+    self.assertIs(found, expected)
+
+  def test_split_heads_have_no_splash(self):
+    mesh = jax.sharding.AbstractMesh((1, 2), ("fsdp", "tensor"))
+    with jax.sharding.use_abstract_mesh(mesh):
+      found = attention.select(
+        "auto", length=384, head_width=64, dtype=jnp.float32, backend="tpu"
+      )
+    self.assertIs(found, attention.EINSUM)
+
+
+if __name__ == "__main__":
+  absltest.main()
