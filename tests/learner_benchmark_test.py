@@ -67,7 +67,7 @@ class RunTest(absltest.TestCase):
         "--row_tokens=32",
         "--steps=1",
         "--peak_size=64",
-        "--memory=2,32",
+        "--memory_at=2,32",
         f"--peers={','.join(peers)}",
         f"--json={file}",
       ],
