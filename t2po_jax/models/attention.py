@@ -72,15 +72,19 @@ def select(
   return EINSUM
 
 
-def _contract(equation: str, left, right) -> types.Array:
-  """Einsum with a float32 result; CPUs lack the batched bfloat16 product."""
+def _product(left, right) -> types.Array:
+  """Batched matrix product in float32; CPUs lack one of bfloat16."""
   if jax.default_backend() == "cpu":
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-  return jnp.einsum(equation, left, right, preferred_element_type=jnp.float32)
+  return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
 
 def attend(queries, keys, values, allowed) -> types.Array:
   """Softmax attention of grouped queries, the softmax in float32.
+
+  The queries of a group are rows of one matrix, on the left of both products:
+  what multiplies few rows is several times faster on CPUs than its transpose,
+  which an einsum over all axes becomes.
 
   Args:
     queries: [B, T, M, N/M, H].
@@ -91,12 +95,15 @@ def attend(queries, keys, values, allowed) -> types.Array:
   Returns:
     [B, T, M, N/M, H] in the dtype of the queries.
   """
-  scores = _contract("btmrh,bmhs->bmrts", queries, keys)
-  scores = scores * queries.shape[-1] ** -0.5
+  rows, length, heads, share, width = queries.shape
+  left = queries.transpose(0, 2, 3, 1, 4).reshape(rows, heads, -1, width)
+  scores = _product(left, keys) * width**-0.5
+  scores = scores.reshape(rows, heads, share, length, -1)
   scores = jnp.where(allowed[:, None, None], scores, MASKED)
   weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-  mixed = _contract("bmrts,bmsh->btmrh", weights, values)
-  return mixed.astype(queries.dtype)
+  mixed = _product(weights.reshape(rows, heads, share * length, -1), values)
+  mixed = mixed.reshape(rows, heads, share, length, width)
+  return mixed.transpose(0, 3, 1, 2, 4).astype(queries.dtype)
 
 
 def allowed_in(segments: types.Array) -> types.Array:
