@@ -97,12 +97,16 @@ def attend(queries, keys, values, allowed) -> types.Array:
   """
   rows, length, heads, share, width = queries.shape
   left = queries.transpose(0, 2, 3, 1, 4).reshape(rows, heads, -1, width)
-  scores = _product(left, keys) * width**-0.5
+  scores = _product(left * width**-0.5, keys)
   scores = scores.reshape(rows, heads, share, length, -1)
   scores = jnp.where(allowed[:, None, None], scores, MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-  mixed = _product(weights.reshape(rows, heads, share * length, -1), values)
-  mixed = mixed.reshape(rows, heads, share, length, width)
+  largest = jnp.max(scores, axis=-1, keepdims=True)
+  weights = jnp.exp(scores - jax.lax.stop_gradient(largest))
+  # Normed at the end, where there are fewer numbers.
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  weights = weights.reshape(rows, heads, share * length, -1)
+  mixed = _product(weights.astype(values.dtype), values)
+  mixed = mixed.reshape(rows, heads, share, length, width) / total
   return mixed.transpose(0, 3, 1, 2, 4).astype(queries.dtype)
 
 
