@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
   except jax.errors.JaxRuntimeError as error:
     if processes.count() == 1:
       raise
-    reason = str(error).strip().splitlines()[0]
+    reason = processes.first_line(error)
     processes.end(
       f"error: process {processes.index()} lost the others ({reason}); start "
       "all of them again with the same --workdir to go on"

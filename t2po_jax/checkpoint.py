@@ -326,5 +326,4 @@ def _best(scores: Mapping[int, float | None]) -> int | None:
 
 def _line(error: BaseException) -> str:
   """The start of an error's first line; storage errors print their specs."""
-  lines = str(error).strip().splitlines()
-  return lines[0][:160] if lines else type(error).__name__
+  return processes.first_line(error)[:160]

@@ -269,12 +269,7 @@ def _bytes(tree) -> int:
 def _shard_bytes(mesh, tree, axes) -> int:
   """Bytes of a tree of shapes on one device, laid out by logical axes."""
   layout = sharding.params_sharding(mesh, tree, axes)
-  return sum(
-    math.prod(placed.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    for leaf, placed in zip(
-      jax.tree.leaves(tree), jax.tree.leaves(layout), strict=True
-    )
-  )
+  return device_bytes(sharding.describe(tree, layout))
 
 
 def _batch_shape(config, rows) -> types.Batch:

@@ -65,7 +65,8 @@ def start(
     except (ValueError, TypeError) as error:
       raise ValueError(
         "--processes: found 'auto' outside of a cluster that JAX knows "
-        f"({_line(error)}); give --coordinator, --processes and --process_id"
+        f"({first_line(error)}); give --coordinator, --processes and "
+        "--process_id"
       ) from None
     return
   if not processes.isdigit() or int(processes) < 1:
@@ -182,7 +183,7 @@ def first_alone(make: Callable[[], T]) -> T:
   try:
     made = make()
   except Exception as error:
-    _client().key_value_set(key, f"process 0 failed: {_line(error)}")
+    _client().key_value_set(key, f"process 0 failed: {first_line(error)}")
     raise
   _client().key_value_set(key, "none")
   return made
@@ -206,6 +207,6 @@ def _client():
   return distributed.global_state.client
 
 
-def _line(error: BaseException) -> str:
-  """The first line of an error."""
+def first_line(error: BaseException) -> str:
+  """The first line of an error, its type if it says nothing."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]

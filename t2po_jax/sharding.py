@@ -189,6 +189,23 @@ def params_sharding(
   return jax.tree.map(layout, params, axes)
 
 
+def describe(tree: Any, layout: Any) -> Any:
+  """Shapes that know their layout, as `jax.ShapeDtypeStruct`.
+
+  Args:
+    tree: arrays, or anything with shapes and dtypes.
+    layout: the same structure with a sharding per array.
+
+  Returns:
+    The same structure; nothing is allocated.
+  """
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    tree,
+    layout,
+  )
+
+
 def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
   """Lays a tree of arrays out on the devices.
 

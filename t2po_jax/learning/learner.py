@@ -353,10 +353,6 @@ class Learner:
 
   def _plan(self, axes) -> tuple[types.Params | None, types.TrainState]:
     """The shapes and shardings of the base, if any, and of the state."""
-
-    def describe(x, place):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
     params = jax.eval_shape(self._policy.init, jax.random.key(0))
     params = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), params
@@ -365,7 +361,7 @@ class Learner:
     base = None
     if self._adapters is not None:
       frozen = jax.eval_shape(self._adapters.freeze, params)
-      base = jax.tree.map(describe, frozen, layout)
+      base = sharding.describe(frozen, layout)
       params = jax.eval_shape(self._adapters.init)
       layout = sharding.params_sharding(
         self.mesh, params, self._adapters.logical_axes()
@@ -392,9 +388,9 @@ class Learner:
 
     return base, types.TrainState(
       step=jax.ShapeDtypeStruct((), jnp.int32, sharding=whole),
-      params=jax.tree.map(describe, params, layout),
-      opt_state=jax.tree.map(describe, opt_state, opt_layout),
-      critic=jax.tree.map(describe, critic, critic_layout),
+      params=sharding.describe(params, layout),
+      opt_state=sharding.describe(opt_state, opt_layout),
+      critic=sharding.describe(critic, critic_layout),
     )
 
   def _init_optimizers(self, trained):

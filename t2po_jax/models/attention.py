@@ -1,6 +1,6 @@
 """Grouped-query attention: one reference, and the kernels of accelerators.
 
-`attend` is the reference, written with einsums; decoding uses it everywhere,
+`attend` is the reference, plain batched products; decoding uses it everywhere,
 whole packed rows wherever no kernel fits. `select` says what whole rows use:
 cuDNN's fused attention on GPUs, JAX's Pallas splash attention on TPUs, both
 without ever holding the scores of a row, [heads, T, T], in memory.
