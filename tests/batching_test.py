@@ -215,16 +215,37 @@ class PackTest(chex.TestCase):
     self.assertLess(packed.stats["padding"], 0.1)
     self.assertLess(packed.stats["response_padding"], 0.3)
 
-  def test_padding_is_small_on_a_recorded_rollout(self):
+  @parameterized.parameters(1, 2, 4)
+  def test_padding_is_small_on_a_recorded_rollout(self, minibatches):
     pairs = [
       (np.ones(prompt), np.ones(response))
       for prompt, response, count in RECORDED
       for _ in range(count)
     ]
-    packed = batching.pack(batching.pair_segments(pairs), lengths=[160], rows=8)
+    packed = batching.pack(
+      batching.pair_segments(pairs),
+      lengths=[160],
+      rows=8,
+      minibatches=minibatches,
+    )
     self.assertLen(pairs, 415)
     self.assertLess(packed.stats["padding"], 0.1)
     self.assertLess(packed.stats["response_padding"], 0.3)
+
+  def test_loose_rows_make_whole_micro_batches(self):
+    # Eleven rows in each of three parts; one row is a segment of 16.
+    segments = batching.pair_segments([(np.ones(15), np.ones(1))] * 33)
+    packed = batching.pack(segments, lengths=[16], rows=4, minibatches=3)
+    counts = [int(batch.mask.sum()) for batch in packed.batches]
+    self.assertEqual(sorted(counts), [9, 12, 12])
+    turns = [batch.turn[batch.turn >= 0] for batch in packed.batches]
+    self.assertEqual(sorted(np.concatenate(turns)), list(range(33)))
+
+  def test_parts_smaller_than_a_micro_batch_stay(self):
+    segments = batching.pair_segments([(np.ones(15), np.ones(1))] * 9)
+    packed = batching.pack(segments, lengths=[16], rows=4, minibatches=3)
+    counts = [int(batch.mask.sum()) for batch in packed.batches]
+    self.assertEqual(counts, [3, 3, 3])
 
   def test_shortest_row_that_is_full_enough_wins(self):
     pairs = [(np.ones(30), np.ones(34))] * 8

@@ -174,7 +174,8 @@ def pack(
     segments: what to train on.
     lengths: allowed row lengths in tokens, each a multiple of 16.
     rows: rows of a micro-batch over the whole mesh, >= 1.
-    minibatches: optimizer steps to split the segments over, >= 1.
+    minibatches: optimizer steps to split the segments over, >= 1; they may
+      differ by a micro-batch.
     max_padding: fraction in [0, 1] at which a shorter row is good enough.
     seed: a number or several; draws which segment goes to which mini-batch,
       if there are several.
@@ -188,7 +189,8 @@ def pack(
       out of range.
   """
   lengths = _check(lengths, rows, minibatches)
-  parts = _split(segments, minibatches, seed)
+  rng = np.random.default_rng(seed)
+  parts = _split(segments, minibatches, rng)
   if not parts:
     return Packed(batches=(), stats={})
   longest = max(segments, key=lambda segment: len(segment.tokens))
@@ -202,6 +204,7 @@ def pack(
   for length in fitting:
     shape = _Shape(length, _response_room(segments, length))
     bins = [_first_fit(part, shape) for part in parts]
+    bins = _join_loose(bins, rows, rng)
     stats = _measure(segments, bins, shape, rows)
     if best is None or stats["padding"] < best[2]["padding"]:
       best = (shape, bins, stats)
@@ -336,11 +339,11 @@ def _check(lengths, rows, minibatches):
   return lengths
 
 
-def _split(segments, minibatches, seed):
+def _split(segments, minibatches, rng):
   """Deals the segments to at most `minibatches` parts of equal count."""
   order = np.arange(len(segments))
   if minibatches > 1:
-    order = np.random.default_rng(seed).permutation(len(segments))
+    order = rng.permutation(len(segments))
   dealt = [order[start::minibatches] for start in range(minibatches)]
   return [[segments[i] for i in part] for part in dealt if len(part)]
 
@@ -370,6 +373,25 @@ def _first_fit(segments, shape):
     room[row] -= responses
     bins[row].append(segments[i])
   return [filled for filled in bins if filled]
+
+
+def _join_loose(bins, rows, rng):
+  """Makes whole micro-batches of rows that would fill parts of several.
+
+  Every part keeps its whole micro-batches and gives up the rows beyond them,
+  drawn at random; together they go back, a micro-batch to a part.
+  """
+  if len(bins) == 1:
+    return bins
+  kept, loose = [], []
+  for filled in bins:
+    filled = [filled[row] for row in rng.permutation(len(filled))]
+    whole = len(filled) // rows * rows or len(filled)
+    kept.append(filled[:whole])
+    loose += filled[whole:]
+  for part, start in enumerate(range(0, len(loose), rows)):
+    kept[part] += loose[start : start + rows]
+  return kept
 
 
 def _measure(segments, bins, shape, rows):
