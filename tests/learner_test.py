@@ -435,6 +435,10 @@ class StepTest(chex.TestCase):
     np.testing.assert_allclose(*found, rtol=0.05, atol=0.02)
 
 
+def project(head, hidden):
+  return hidden @ head
+
+
 class TargetLogprobsTest(chex.TestCase):
   def setUp(self):
     super().setUp()
@@ -446,7 +450,8 @@ class TargetLogprobsTest(chex.TestCase):
   def compute(self, chunk, *, entropy_gradient=True):
     def value(hidden, head):
       logprobs, entropy = scoring.target_logprobs(
-        lambda x: x @ head,
+        project,
+        head,
         hidden,
         self.targets,
         temperature=0.5,
@@ -488,7 +493,7 @@ class TargetLogprobsTest(chex.TestCase):
 
     def value(hidden):
       logprobs, _ = scoring.target_logprobs(
-        lambda x: x @ self.head, hidden, self.targets, temperature=0.5
+        project, self.head, hidden, self.targets, temperature=0.5
       )
       return jnp.sum(jnp.sin(logprobs))
 
@@ -501,7 +506,7 @@ class TargetLogprobsTest(chex.TestCase):
 
     def loss(hidden, head, targets):
       logprobs, entropy = scoring.target_logprobs(
-        lambda x: x @ head, hidden, targets, chunk=16
+        project, head, hidden, targets, chunk=16
       )
       return jnp.sum(logprobs) + jnp.sum(entropy)
 

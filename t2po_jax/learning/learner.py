@@ -128,10 +128,9 @@ class Learner:
       )
     self.mesh = mesh
     # What is trained, by name: each part with its own optimizer and norm.
-    self._optimizers = {"policy": optimizers.create(optimizer)}
+    self._optimizers = {"policy": optimizer}
     if critic is not None:
-      of_critic = optimizers.create(critic_optimizer or optimizer)
-      self._optimizers["critic"] = of_critic
+      self._optimizers["critic"] = critic_optimizer or optimizer
     self.traces = collections.Counter()
     self._policy, self._critic = policy, critic
     self._adapters, self._base = adapters, None
@@ -377,13 +376,13 @@ class Learner:
     layouts = _join(layout, critic_layout)
     opt_layout = {
       name: optax.tree.map_params(
-        optimizer,
+        optimizers.create(config),
         lambda _, place: place,
         opt_state[name],
         layouts[name],
         transform_non_params=lambda _: whole,
       )
-      for name, optimizer in self._optimizers.items()
+      for name, config in self._optimizers.items()
     }
 
     return base, types.TrainState(
@@ -396,8 +395,8 @@ class Learner:
   def _init_optimizers(self, trained):
     """The optimizer states of everything that is trained."""
     return {
-      name: optimizer.init(trained[name])
-      for name, optimizer in self._optimizers.items()
+      name: optimizers.create(config).init(trained[name])
+      for name, config in self._optimizers.items()
     }
 
   def _place(self, batch):
@@ -432,7 +431,8 @@ class Learner:
 
     def score(head, hidden, targets):
       return scoring.target_logprobs(
-        lambda x: self._policy.logits(head, x),
+        self._policy.logits,
+        head,
         hidden,
         targets,
         temperature=self._objective.temperature,
@@ -522,26 +522,31 @@ class Learner:
     self.traces["update"] += 1
     trained = _join(state.params, state.critic)
     grads, metrics = self._gradient(trained, base, batch)
+    finite = jnp.isfinite(optax.tree.norm(grads))
     found = {
-      name: optimizer.update(grads[name], state.opt_state[name], trained[name])
-      for name, optimizer in self._optimizers.items()
+      name: optimizers.update(
+        config,
+        grads[name],
+        state.opt_state[name],
+        trained[name],
+        finite=finite,
+      )
+      for name, config in self._optimizers.items()
     }
     updates = {
       name: jax.tree.map(lambda x: rate * x, pair[0])
       for name, pair in found.items()
     }
     trained = optax.apply_updates(trained, updates)
-    finite = jnp.isfinite(optax.tree.norm(grads))
-    moved = types.TrainState(
-      step=state.step + 1,
+    new = types.TrainState(
+      step=state.step + finite,
       params=trained["policy"],
       opt_state={name: pair[1] for name, pair in found.items()},
       critic=trained.get("critic"),
     )
-    new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), moved, state)
     metrics |= {
       "grad_norm": optax.tree.norm(grads["policy"]),
-      "update_norm": jnp.where(finite, optax.tree.norm(updates["policy"]), 0.0),
+      "update_norm": optax.tree.norm(updates["policy"]),
       "learning_rate": rate * self._learning_rate(state.step),
       "skipped": 1.0 - finite,
       "tokens": jnp.sum(batch.mask),

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 
 from t2po_jax import masked, types
-from t2po_jax.control import uncertainty
 
 AGGREGATIONS = (
   "token_mean",
@@ -326,11 +325,6 @@ def kl_penalty(
   if kind.endswith("+"):
     return jax.lax.stop_gradient(value) + k2 - jax.lax.stop_gradient(k2)
   return value
-
-
-def token_entropy(logits: types.Array) -> types.Array:
-  """Entropy of each position, differentiable: [..., V] -> [...] nats."""
-  return uncertainty.token_entropy(logits)
 
 
 def truncated_importance_weight(

@@ -1,8 +1,13 @@
 """AdamW behind gradient clipping, with its schedule, from optax."""
 
 import dataclasses
+import functools
 
+import jax
+import jax.numpy as jnp
 import optax
+
+from t2po_jax import types
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -70,15 +75,66 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def create(config: OptimizerConfig) -> optax.GradientTransformation:
-  """AdamW behind global-norm clipping."""
+def create(
+  config: OptimizerConfig,
+  *,
+  b1: float | types.Array | None = None,
+  b2: float | types.Array | None = None,
+) -> optax.GradientTransformation:
+  """AdamW behind global-norm clipping.
+
+  Args:
+    config: its settings.
+    b1: in place of the configured one.
+    b2: likewise.
+
+  Returns:
+    The transformation; its state has the same structure for any settings.
+  """
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
     optax.adamw(
       learning_rate(config),
-      b1=config.b1,
-      b2=config.b2,
+      b1=config.b1 if b1 is None else b1,
+      b2=config.b2 if b2 is None else b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
     ),
   )
+
+
+def update(
+  config: OptimizerConfig,
+  grads: types.Params,
+  opt_state: optax.OptState,
+  params: types.Params,
+  *,
+  finite: types.Array,
+) -> tuple[types.Params, optax.OptState]:
+  """One step of `create`, or none at all.
+
+  Without a step the moments decay by a factor of 1 and the gradient counts as
+  0. To choose between old and new moments afterwards would need both at once:
+  XLA then copies the whole state of the optimizer first.
+
+  Args:
+    config: the settings.
+    grads: the gradient.
+    opt_state: from `create(config).init(params)`.
+    params: what is trained.
+    finite: [] bool, whether to step; where not, updates are 0 and the state
+      stays as it is, to the bit.
+
+  Returns:
+    What to add to the parameters, and the new state.
+  """
+  keep = functools.partial(jnp.where, finite)
+  optimizer = create(config, b1=keep(config.b1, 1.0), b2=keep(config.b2, 1.0))
+  grads = jax.tree.map(lambda x: keep(x, 0.0), grads)
+  updates, moved = optimizer.update(grads, opt_state, params)
+  updates = jax.tree.map(lambda x: keep(x, 0.0), updates)
+  # Beside the moments there are only counters of steps.
+  moved = jax.tree.map(
+    lambda new, old: keep(new, old) if new.ndim == 0 else new, moved, opt_state
+  )
+  return updates, moved

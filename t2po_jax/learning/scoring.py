@@ -3,19 +3,27 @@
 The projection to the vocabulary is the widest thing in an update: [B, R, V]
 in float32 is larger than the rest of it. Here it exists for a chunk of
 positions at a time, in the forward pass and, computed again, in the backward.
+The backward pass is written out: softmax and cotangents make the gradient of
+the logits in one go, where automatic differentiation keeps and visits arrays
+of that size several times.
 """
 
 from collections.abc import Callable
+import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from t2po_jax import types
-from t2po_jax.learning import losses
+
+# Parameters and hidden states [..., D] -> logits [..., V] float32.
+Project = Callable[[Any, types.Array], types.Array]
 
 
 def target_logprobs(
-  project: Callable[[types.Array], types.Array],
+  project: Project,
+  head: Any,
   hidden: types.Array,
   targets: types.Array,
   *,
@@ -29,7 +37,8 @@ def target_logprobs(
   z = logits / temperature.
 
   Args:
-    project: hidden states [..., D] -> logits [..., V] float32.
+    project: (head, hidden states [..., D]) -> logits [..., V] float32.
+    head: what the projection is differentiated by, besides hidden states.
     hidden: [B, R, D].
     targets: [B, R] int32 token ids.
     temperature: above 0.
@@ -41,18 +50,12 @@ def target_logprobs(
     [B, R] float32 log-probs and [B, R] float32 entropies, nats.
   """
 
-  def score(hidden, targets):
-    logits = project(hidden) / temperature
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    # A comparison splits over devices and transposes without a scatter.
-    hit = jnp.arange(logits.shape[-1]) == targets[..., None]
-    chosen = jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
-    if not entropy_gradient:
-      logits = jax.lax.stop_gradient(logits)
-    return chosen - normaliser, losses.token_entropy(logits)
+  def scale(head, hidden):
+    return project(head, hidden) / temperature
 
+  score = functools.partial(_score, scale, chunk is None, entropy_gradient)
   if chunk is None:
-    return score(hidden, targets)
+    return score(head, hidden, targets)
   size = targets.shape[1]
   width = max(c for c in range(1, min(chunk, size) + 1) if size % c == 0)
 
@@ -64,6 +67,51 @@ def target_logprobs(
     return jnp.moveaxis(x, 0, 1).reshape(targets.shape)
 
   found = jax.lax.map(
-    lambda part: jax.checkpoint(score)(*part), (cut(hidden), cut(targets))
+    lambda part: score(head, *part), (cut(hidden), cut(targets))
   )
   return jax.tree.map(join, found)
+
+
+def _hits(logits, targets):
+  """Where the target stands; a comparison splits over devices."""
+  return jnp.arange(logits.shape[-1]) == targets[..., None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _score(project, keep, entropy_gradient, head, hidden, targets):
+  """Log-probs and entropies; `keep` keeps the logits for the backward pass."""
+  return _score_forward(project, keep, entropy_gradient, head, hidden, targets)[
+    0
+  ]
+
+
+def _score_forward(project, keep, entropy_gradient, head, hidden, targets):
+  del entropy_gradient
+  logits = project(head, hidden)
+  # In few arrays of this size: the logits and their exponentials.
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  likely = jnp.exp(logits - largest)
+  total = jnp.sum(likely, axis=-1)
+  mean = jnp.sum(likely * (logits - largest), axis=-1) / total
+  normaliser = largest[..., 0] + jnp.log(total)
+  entropy = jnp.log(total) - mean
+  chosen = jnp.sum(logits * _hits(logits, targets), axis=-1)
+  saved = (head, hidden, targets, normaliser, entropy)
+  return (chosen - normaliser, entropy), (*saved, logits if keep else None)
+
+
+def _score_backward(project, keep, entropy_gradient, saved, cotangents):
+  """dz_v = g (1[v = target] - p_v) - g_H p_v (log p_v + H)."""
+  head, hidden, targets, normaliser, entropy, logits = saved
+  again, pull = jax.vjp(project, head, hidden)
+  logits = logits if keep else again
+  of_logprob, of_entropy = (g[..., None] for g in cotangents)
+  logp = logits - normaliser[..., None]
+  slope = of_logprob
+  if entropy_gradient:
+    slope = slope + of_entropy * (logp + entropy[..., None])
+  hit = jnp.where(_hits(logits, targets), of_logprob, 0.0)
+  return *pull(hit - jnp.exp(logp) * slope), None
+
+
+_score.defvjp(_score_forward, _score_backward)
