@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 import time
+import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -75,10 +76,14 @@ def main(argv: list[str]) -> None:
   except jax.errors.JaxRuntimeError as error:
     if processes.count() == 1:
       raise
+    # Whether another process is gone or this one is wrong, the error does not
+    # say; whoever looks for the cause needs all of it.
+    traceback.print_exc()
     reason = processes.first_line(error)
     processes.end(
-      f"error: process {processes.index()} lost the others ({reason}); start "
-      "all of them again with the same --workdir to go on"
+      f"error: process {processes.index()} ended ({reason}); if another one "
+      "ended first, see what it says, then start all of them again with the "
+      "same --workdir to go on"
     )
   except train.CollapseError as error:
     processes.end(f"stopped by the collapse guard: {error}")

@@ -215,6 +215,11 @@ def measure(folder: pathlib.Path) -> dict:
       contestant.stop()
 
 
+def say(text: str) -> None:
+  """Progress, where it does not mix with the table."""
+  print(text, file=sys.stderr, flush=True)
+
+
 def race(contestants, config, workloads) -> dict:
   """Lets the contestants take turns."""
   times = {name: {c.name: [] for c in contestants} for name in workloads}
@@ -222,10 +227,17 @@ def race(contestants, config, workloads) -> dict:
   for name in workloads:
     for contestant in contestants:
       # The first step compiles; its loss is that of the given weights.
-      losses[name][contestant.name] = contestant.ask(name)["loss"]
-    for _ in range(_STEPS.value):
+      first = contestant.ask(name)
+      losses[name][contestant.name] = first["loss"]
+      say(f"{name}, warm-up: {contestant.name} {first['seconds']:.1f} s")
+    for step in range(1, _STEPS.value + 1):
       for contestant in contestants:
-        times[name][contestant.name].append(contestant.ask(name)["seconds"])
+        seconds = contestant.ask(name)["seconds"]
+        times[name][contestant.name].append(seconds)
+        say(
+          f"{name}, step {step} of {_STEPS.value}: {contestant.name} "
+          f"{seconds:.1f} s"
+        )
   ours = next(c for c in contestants if c.name == "ours")
   kind = jax.devices()[0].device_kind
   known = [v for k, v in DATA_SHEETS.items() if kind.startswith(k)]
