@@ -80,44 +80,42 @@ def filter_logits(logits, sampling: Sampling) -> types.Array:
   return jnp.where(logits >= threshold[:, None], logits, -jnp.inf)
 
 
-def invert_cdf(probs, uniform) -> types.Array:
+def invert_cdf(weights, uniform) -> types.Array:
   """The first token whose cumulative probability exceeds the uniform number.
 
   Args:
-    probs: [B, V] float32, non-negative, not necessarily summing to 1.
+    weights: [B, V] float32, probabilities times any positive number a row,
+      which keeps their sum a normal number.
     uniform: [B] float32 in [0, 1).
 
   Returns:
     [B] int32 token ids; a token of probability 0 is never returned.
   """
-  rows, size = probs.shape
+  rows, size = weights.shape
   pad = -size % _BLOCK
-  blocks = jnp.pad(probs, ((0, 0), (0, pad))).reshape(rows, -1, _BLOCK)
+  blocks = jnp.pad(weights, ((0, 0), (0, pad))).reshape(rows, -1, _BLOCK)
   cumulative = jnp.cumsum(jnp.sum(blocks, axis=-1), axis=-1)
-  target = uniform * cumulative[:, -1]
-  block = jnp.argmax(cumulative > target[:, None], axis=-1)
-  # Rounding may leave no block above the target; then take the likeliest.
-  none = ~jnp.any(cumulative > target[:, None], axis=-1)
+  # The largest float32 below 1, times any sum, is still less than the sum.
+  target = uniform[:, None] * cumulative[:, -1:]
+  block = jnp.argmax(cumulative > target, axis=-1)
   before = jnp.where(
     block > 0,
     jnp.take_along_axis(cumulative, (block - 1)[:, None], axis=-1)[:, 0],
     0.0,
   )
   row = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-  inside = jnp.cumsum(row, axis=-1) > (target - before)[:, None]
+  inside = jnp.cumsum(row, axis=-1) > target - before[:, None]
   # The sum of a block and its running sum may differ in the last bit.
   last = _BLOCK - 1 - jnp.argmax(jnp.flip(row > 0, axis=-1), axis=-1)
   offset = jnp.where(jnp.any(inside, -1), jnp.argmax(inside, -1), last)
-  token = block * _BLOCK + offset
-  return jnp.where(none, jnp.argmax(probs, axis=-1), token).astype(jnp.int32)
+  return (block * _BLOCK + offset).astype(jnp.int32)
 
 
-def draw(logits, log_z, uniform, sampling: Sampling) -> types.Array:
+def draw(logits, uniform, sampling: Sampling) -> types.Array:
   """Draws one token a row.
 
   Args:
     logits: [B, V] float32, divided by the temperature (if that is not 0).
-    log_z: [B] float32, their log-sum-exp.
     uniform: [B] float32 in [0, 1).
     sampling: temperature and filters.
 
@@ -128,7 +126,8 @@ def draw(logits, log_z, uniform, sampling: Sampling) -> types.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
     logits = filter_logits(logits, sampling)
-  return invert_cdf(jnp.exp(logits - log_z[:, None]), uniform)
+  largest = jnp.max(logits, axis=-1, keepdims=True)
+  return invert_cdf(jnp.exp(logits - largest), uniform)
 
 
 def uniforms(keys, index) -> types.Array:

@@ -292,7 +292,7 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
   if tempered is not observed:
     log_z = jax.nn.logsumexp(tempered, axis=-1)
   uniform = draw.uniforms(slots.keys, slots.count)
-  token = draw.draw(tempered, log_z, uniform, sampling)
+  token = draw.draw(tempered, uniform, sampling)
   thoughts, forced = slots.thinking, jnp.zeros_like(running)
   if control.signal != "none":
     thoughts, queued, forced = thinking.intervene(
