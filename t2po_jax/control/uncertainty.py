@@ -36,6 +36,8 @@ SCORE_FLOOR = 1e-6
 # about this vocabulary on.
 _BLOCKWISE_FROM = 16_384
 _BLOCKS = 512
+# Below any logit whose probability is not 0 in float32.
+_LOWEST = -1e30
 
 
 class Measures(NamedTuple):
@@ -327,20 +329,34 @@ def turn_score(uncertainty: types.Array, mask: types.Array) -> types.Array:
   return jnp.where(jnp.any(mask > 0, axis=-1), score, 0.0)
 
 
+def weigh(logits: types.Array) -> tuple[types.Array, types.Array]:
+  """Unnormed probabilities, e^(x - max).
+
+  Whoever needs them asks here: the compiler computes equal things once.
+
+  Args:
+    logits: [..., V] float32; -inf has weight 0.
+
+  Returns:
+    The largest logit [...], 0 for a row of -inf only, and [..., V] weights
+    from 0 to 1.
+  """
+  # The shift cancels out of every result, so it needs no gradient.
+  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
+  top = jnp.where(jnp.isfinite(top), top, 0.0)
+  return top, jnp.exp(logits - top[..., None])
+
+
 def _moments(
   logits: types.Array,
 ) -> tuple[types.Array, types.Array, types.Array]:
   """Maximum m, sum of e^(x - m), sum of e^(x - m) (x - m); [...] each."""
-  # The shift cancels out of every result, so it needs no gradient.
-  top = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-  top = jnp.where(jnp.isfinite(top), top, 0.0)
-  shifted = logits - top[..., None]
-  weight = jnp.exp(shifted)
+  top, weights = weigh(logits)
   # 0 * -inf is NaN: entries of probability 0 contribute nothing.
-  shifted = jnp.where(weight > 0, shifted, 0.0)
-  total = jnp.sum(weight, axis=-1)
+  shifted = jnp.maximum(logits - top[..., None], _LOWEST)
+  total = jnp.sum(weights, axis=-1)
   total = jnp.where(total > 0, total, 1.0)
-  return top, total, jnp.sum(weight * shifted, axis=-1)
+  return top, total, jnp.sum(weights * shifted, axis=-1)
 
 
 def _normalise(value, low, high) -> types.Array:

@@ -594,7 +594,9 @@ class Policy:
     else:
       kernel = decode_params["head"]["kernel"]
     columns = hidden.astype(self.dtype).T
-    return rows_of(jnp.dot(kernel, columns, preferred_element_type=jnp.float32))
+    logits = jnp.dot(kernel, columns, preferred_element_type=jnp.float32)
+    # Turned here, once; else everyone who reads them would do it again.
+    return jax.lax.optimization_barrier(rows_of(logits))
 
   def init_cache(self, slots: int, length: int, dtype=None) -> Cache:
     """An empty cache.

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from t2po_jax import types
+from t2po_jax.control import uncertainty
 
 _BLOCK = 256
 
@@ -126,8 +127,7 @@ def draw(logits, uniform, sampling: Sampling) -> types.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
   if sampling.top_k or sampling.top_p < 1 or sampling.min_p > 0:
     logits = filter_logits(logits, sampling)
-  largest = jnp.max(logits, axis=-1, keepdims=True)
-  return invert_cdf(jnp.exp(logits - largest), uniform)
+  return invert_cdf(uncertainty.weigh(logits)[1], uniform)
 
 
 def uniforms(keys, index) -> types.Array:
