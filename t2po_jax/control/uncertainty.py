@@ -124,7 +124,7 @@ def measure(logits: types.Array, top_j: int) -> Measures:
   logits = logits.astype(jnp.float32)
   top, total, weighted = _moments(logits)
   log_total = jnp.log(total)
-  largest, _ = top_k(logits, top_j)
+  largest = largest_values(logits, top_j)
   possible = jnp.isfinite(largest)
   # The offset goes first: adding log_total to a large one would cost digits.
   surprise = (top[..., None] - largest) + log_total[..., None]
@@ -137,8 +137,8 @@ def measure(logits: types.Array, top_j: int) -> Measures:
   )
 
 
-def top_k(values: types.Array, count: int) -> tuple[types.Array, types.Array]:
-  """The largest entries of the last axis, equal to `jax.lax.top_k`.
+def largest_values(values: types.Array, count: int) -> types.Array:
+  """The largest entries of the last axis, those of `jax.lax.top_k`.
 
   Takes the blockwise search on a CPU where it is the faster one.
 
@@ -147,26 +147,24 @@ def top_k(values: types.Array, count: int) -> tuple[types.Array, types.Array]:
     count: how many, from 1 to V.
 
   Returns:
-    Values in descending order and their int32 indices, both [..., count]; of
-    equal values the one with the lower index comes first.
+    [..., count] in descending order.
   """
   blocks = _block_count(values.shape[-1], count)
   if blocks == 0:
-    return tuple(jax.lax.top_k(values, count))
+    return jax.lax.top_k(values, count)[0]
   return jax.lax.platform_dependent(
     values,
-    cpu=lambda x: blockwise_top_k(x, count, blocks=blocks),
-    default=lambda x: tuple(jax.lax.top_k(x, count)),
+    cpu=lambda x: blockwise_largest(x, count, blocks=blocks),
+    default=lambda x: jax.lax.top_k(x, count)[0],
   )
 
 
-def blockwise_top_k(
+def blockwise_largest(
   values: types.Array, count: int, *, blocks: int
-) -> tuple[types.Array, types.Array]:
-  """Exact top-k in two stages: the blocks that matter, then inside them.
+) -> types.Array:
+  """Exact search in two stages: the blocks that matter, then inside them.
 
-  The `count` blocks with the largest maxima hold the `count` largest values,
-  ties in favour of the lower index included.
+  The `count` blocks with the largest maxima hold the `count` largest values.
 
   Args:
     values: [..., V]; a V that `blocks` does not divide is padded (a copy).
@@ -174,25 +172,21 @@ def blockwise_top_k(
     blocks: number of blocks.
 
   Returns:
-    As `top_k`.
+    As `largest_values`.
   """
   vocab_size = values.shape[-1]
   size = -(-vocab_size // blocks)
   blocks = -(-vocab_size // size)
   if blocks <= count:
-    return tuple(jax.lax.top_k(values, count))
+    return jax.lax.top_k(values, count)[0]
   batch = values.shape[:-1]
   padding = [(0, 0)] * len(batch) + [(0, blocks * size - vocab_size)]
   split = jnp.pad(values, padding, constant_values=-jnp.inf)
   split = split.reshape(*batch, blocks, size)
   _, chosen = jax.lax.top_k(jnp.max(split, axis=-1), count)
-  chosen = jnp.sort(chosen, axis=-1)  # Keeps the order of equal values.
   candidates = jnp.take_along_axis(split, chosen[..., None], axis=-2)
-  largest, place = jax.lax.top_k(
-    candidates.reshape(*batch, count * size), count
-  )
-  block = jnp.take_along_axis(chosen, place // size, axis=-1)
-  return largest, block * size + place % size
+  candidates = candidates.reshape(*batch, count * size)
+  return jax.lax.top_k(candidates, count)[0]
 
 
 def initial_extremes(batch: int) -> Extremes:

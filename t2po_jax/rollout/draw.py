@@ -62,7 +62,7 @@ def filter_logits(logits, sampling: Sampling) -> types.Array:
   size = logits.shape[-1]
   limit = min(sampling.top_k, size) if sampling.top_k else size
   if limit < size:
-    kept = jax.lax.top_k(logits, limit)[0]
+    kept = uncertainty.largest_values(logits, limit)
   elif sampling.top_p < 1:
     kept = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
   else:
