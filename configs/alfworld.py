@@ -29,7 +29,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
       # Tasks of a split: scenes to generate (0 = 2000, 60, 120), or how many
       # games to draw at most (0 = all).
       "train_tasks": 0,
-      "valid_tasks": 0,
+      "valid_tasks": 120,
       "test_tasks": 0,
       "task_types": (
         "pick_and_place_simple",
@@ -46,7 +46,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
     }
   )
   c.rollout.memory = 2
-  c.rollout.tasks = 8
+  c.rollout.tasks = 16
   c.rollout.max_prompt = 128
   c.rollout.max_response = 56
   c.control.thinking.window = 4
@@ -54,15 +54,16 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.control.thinking.max_tokens = 44
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
-  c.cold_start.episodes = 1600
+  c.cold_start.episodes = 2400
   c.cold_start.batch_size = 16
   c.cold_start.micro_rows = 3
   c.cold_start.learning_rate = 3e-3
-  c.train.updates = 20
-  c.train.mini_batches = 2
+  c.train.updates = 40
+  c.train.mini_batches = 4
   c.train.row_tokens = 288  # About three turns.
   c.train.micro_rows = 8
-  c.eval.tasks = 60
+  c.train.eval_every = 10
+  c.eval.tasks = 120
   return base.apply_presets(c, presets, PRESETS)
 
 
@@ -96,6 +97,7 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   """The paper's setting, for accelerators and the real games; not yet run."""
   models.qwen3_4b(c)
   c.env.data_dir = "$ALFWORLD_DATA"
+  c.env.valid_tasks = 0
   c.env.size = "full"
   c.env.max_turns = 50
   c.rollout.prefill_tokens = 256

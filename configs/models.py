@@ -10,6 +10,7 @@ def smollm2(c: ConfigDict) -> None:
   c.name += "-smollm2"
   c.env.wording = "full"
   c.model.source = "smollm2-135m-instruct"
+  c.model.remat = "dots"  # A seventh faster on CPUs: less memory to hand out.
   c.rollout.prefill_tokens = 128
   c.rollout.prefill_rows = 1
   c.rollout.live_tokens = 512

@@ -90,6 +90,28 @@ class SceneTest(parameterized.TestCase):
       board = twin.Board(problem.parse(scene.file, "scene"))
       self.assertBetween(len(board.receptacles), least, most)
 
+  def test_tiny_rooms_hold_few_classes_of_objects(self):
+    for room, homes in rooms.HOMES.items():
+      self.assertLen(rooms.SIZES["tiny"].homes(room), 8)
+      self.assertEqual(rooms.SIZES["full"].homes(room), homes)
+    known = {
+      kind.lower()
+      for room in rooms.HOMES
+      for kind in [*rooms.HOMES[room]][:8] + [rooms.LAMP]
+    }
+    for index in range(24):
+      task_type = problem.TASK_TYPES[index % 6]
+      scene = scenes.draw_scene(f"t/{index}", task_type, "tiny")
+      game = problem.parse(scene.file, "scene")
+      names = twin.Board(game).names.values()
+      kinds = {name.rpartition(" ")[0] for name in names}
+      places = {
+        kind.lower()
+        for r in rooms.SIZES["tiny"].receptacles.values()
+        for kind in r
+      }
+      self.assertContainsSubset(kinds - places - {"loc"}, known)
+
   def test_sizes_of_full_rooms_are_the_benchmarks(self):
     counts = []
     for index in range(36):

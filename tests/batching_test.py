@@ -241,6 +241,15 @@ class PackTest(chex.TestCase):
     turns = [batch.turn[batch.turn >= 0] for batch in packed.batches]
     self.assertEqual(sorted(np.concatenate(turns)), list(range(33)))
 
+  def test_loose_rows_go_where_there_are_fewest(self):
+    rng = np.random.default_rng(0)
+    found = batching._join_loose([[1] * 16, [2] * 15], 4, rng)
+    self.assertEqual([len(part) for part in found], [16, 15])
+    parts = [[i] * count for i, count in enumerate((32, 30, 31, 31))]
+    found = batching._join_loose(parts, 8, rng)
+    self.assertEqual([len(part) for part in found], [32, 32, 32, 28])
+    self.assertEqual(sorted(sum(found, [])), sorted(sum(parts, [])))
+
   def test_parts_smaller_than_a_micro_batch_stay(self):
     segments = batching.pair_segments([(np.ones(15), np.ones(1))] * 9)
     packed = batching.pack(segments, lengths=[16], rows=4, minibatches=3)

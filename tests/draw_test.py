@@ -90,6 +90,11 @@ class DrawTest(chex.TestCase):
     found = draw.invert_cdf(jnp.asarray(weights), jnp.full(4096, uniform))
     np.testing.assert_array_equal(found, 280)
 
+  def test_a_row_without_probabilities_stays_in_the_vocabulary(self):
+    logits = jnp.asarray([[jnp.nan] * 3, [-jnp.inf] * 3])
+    found = draw.draw(logits, jnp.asarray([0.5, 0.5]), Sampling())
+    self.assertTrue(np.all((found >= 0) & (found < 3)))
+
   def test_temperature_zero_is_greedy(self):
     logits = jnp.asarray([[1.0, 3.0, 2.0]])
     token = draw.draw(logits, jnp.zeros(1), Sampling(temperature=0.0))

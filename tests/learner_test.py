@@ -484,7 +484,38 @@ class TargetLogprobsTest(chex.TestCase):
           rtol=1e-4,
           atol=1e-5,
         )
-    chex.assert_trees_all_close(grads, self.compute(None)[1], rtol=1e-4)
+
+    def plain(hidden, head):
+      logp = jax.nn.log_softmax(hidden @ head / 0.5)
+      entropy = -jnp.sum(jnp.exp(logp) * logp, axis=-1)
+      chosen = jnp.take_along_axis(logp, self.targets[..., None], axis=-1)
+      return jnp.sum(jnp.sin(chosen)) + jnp.sum(jnp.cos(entropy))
+
+    wanted = jax.grad(plain, (0, 1))(self.hidden, self.head)
+    chex.assert_trees_all_close(grads, wanted, rtol=1e-3, atol=1e-5)
+
+  @parameterized.parameters(None, 4)
+  def test_gradients_have_the_dtype_of_what_they_belong_to(self, chunk):
+    def loss(hidden, head, dtype):
+      logprobs, _ = scoring.target_logprobs(
+        lambda head, x: jnp.dot(x, head, preferred_element_type=jnp.float32),
+        head.astype(dtype),
+        hidden.astype(dtype),
+        self.targets,
+        chunk=chunk,
+      )
+      return jnp.sum(logprobs)
+
+    half = [x.astype(jnp.bfloat16) for x in (self.hidden, self.head)]
+    found = jax.grad(loss, (0, 1))(*half, jnp.bfloat16)
+    wanted = jax.grad(loss, (0, 1))(
+      *(x.astype(jnp.float32) for x in half), jnp.float32
+    )
+    for grad, right in zip(found, wanted, strict=True):
+      self.assertEqual(grad.dtype, jnp.bfloat16)
+      np.testing.assert_allclose(
+        grad.astype(jnp.float32), right, rtol=0.05, atol=0.05
+      )
 
   def test_entropy_is_only_measured_without_a_bonus(self):
     _, with_entropy = self.compute(4)
@@ -551,12 +582,18 @@ class ScheduleTest(chex.TestCase):
       weight_decay=0.5,
       max_grad_norm=1.0,
     )
-    optimizer = optimizers.create(config)
     w = np.array([1.0, -2.0])
     params, m, v = jnp.asarray(w), np.zeros(2), np.zeros(2)
-    state = optimizer.init(params)
+    state = optimizers.create(config).init(params)
     for t, g in enumerate((np.array([3.0, 4.0]), np.array([0.1, 0.0])), 1):
-      updates, state = optimizer.update(jnp.asarray(g), state, params)
+      updates, same = optimizers.update(
+        config, params * jnp.nan, state, params, finite=jnp.array(False)
+      )
+      np.testing.assert_array_equal(updates, 0.0)
+      chex.assert_trees_all_equal(same, state)
+      updates, state = optimizers.update(
+        config, jnp.asarray(g), state, params, finite=jnp.array(True)
+      )
       params = optax.apply_updates(params, updates)
       g = g / max(1.0, np.linalg.norm(g))
       m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g * g

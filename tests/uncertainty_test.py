@@ -127,11 +127,11 @@ class MeasureTest(chex.TestCase):
       uncertainty.measure(jnp.zeros((1, 5)), top_j)
 
 
-class TopKTest(parameterized.TestCase):
+class LargestValuesTest(parameterized.TestCase):
   @parameterized.product(
     vocab_size=(20, 97, 128), blocks=(16, 32), count=(1, 7)
   )
-  def test_blockwise_equals_top_k_with_ties(self, vocab_size, blocks, count):
+  def test_blockwise_equals_sorting_with_ties(self, vocab_size, blocks, count):
     rng = np.random.default_rng(vocab_size + blocks)
     # Few different values, some of them -inf: ties everywhere.
     values = rng.integers(-3, 4, (2, 3, vocab_size)).astype("f4")
@@ -142,7 +142,7 @@ class TopKTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(16_384, 16_411, 49_152)
-  def test_the_chosen_path_equals_top_k(self, vocab_size):
+  def test_the_chosen_path_finds_the_same(self, vocab_size):
     values = jax.random.normal(jax.random.key(0), (2, vocab_size)).round(2)
     expected = -np.sort(-np.asarray(values))[:, :20]
     chosen = jax.jit(lambda x: uncertainty.largest_values(x, 20))

@@ -8,6 +8,7 @@ models trained from scratch.
 
 from collections.abc import Mapping
 import dataclasses
+import itertools
 
 from envs.alfworld import problem
 
@@ -18,6 +19,8 @@ class Size:
 
   Attributes:
     receptacles: room -> receptacle class -> least and most of them.
+    kinds: object classes that a room may hold, the first of `HOMES`; few of
+      them are soon told apart.
     objects: least and most objects beside those the task is about.
     extra: most further objects of the task's kind that nobody needs.
     capacity: most objects in one receptacle at the start.
@@ -28,11 +31,16 @@ class Size:
   """
 
   receptacles: Mapping[str, Mapping[str, tuple[int, int]]]
+  kinds: int
   objects: tuple[int, int]
   extra: int
   capacity: int
   shared_pose: float
   always_openable: bool
+
+  def homes(self, room: str) -> dict[str, tuple[str, ...]]:
+    """Object class -> receptacle classes that it may be in."""
+    return dict(itertools.islice(HOMES[room].items(), self.kinds))
 
 
 SIZES = {
@@ -63,6 +71,7 @@ SIZES = {
         "Toilet": (1, 1),
       },
     },
+    kinds=8,
     objects=(1, 3),
     extra=0,
     capacity=3,
@@ -101,6 +110,7 @@ SIZES = {
         "Toilet": (1, 1),
       },
     },
+    kinds=24,
     objects=(3, 5),
     extra=0,
     capacity=3,
@@ -165,6 +175,7 @@ SIZES = {
         "TowelHolder": (1, 2),
       },
     },
+    kinds=24,
     objects=(12, 24),
     extra=1,
     capacity=6,

@@ -164,7 +164,7 @@ def _choose_goal(
     if not lamps:
       return None
   options: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
-  for kind, homes in rooms.HOMES[room.name].items():
+  for kind, homes in room.size.homes(room.name).items():
     if tool and kind not in treatable:
       continue
     present = [home for home in homes if home in classes and home != tool]
@@ -205,16 +205,17 @@ def _attempt(
     )
     if room.put(draw, rooms.LAMP, surfaces) is None:
       return None
-  others = [other for other in sorted(rooms.HOMES[name]) if other != kind]
+  homes = size.homes(name)
+  others = [other for other in sorted(homes) if other != kind]
   for _ in range(draw.randint(*size.objects)):
     other = draw.choice(others)
-    room.put(draw, other, rooms.HOMES[name][other])
+    room.put(draw, other, homes[other])
   return room, kind, target
 
 
 def _write_problem(room: _Room, goal: problem.Goal, types: dict) -> str:
   """The PDDL problem of a furnished room."""
-  homes = rooms.HOMES[room.name]
+  homes = room.size.homes(room.name)
   objects = sorted(identity for _, identity, _ in room.contents)
   kinds = sorted({kind for kind, _, _ in room.contents})
   classes = sorted(room.classes())

@@ -36,7 +36,7 @@ SCORE_FLOOR = 1e-6
 # about this vocabulary on.
 _BLOCKWISE_FROM = 16_384
 _BLOCKS = 512
-# Below any logit whose probability is not 0 in float32.
+# Below any x - max whose e^(x - max) is not 0 in float32.
 _LOWEST = -1e30
 
 

@@ -378,8 +378,9 @@ def _first_fit(segments, shape):
 def _join_loose(bins, rows, rng):
   """Makes whole micro-batches of rows that would fill parts of several.
 
-  Every part keeps its whole micro-batches and gives up the rows beyond them,
-  drawn at random; together they go back, a micro-batch to a part.
+  Every part keeps its whole micro-batches, or all it has if that is less than
+  one, and gives up the rows beyond them, drawn at random. Together they go
+  back, a micro-batch each to the parts with the fewest rows.
   """
   if len(bins) == 1:
     return bins
@@ -389,7 +390,8 @@ def _join_loose(bins, rows, rng):
     whole = len(filled) // rows * rows or len(filled)
     kept.append(filled[:whole])
     loose += filled[whole:]
-  for part, start in enumerate(range(0, len(loose), rows)):
+  emptiest = sorted(range(len(kept)), key=lambda part: len(kept[part]))
+  for part, start in zip(emptiest, range(0, len(loose), rows), strict=False):
     kept[part] += loose[start : start + rows]
   return kept
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from t2po_jax import types
 
-# Parameters and hidden states [..., D] -> logits [..., V] float32.
+# Parameters and hidden states [..., D] -> logits [..., V] float32, all finite.
 Project = Callable[[Any, types.Array], types.Array]
 
 
@@ -37,7 +37,7 @@ def target_logprobs(
   z = logits / temperature.
 
   Args:
-    project: (head, hidden states [..., D]) -> logits [..., V] float32.
+    project: (head, hidden states [..., D]) -> logits [..., V] float32, finite.
     head: what the projection is differentiated by, besides hidden states.
     hidden: [B, R, D].
     targets: [B, R] int32 token ids.

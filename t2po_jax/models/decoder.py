@@ -595,7 +595,7 @@ class Policy:
       kernel = decode_params["head"]["kernel"]
     columns = hidden.astype(self.dtype).T
     logits = jnp.dot(kernel, columns, preferred_element_type=jnp.float32)
-    # Turned here, once; else everyone who reads them would do it again.
+    # Turned here, once; else each of those who read them turns them again.
     return jax.lax.optimization_barrier(rows_of(logits))
 
   def init_cache(self, slots: int, length: int, dtype=None) -> Cache:

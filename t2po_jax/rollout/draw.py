@@ -85,12 +85,13 @@ def invert_cdf(weights, uniform) -> types.Array:
   """The first token whose cumulative probability exceeds the uniform number.
 
   Args:
-    weights: [B, V] float32, probabilities times any positive number a row,
-      which keeps their sum a normal number.
+    weights: [B, V] float32, probabilities times any positive number a row;
+      their sum must be a normal number, neither 0 nor subnormal.
     uniform: [B] float32 in [0, 1).
 
   Returns:
-    [B] int32 token ids; a token of probability 0 is never returned.
+    [B] int32 token ids; a token of probability 0 is never returned. A row
+    without a sum gives some token of the vocabulary.
   """
   rows, size = weights.shape
   pad = -size % _BLOCK
@@ -109,7 +110,7 @@ def invert_cdf(weights, uniform) -> types.Array:
   # The sum of a block and its running sum may differ in the last bit.
   last = _BLOCK - 1 - jnp.argmax(jnp.flip(row > 0, axis=-1), axis=-1)
   offset = jnp.where(jnp.any(inside, -1), jnp.argmax(inside, -1), last)
-  return (block * _BLOCK + offset).astype(jnp.int32)
+  return jnp.minimum(block * _BLOCK + offset, size - 1).astype(jnp.int32)
 
 
 def draw(logits, uniform, sampling: Sampling) -> types.Array:
