@@ -2,8 +2,8 @@
 
 The names are those of the ALFRED dataset and the contents a plausible part of
 what it allows. Three sizes exist: `full` rooms have about as many receptacles
-as the benchmark's, `small` ones five or so and `tiny` ones three or four, for
-models trained from scratch.
+as the benchmark's, `small` ones five or so and `tiny` ones three or four and
+fewer classes of objects, for models trained from scratch.
 """
 
 from collections.abc import Mapping
@@ -19,8 +19,8 @@ class Size:
 
   Attributes:
     receptacles: room -> receptacle class -> least and most of them.
-    kinds: object classes that a room may hold, the first of `HOMES`; few of
-      them are soon told apart.
+    kinds: object classes that a room may hold at most, the first of `HOMES`,
+      or None; with few a small model soon learns to tell them apart.
     objects: least and most objects beside those the task is about.
     extra: most further objects of the task's kind that nobody needs.
     capacity: most objects in one receptacle at the start.
@@ -31,7 +31,7 @@ class Size:
   """
 
   receptacles: Mapping[str, Mapping[str, tuple[int, int]]]
-  kinds: int
+  kinds: int | None
   objects: tuple[int, int]
   extra: int
   capacity: int
@@ -110,7 +110,7 @@ SIZES = {
         "Toilet": (1, 1),
       },
     },
-    kinds=24,
+    kinds=None,
     objects=(3, 5),
     extra=0,
     capacity=3,
@@ -175,7 +175,7 @@ SIZES = {
         "TowelHolder": (1, 2),
       },
     },
-    kinds=24,
+    kinds=None,
     objects=(12, 24),
     extra=1,
     capacity=6,
