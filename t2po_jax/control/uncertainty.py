@@ -83,7 +83,7 @@ def token_entropy(logits: types.Array) -> types.Array:
   Returns:
     [...] float32 nats, from 0 to log V.
   """
-  top, total, weighted = _moments(logits.astype(jnp.float32))
+  top, total, weighted = moments(logits.astype(jnp.float32))
   del top
   return jnp.log(total) - weighted / total
 
@@ -122,7 +122,7 @@ def measure(logits: types.Array, top_j: int) -> Measures:
   if not 1 <= top_j <= vocab_size:
     raise ValueError(f"top_j: found {top_j}, expected 1 to V = {vocab_size}")
   logits = logits.astype(jnp.float32)
-  top, total, weighted = _moments(logits)
+  top, total, weighted = moments(logits)
   log_total = jnp.log(total)
   largest = largest_values(logits, top_j)
   possible = jnp.isfinite(largest)
@@ -341,10 +341,18 @@ def weigh(logits: types.Array) -> tuple[types.Array, types.Array]:
   return top, jnp.exp(logits - top[..., None])
 
 
-def _moments(
+def moments(
   logits: types.Array,
 ) -> tuple[types.Array, types.Array, types.Array]:
-  """Maximum m, sum of e^(x - m), sum of e^(x - m) (x - m); [...] each."""
+  """What entropy and log-sum-exp are made of, in few arrays of this size.
+
+  Args:
+    logits: [..., V] float32; -inf counts nowhere.
+
+  Returns:
+    Maximum m, total = sum of e^(x - m), and sum of e^(x - m) (x - m); [...]
+    each. The log-sum-exp is m + log total.
+  """
   top, weights = weigh(logits)
   # 0 * -inf is NaN: entries of probability 0 contribute nothing.
   shifted = jnp.maximum(logits - top[..., None], _LOWEST)

@@ -75,28 +75,14 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
   return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def create(
-  config: OptimizerConfig,
-  *,
-  b1: float | types.Array | None = None,
-  b2: float | types.Array | None = None,
-) -> optax.GradientTransformation:
-  """AdamW behind global-norm clipping.
-
-  Args:
-    config: its settings.
-    b1: in place of the configured one.
-    b2: likewise.
-
-  Returns:
-    The transformation; its state has the same structure for any settings.
-  """
+def create(config: OptimizerConfig) -> optax.GradientTransformation:
+  """AdamW behind global-norm clipping."""
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
     optax.adamw(
       learning_rate(config),
-      b1=config.b1 if b1 is None else b1,
-      b2=config.b2 if b2 is None else b2,
+      b1=config.b1,
+      b2=config.b2,
       eps=config.eps,
       weight_decay=config.weight_decay,
     ),
@@ -129,7 +115,8 @@ def update(
     What to add to the parameters, and the new state.
   """
   keep = functools.partial(jnp.where, finite)
-  optimizer = create(config, b1=keep(config.b1, 1.0), b2=keep(config.b2, 1.0))
+  decays = {"b1": keep(config.b1, 1.0), "b2": keep(config.b2, 1.0)}
+  optimizer = create(dataclasses.replace(config, **decays))
   grads = jax.tree.map(lambda x: keep(x, 0.0), grads)
   updates, moved = optimizer.update(grads, opt_state, params)
   updates = jax.tree.map(lambda x: keep(x, 0.0), updates)

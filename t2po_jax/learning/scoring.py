@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from t2po_jax import types
+from t2po_jax.control import uncertainty
 
 # Parameters and hidden states [..., D] -> logits [..., V] float32, all finite.
 Project = Callable[[Any, types.Array], types.Array]
@@ -80,21 +81,18 @@ def _hits(logits, targets):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _score(project, keep, entropy_gradient, head, hidden, targets):
   """Log-probs and entropies; `keep` keeps the logits for the backward pass."""
-  return _score_forward(project, keep, entropy_gradient, head, hidden, targets)[
-    0
-  ]
+  found, _ = _score_forward(
+    project, keep, entropy_gradient, head, hidden, targets
+  )
+  return found
 
 
 def _score_forward(project, keep, entropy_gradient, head, hidden, targets):
   del entropy_gradient
   logits = project(head, hidden)
-  # In few arrays of this size: the logits and their exponentials.
-  largest = jnp.max(logits, axis=-1, keepdims=True)
-  likely = jnp.exp(logits - largest)
-  total = jnp.sum(likely, axis=-1)
-  mean = jnp.sum(likely * (logits - largest), axis=-1) / total
-  normaliser = largest[..., 0] + jnp.log(total)
-  entropy = jnp.log(total) - mean
+  top, total, weighted = uncertainty.moments(logits)
+  normaliser = top + jnp.log(total)
+  entropy = jnp.log(total) - weighted / total
   chosen = jnp.sum(logits * _hits(logits, targets), axis=-1)
   saved = (head, hidden, targets, normaliser, entropy)
   return (chosen - normaliser, entropy), (*saved, logits if keep else None)
