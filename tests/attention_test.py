@@ -24,13 +24,12 @@ def draw_rows(length, width, *, groups=2, share=3, seed=0):
 
 
 def by_loop(queries, keys, values, segments):
-  """One query at a time, in float64."""
-  queries, keys, values = (np.float64(x) for x in (queries, keys, values))
-  mixed = np.zeros(queries.shape)
+  """One query at a time, in float64 or complex128."""
+  mixed = np.zeros(queries.shape, np.result_type(queries, keys, values))
   for b, t, m, r in np.ndindex(queries.shape[:4]):
     seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
     scores = keys[b, seen, m] @ queries[b, t, m, r] / queries.shape[-1] ** 0.5
-    weights = np.exp(scores - scores.max())
+    weights = np.exp(scores - scores.real.max())
     mixed[b, t, m, r] = weights @ values[b, seen, m] / weights.sum()
   return mixed
 
@@ -40,10 +39,68 @@ def reference(queries, keys, values, segments):
   return attention.EINSUM.mix(queries, keys, values, context)
 
 
-class ReferenceTest(absltest.TestCase):
-  def test_is_what_a_loop_computes(self):
-    rows = draw_rows(40, 8)
-    np.testing.assert_allclose(reference(*rows), by_loop(*rows), atol=1e-5)
+class ReferenceTest(parameterized.TestCase):
+  # One block, three with a short last one, and as many as there may be.
+  @parameterized.parameters((40, 8, 3), (300, 8, 3), (1100, 4, 1))
+  def test_is_what_a_loop_computes(self, length, width, share):
+    *arrays, segments = draw_rows(length, width, share=share)
+    wide = [np.float64(x) for x in arrays]
+    found, pull = jax.vjp(
+      jax.jit(lambda *arrays: reference(*arrays, segments)), *arrays
+    )
+    expected = by_loop(*wide, segments)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    rng, step = np.random.default_rng(1), 1e-30
+    weights = rng.normal(size=found.shape)
+    gradients = pull(jnp.asarray(weights, jnp.float32))
+    for place, gradient in enumerate(gradients):
+      # Of one direction: an imaginary step has no rounding of differences.
+      direction = rng.normal(size=gradient.shape)
+      moved = list(wide)
+      moved[place] = wide[place] + 1j * step * direction
+      slope = np.sum(weights * by_loop(*moved, segments)).imag / step
+      size = np.linalg.norm(gradient) * np.linalg.norm(direction)
+      self.assertLess(abs(np.sum(gradient * direction) - slope) / size, 1e-6)
+
+  def test_blocks_and_one_piece_have_the_same_gradients(self):
+    *arrays, segments = draw_rows(300, 8)
+    allowed = attention.allowed_in(segments)
+
+    def in_one_piece(queries, keys, values):
+      keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+      return attention.attend(queries, keys, values, allowed)
+
+    def gradients(mix):
+      loss = jax.jit(lambda *arrays: jnp.sum(jnp.sin(mix(*arrays))))
+      return jax.grad(loss, (0, 1, 2))(*arrays)
+
+    found = gradients(lambda *arrays: reference(*arrays, segments))
+    for one, other in zip(found, gradients(in_one_piece), strict=True):
+      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+  def test_keeps_no_scores(self):
+    *arrays, segments = draw_rows(300, 8)
+    _, pull = jax.vjp(lambda *arrays: reference(*arrays, segments), *arrays)
+    largest = max(leaf.size for leaf in jax.tree.leaves(pull))
+    self.assertEqual(largest, 2 * 300 * 300)  # What may be looked at.
+
+  def test_bfloat16_stays(self):
+    *arrays, segments = draw_rows(160, 8)
+    found, pull = jax.vjp(
+      lambda *arrays: reference(*arrays, segments),
+      *(x.astype(jnp.bfloat16) for x in arrays),
+    )
+    exact, pull_exact = jax.vjp(
+      lambda *arrays: reference(*arrays, segments), *arrays
+    )
+    self.assertEqual(found.dtype, jnp.bfloat16)
+    np.testing.assert_allclose(np.float32(found), exact, atol=0.05)
+    wanted = pull_exact(jnp.ones_like(exact))
+    for one, other in zip(pull(jnp.ones_like(found)), wanted, strict=True):
+      self.assertEqual(one.dtype, jnp.bfloat16)
+      np.testing.assert_allclose(
+        np.float32(one), other, atol=0.05 * np.abs(other).max()
+      )
 
 
 class SplashTest(absltest.TestCase):

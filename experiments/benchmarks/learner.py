@@ -46,7 +46,7 @@ _PROMPT = flags.DEFINE_integer(
 )
 _RESPONSE = flags.DEFINE_integer("response", 48, "Median response, tokens.")
 _ROW_TOKENS = flags.DEFINE_integer("row_tokens", 1024, "Our rows, `dialogue`.")
-_REMAT = flags.DEFINE_string("remat", "none", "Ours: none, dots or full.")
+_REMAT = flags.DEFINE_string("remat", "dots", "Ours: none, dots or full.")
 _CHUNK = flags.DEFINE_integer(
   "chunk", 128, "Ours: positions projected at once; 0 keeps all logits."
 )

@@ -1,16 +1,18 @@
 """Grouped-query attention: one reference, and the kernels of accelerators.
 
-`attend` is the reference, plain batched products; decoding uses it everywhere,
-whole packed rows wherever no kernel fits. `select` says what whole rows use:
-cuDNN's fused attention on GPUs, JAX's Pallas splash attention on TPUs, both
-without ever holding the scores of a row, [heads, T, T], in memory.
+`attend` is the reference, plain batched products; decoding uses it everywhere.
+`select` says what whole packed rows use: cuDNN's fused attention on GPUs, JAX's
+Pallas splash attention on TPUs, and where no kernel fits the reference on
+blocks of queries (`attend_rows`). None of them keeps the scores of a row,
+[heads, T, T], for the backward pass.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 import dataclasses
 from typing import Any
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from t2po_jax import sharding, types
@@ -19,6 +21,15 @@ KINDS = ("auto", "einsum")
 
 # Finite, so that a row without any allowed key still has a gradient.
 MASKED = -1e30
+
+# What `attend_rows` keeps for its backward pass besides its arguments; a name
+# for policies of rematerialisation.
+KEPT = "attention"
+
+# Queries of a block in `attend_rows`: at least so many, and at most so many
+# blocks, each of which is compiled.
+_BLOCK = 128
+_MOST_BLOCKS = 8
 
 # Positions that a splash kernel takes at once, the largest that fits; a TPU's
 # vector registers have 128 lanes.
@@ -95,19 +106,38 @@ def attend(queries, keys, values, allowed) -> types.Array:
   Returns:
     [B, T, M, N/M, H] in the dtype of the queries.
   """
-  rows, length, heads, share, width = queries.shape
-  left = queries.transpose(0, 2, 3, 1, 4).reshape(rows, heads, -1, width)
-  scores = _product(left * width**-0.5, keys)
-  scores = scores.reshape(rows, heads, share, length, -1)
-  scores = jnp.where(allowed[:, None, None], scores, MASKED)
+  return _attend(queries, keys, values, allowed)[0]
+
+
+def _attend(queries, keys, values, allowed):
+  """`attend`, and the log-sum-exp of the scores, [B, M, N/M, T, 1]."""
+  scores = _scores(queries, keys, allowed)
   largest = jnp.max(scores, axis=-1, keepdims=True)
   weights = jnp.exp(scores - jax.lax.stop_gradient(largest))
   # Normed at the end, where there are fewer numbers.
   total = jnp.sum(weights, axis=-1, keepdims=True)
-  weights = weights.reshape(rows, heads, share * length, -1)
-  mixed = _product(weights.astype(values.dtype), values)
-  mixed = mixed.reshape(rows, heads, share, length, width) / total
-  return mixed.transpose(0, 3, 1, 2, 4).astype(queries.dtype)
+  mixed = _product(_stacked(weights).astype(values.dtype), values)
+  mixed = mixed.reshape(*total.shape[:-1], -1) / total
+  mixed = mixed.transpose(0, 3, 1, 2, 4).astype(queries.dtype)
+  return mixed, largest + jnp.log(total)
+
+
+def _scores(queries, keys, allowed):
+  """Scaled products [B, M, N/M, T, S], `MASKED` where not allowed."""
+  rows, length, heads, share, width = queries.shape
+  scores = _product(_grouped(queries) * width**-0.5, keys)
+  scores = scores.reshape(rows, heads, share, length, -1)
+  return jnp.where(allowed[:, None, None], scores, MASKED)
+
+
+def _grouped(x):
+  """[B, T, M, N/M, H] -> [B, M, N/M x T, H]."""
+  return _stacked(x.transpose(0, 2, 3, 1, 4))
+
+
+def _stacked(x):
+  """[B, M, N/M, T, *] -> [B, M, N/M x T, *]."""
+  return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
 def allowed_in(segments: types.Array) -> types.Array:
@@ -116,10 +146,115 @@ def allowed_in(segments: types.Array) -> types.Array:
   return causal[None] & (segments[:, :, None] == segments[:, None, :])
 
 
-def _mix_by_einsum(queries, keys, values, allowed) -> types.Array:
-  return attend(
-    queries, keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3), allowed
+@jax.custom_vjp
+def attend_rows(queries, keys, values, allowed) -> types.Array:
+  """`attend` for whole rows that never look ahead, in blocks of queries.
+
+  A block multiplies the keys up to its own end, which saves nearly half of the
+  pairs. For the backward pass the log-sum-exp of every query is kept, and the
+  weights are computed again, block by block (as in FlashAttention, arXiv
+  2205.14135, section 3.1, which also walks over blocks of keys).
+
+  Args:
+    queries: [B, T, M, N/M, H].
+    keys: [B, T, M, H].
+    values: [B, T, M, H].
+    allowed: [B, T, T] bool, False wherever a key is later than the query.
+
+  Returns:
+    [B, T, M, N/M, H] in the dtype of the queries.
+  """
+  return _rows_forward(queries, keys, values, allowed)[0]
+
+
+def _blocks(length: int) -> Iterator[slice]:
+  """Blocks of queries that make up a row."""
+  size = max(_BLOCK, -(-length // _MOST_BLOCKS))
+  for start in range(0, length, size):
+    yield slice(start, min(start + size, length))
+
+
+def _rows_forward(queries, keys, values, allowed):
+  across, down = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+  mixed, log_totals = [], []
+  for block in _blocks(queries.shape[1]):
+    end = block.stop
+    found = _attend(
+      queries[:, block],
+      across[..., :end],
+      down[:, :, :end],
+      allowed[:, block, :end],
+    )
+    mixed.append(found[0])
+    log_totals.append(found[1])
+  mixed = checkpoint_name(jnp.concatenate(mixed, axis=1), KEPT)
+  log_totals = checkpoint_name(jnp.concatenate(log_totals, axis=3), KEPT)
+  return mixed, (queries, keys, values, allowed, mixed, log_totals)
+
+
+def _rows_backward(saved, slope):
+  """The last block first: its keys are all keys."""
+  queries, keys, values, allowed, mixed, log_totals = saved
+  across, down = keys.transpose(0, 2, 3, 1), keys.transpose(0, 2, 1, 3)
+  values = values.transpose(0, 2, 3, 1)
+  slope, across, down, values = jax.lax.optimization_barrier(
+    (slope, across, down, values)
   )
+  # sum_s w_s dw_s = dy . y: no array of [T, S] is needed for it.
+  level = jnp.sum(slope.astype(jnp.float32) * mixed, axis=-1)
+  level = level.transpose(0, 2, 3, 1)[..., None]
+  of_queries, of_keys, of_values = [], None, None
+  for block in reversed(list(_blocks(queries.shape[1]))):
+    end = block.stop
+    of_block, more_keys, more_values = _block_backward(
+      queries[:, block],
+      across[..., :end],
+      down[:, :, :end],
+      values[..., :end],
+      allowed[:, block, :end],
+      log_totals[:, :, :, block],
+      level[:, :, :, block],
+      slope[:, block],
+    )
+    of_queries.append(of_block)
+    if of_keys is None:
+      of_keys, of_values = more_keys, more_values
+    else:
+      of_keys = of_keys.at[..., :end].add(more_keys)
+      of_values = of_values.at[..., :end].add(more_values)
+  return (
+    jnp.concatenate(of_queries[::-1], axis=1).astype(queries.dtype),
+    of_keys.transpose(0, 3, 1, 2).astype(keys.dtype),
+    of_values.transpose(0, 3, 1, 2).astype(values.dtype),
+    None,
+  )
+
+
+def _block_backward(
+  queries, across, down, values, allowed, log_total, level, slope
+):
+  """Gradients by queries [B, T, M, N/M, H], keys and values [B, M, H, S].
+
+  With w the softmax weights: ds = w (dw - sum w dw).
+  """
+  dtype, width = queries.dtype, queries.shape[-1]
+  weights = jnp.exp(_scores(queries, across, allowed) - log_total)
+  of_weights = _product(_grouped(slope), values).reshape(weights.shape)
+  of_scores = weights * (of_weights - level) * width**-0.5
+  # Left as they lie: what three products read is never transposed.
+  weights, of_scores = jax.lax.optimization_barrier(
+    (_stacked(weights).astype(dtype), _stacked(of_scores).astype(dtype))
+  )
+  of_queries = _product(of_scores, down)
+  of_queries = of_queries.reshape(*log_total.shape[:-1], width)
+  return (
+    of_queries.transpose(0, 3, 1, 2, 4),
+    _product(_grouped(queries).mT, of_scores),
+    _product(_grouped(slope).mT, weights),
+  )
+
+
+attend_rows.defvjp(_rows_forward, _rows_backward)
 
 
 def _mix_cudnn(queries, keys, values, allowed) -> types.Array:
@@ -174,6 +309,6 @@ def mix_splash(
   return mixed.swapaxes(1, 2).reshape(queries.shape).astype(queries.dtype)
 
 
-EINSUM = Attention(allowed_in, _mix_by_einsum)
+EINSUM = Attention(allowed_in, attend_rows)
 CUDNN = Attention(allowed_in, _mix_cudnn)
 SPLASH = Attention(lambda segments: segments, mix_splash)

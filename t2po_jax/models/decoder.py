@@ -28,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax import sharding, types
-from t2po_jax.models import attention
+from t2po_jax.models import attention, layer_math
 from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
@@ -137,19 +137,6 @@ def rotate(
   return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
-def _along_last(vector: types.Array, like: types.Array) -> types.Array:
-  """A vector reshaped to broadcast along the last axis of `like`."""
-  return vector.reshape((1,) * (like.ndim - 1) + (-1,))
-
-
-def rms_norm(x: types.Array, scale: types.Array, eps: float) -> types.Array:
-  """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32."""
-  wide = x.astype(jnp.float32)
-  mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-  normed = wide * jax.lax.rsqrt(mean + eps)
-  return (normed * _along_last(scale, x)).astype(x.dtype)
-
-
 def low_rank(x: types.Array, a: types.Array, b: types.Array) -> types.Array:
   """x @ a @ b in the dtype of x, for a [inputs, rank] and b [rank, outputs]."""
   return jnp.dot(jnp.dot(x, a.astype(x.dtype)), b.astype(x.dtype))
@@ -158,7 +145,7 @@ def low_rank(x: types.Array, a: types.Array, b: types.Array) -> types.Array:
 def rms_norm_columns(
   x: types.Array, scale: types.Array, eps: float
 ) -> types.Array:
-  """`rms_norm` over the first axis, of columns [D, P]."""
+  """`layer_math.rms_norm` over the first axis, of columns [D, P]."""
   wide = x.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=0, keepdims=True)
   normed = wide * jax.lax.rsqrt(mean + eps)
@@ -175,14 +162,14 @@ def rows_of(columns: types.Array) -> types.Array:
 
 
 class RMSNorm(nnx.Module):
-  """`rms_norm` with a learned scale."""
+  """`layer_math.rms_norm` with a learned scale."""
 
   def __init__(self, width: int, eps: float):
     self.eps = eps
     self.scale = nnx.Param(jnp.ones(width))
 
   def __call__(self, x: types.Array) -> types.Array:
-    return rms_norm(x, self.scale[...], self.eps)
+    return layer_math.rms_norm(x, self.scale[...], self.eps)
 
   def columns(self, x: types.Array) -> types.Array:
     """The same for columns [D, P]."""
@@ -190,11 +177,7 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-  """x @ kernel + bias in the dtype of x, and x @ lora_a @ lora_b if adapted.
-
-  No wider result type is asked for: hardware accumulates in float32 anyway,
-  and a float32 cotangent would make the backward pass a float32 product.
-  """
+  """x @ kernel + bias in the dtype of x, and x @ lora_a @ lora_b if adapted."""
 
   def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
     self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
@@ -211,12 +194,13 @@ class Linear(nnx.Module):
     self.adapted = True
 
   def __call__(self, x: types.Array) -> types.Array:
-    y = jnp.dot(x, self.kernel[...].astype(x.dtype))
+    y = layer_math.matmul(x, self.kernel[...].astype(x.dtype))
     if self.adapted:
       y = y + low_rank(x, self.lora_a[...], self.lora_b[...])
     if not self.biased:
       return y
-    return y + _along_last(self.bias[...].astype(x.dtype), y)
+    bias = self.bias[...].astype(x.dtype)
+    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
 
   def columns(self, x: types.Array) -> types.Array:
     """The same for columns [inputs, P]; the kernel is [outputs, inputs]."""
@@ -310,14 +294,12 @@ class MLP(nnx.Module):
     self.down = Linear(config.mlp_width, config.width)
 
   def __call__(self, x: types.Array) -> types.Array:
-    gate = jax.nn.silu(self.gate(x).astype(jnp.float32)).astype(x.dtype)
-    return self.down(gate * self.up(x))
+    return self.down(layer_math.swiglu(self.gate(x), self.up(x)))
 
   def columns(self, x: types.Array) -> types.Array:
     """The same for columns [D, P]; kernels are turned."""
-    gate = self.gate.columns(x).astype(jnp.float32)
-    gate = jax.nn.silu(gate).astype(x.dtype)
-    return self.down.columns(gate * self.up.columns(x))
+    gate, up = self.gate.columns(x), self.up.columns(x)
+    return self.down.columns(layer_math.swiglu(gate, up))
 
 
 class Block(nnx.Module):
@@ -467,7 +449,7 @@ class Policy:
     return params["embed"]["table"][tokens].astype(self.dtype)
 
   def _final_norm(self, params, x):
-    return rms_norm(x, params["norm"]["scale"], self.config.norm_eps)
+    return layer_math.rms_norm(x, params["norm"]["scale"], self.config.norm_eps)
 
   def _layer_function(self, mix: Callable) -> Callable:
     """(x, layer params, angles, context) -> x, with the remat option."""
@@ -478,7 +460,11 @@ class Policy:
     if self.remat == "full":
       return jax.checkpoint(run)
     if self.remat == "dots":
-      saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+      policies = jax.checkpoint_policies
+      saved = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable,
+        policies.save_only_these_names(attention.KEPT),
+      )
       return jax.checkpoint(run, policy=saved)
     return run
 
