@@ -68,7 +68,7 @@ class ReferenceTest(parameterized.TestCase):
 
     def in_one_piece(queries, keys, values):
       keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
-      return attention.attend(queries, keys, values, allowed)
+      return attention.attend(queries, keys[:, :, None], values, allowed)
 
     def gradients(mix):
       loss = jax.jit(lambda *arrays: jnp.sum(jnp.sin(mix(*arrays))))
@@ -77,6 +77,29 @@ class ReferenceTest(parameterized.TestCase):
     found = gradients(lambda *arrays: reference(*arrays, segments))
     for one, other in zip(found, gradients(in_one_piece), strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+  @parameterized.parameters(1, 4, 20)  # Tokens: few rows, as many, more.
+  def test_keys_in_blocks_and_in_one(self, count):
+    *arrays, segments = draw_rows(48, 8)
+    queries, keys, values = arrays
+    keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+    blocks = keys.reshape(2, 2, 8, 4, 12).swapaxes(2, 3)
+    queries = queries[:, -count:]
+    allowed = attention.allowed_in(segments)[:, -count:]
+    found, expected = (
+      attention.attend(queries, keys, values, allowed)
+      for keys in (blocks, keys[:, :, None])
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+  def test_blocks_of_a_cache(self):
+    self.assertEqual(attention.cache_block(5, backend="cpu"), 5)
+    self.assertEqual(attention.cache_block(48, backend="cpu"), 24)
+    self.assertEqual(attention.cache_block(512, backend="cpu"), 32)
+    for length in range(1, 2000):
+      size = attention.cache_block(length, backend="cpu")
+      self.assertLess(-(-length // size) * size, 1.05 * length)
+    self.assertEqual(attention.cache_block(500, backend="gpu"), 500)
 
   def test_keeps_no_scores(self):
     *arrays, segments = draw_rows(300, 8)

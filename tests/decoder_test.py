@@ -190,20 +190,24 @@ class PolicyTest(chex.TestCase):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
   @parameterized.parameters(
-    (QWEN2, "float32"), (QWEN3, "float32"), (QWEN2, "bfloat16")
+    (QWEN2, "float32", 1),
+    (QWEN3, "float32", 1),
+    (QWEN2, "bfloat16", 1),
+    (QWEN3, "float32", 7),  # Several blocks of keys.
   )
-  def test_cached_equals_full(self, config, dtype):
+  def test_cached_equals_full(self, config, dtype, stretch):
     """Ragged prompts, padded prefill, then one token at a time."""
     policy = decoder.Policy(config, dtype=jnp.dtype(dtype))
     params = make_params(config)
     decode_params = make_decode_params(policy, params)
-    tokens = draw_tokens(3, 10)
+    tokens = draw_tokens(3, 10 * stretch)
     full = run_hidden(policy, params, tokens, *whole_row(tokens))
-    lengths = np.array([2, 5, 4])
-    cache = policy.init_cache(3, 12)
-    prompt = np.where(np.arange(6) < lengths[:, None], tokens[:, :6], 28)
+    lengths, most = np.array([2, 5, 4]) * stretch, 6 * stretch
+    cache = policy.init_cache(3, 12 * stretch)
+    prompt = tokens[:, :most]
+    prompt = np.where(np.arange(most) < lengths[:, None], prompt, 28)
     found, cache = run_extend(
-      policy, decode_params, cache, prompt, np.zeros(3, int), live=6
+      policy, decode_params, cache, prompt, np.zeros(3, int), live=most
     )
     error = [np.abs(found[b, :n] - full[b, :n]) for b, n in enumerate(lengths)]
     worst = max(float(np.max(e)) for e in error)
@@ -211,7 +215,7 @@ class PolicyTest(chex.TestCase):
       start = lengths + step
       column = tokens[np.arange(3), start][:, None]
       found, cache = run_extend(
-        policy, decode_params, cache, column, start, live=12
+        policy, decode_params, cache, column, start, live=12 * stretch
       )
       gap = np.abs(found[:, 0] - full[np.arange(3), start])
       worst = max(worst, float(np.max(gap)))
@@ -252,10 +256,15 @@ class PolicyTest(chex.TestCase):
 
   def test_cache_layout(self):
     cache = decoder.Policy(LLAMA).init_cache(3, 5, jnp.bfloat16)
-    chex.assert_shape(cache.keys, (3, 2, 8, 5))
+    chex.assert_shape(cache.keys, (3, 2, 1, 8, 5))
     chex.assert_shape(cache.values, (3, 2, 5, 8))
     chex.assert_type(cache.keys, jnp.bfloat16)
     self.assertLen(cache.keys, LLAMA.layers)
+
+  def test_cache_is_of_whole_blocks(self):
+    cache = decoder.Policy(LLAMA).init_cache(3, 70)
+    chex.assert_shape(cache.keys, (3, 2, 3, 8, 24))
+    chex.assert_shape(cache.values, (3, 2, 72, 8))
 
   def test_packing_and_padding_change_nothing(self):
     """Two texts in one row, then each alone in rows with other padding."""

@@ -116,6 +116,12 @@ class LayerMathTest(chex.TestCase):
     np.testing.assert_allclose(of_x, 1 / np.sqrt(EPS), rtol=1e-5)
     np.testing.assert_array_equal(of_scale, 0.0)
 
+  @parameterized.parameters(jnp.float32, jnp.bfloat16)
+  def test_computed_once_is_exact(self, dtype):
+    (x,) = as_jax(draw((3, 4, 48)), dtype)
+    x = x * jnp.asarray([[[1e-6], [1.0], [1e6], [1e30]]], dtype)
+    np.testing.assert_array_equal(jax.jit(layer_math.computed_once)(x), x)
+
   def test_a_frozen_kernel_costs_nothing(self):
     x, kernels = as_jax(draw((64, 32), (4, 32, 32)))
 

@@ -354,11 +354,13 @@ def moments(
     each. The log-sum-exp is m + log total.
   """
   top, weights = weigh(logits)
-  # 0 * -inf is NaN: entries of probability 0 contribute nothing.
   shifted = jnp.maximum(logits - top[..., None], _LOWEST)
   total = jnp.sum(weights, axis=-1)
   total = jnp.where(total > 0, total, 1.0)
-  return top, total, jnp.sum(weights * shifted, axis=-1)
+  # The choice changes nothing, 0 * _LOWEST is 0. But of a sum of products XLA
+  # makes a kernel for CPUs that wants its factors in memory first.
+  terms = jnp.where(weights > 0, weights * shifted, 0.0)
+  return top, total, jnp.sum(terms, axis=-1)
 
 
 def _normalise(value, low, high) -> types.Array:

@@ -24,6 +24,7 @@ import math
 from flax import nnx
 import flax.struct
 import jax
+from jax.experimental import layout
 import jax.numpy as jnp
 import numpy as np
 
@@ -32,6 +33,9 @@ from t2po_jax.models import attention, layer_math
 from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
+
+# Of matrices.
+_ROW_MAJOR = layout.Layout(major_to_minor=(0, 1))
 
 # Axes of hidden states [B, T, D].
 _ACTIVATION = ("rows", "length", "activation_width")
@@ -67,7 +71,8 @@ class Cache:
   """Keys and values of every slot, one array per layer.
 
   Attributes:
-    keys: L arrays [B, M, H, S]; positions last, which CPUs read faster.
+    keys: L arrays [B, M, C, H, S/C], positions in C blocks and last, which CPUs
+      read faster; see `attention.cache_block`.
     values: L arrays [B, M, S, H].
   """
 
@@ -257,10 +262,10 @@ class Attention(nnx.Module):
     Args:
       x: [D, B T].
       angles: of the new positions.
-      keys: [B, M, H, S].
+      keys: [B, M, C, H, S/C].
       values: [B, M, S, H].
       slots: [B, T] cache offsets of the new tokens; beyond S is dropped.
-      allowed: [B, T, live] bool.
+      allowed: [B, T, live] bool, of whole blocks.
 
     Returns:
       [D, B T] and the updated keys and values.
@@ -271,15 +276,15 @@ class Attention(nnx.Module):
     )
     queries, new_keys, new_values = self.split(*projected, angles)
     rows = jnp.arange(slots.shape[0])[:, None]
-    keys = keys.at[rows, :, :, slots].set(
+    size, live = keys.shape[-1], allowed.shape[-1]
+    keys = keys.at[rows, :, slots // size, :, slots % size].set(
       new_keys.astype(keys.dtype), mode="drop", unique_indices=True
     )
     values = values.at[rows, :, slots].set(
       new_values.astype(values.dtype), mode="drop", unique_indices=True
     )
-    live = allowed.shape[-1]
     mixed = attention.attend(
-      queries, keys[..., :live], values[:, :, :live], allowed
+      queries, keys[:, :, : live // size], values[:, :, :live], allowed
     )
     mixed = mixed.astype(x.dtype).reshape(x.shape[1], -1)
     return self.out.columns(mixed.T), keys, values
@@ -581,23 +586,27 @@ class Policy:
       kernel = decode_params["head"]["kernel"]
     columns = hidden.astype(self.dtype).T
     logits = jnp.dot(kernel, columns, preferred_element_type=jnp.float32)
-    # Turned here, once; else each of those who read them turns them again.
-    return jax.lax.optimization_barrier(rows_of(logits))
+    # Turned here, once; left to choose a layout, XLA lets them lie as columns,
+    # and each of those who read them turns them again.
+    rows = layout.with_layout_constraint(rows_of(logits), _ROW_MAJOR)
+    return jax.lax.optimization_barrier(rows)
 
   def init_cache(self, slots: int, length: int, dtype=None) -> Cache:
     """An empty cache.
 
     Args:
       slots: B.
-      length: S.
+      length: S, rounded up to whole blocks of keys.
       dtype: of keys and values; the policy's own if None.
 
     Returns:
       The cache, zeros.
     """
     config, dtype = self.config, self.dtype if dtype is None else dtype
-    keys = (slots, config.kv_heads, config.head_width, length)
-    values = (slots, config.kv_heads, length, config.head_width)
+    size = attention.cache_block(length, backend=jax.default_backend())
+    blocks = -(-length // size)
+    keys = (slots, config.kv_heads, blocks, config.head_width, size)
+    values = (slots, config.kv_heads, blocks * size, config.head_width)
     layers = range(config.layers)
     return Cache(
       keys=tuple(jnp.zeros(keys, dtype) for _ in layers),
@@ -631,8 +640,11 @@ class Policy:
     Returns:
       [B, T, D] final-normed hidden states, and the cache.
     """
+    size = cache.keys[0].shape[-1]
+    live = -(-live // size) * size
     slots = start[:, None] + jnp.arange(tokens.shape[1])[None]
     angles = rotary_angles(slots, self.config)
+    angles = tuple(map(layer_math.computed_once, angles))
     allowed = jnp.arange(live)[None, None] <= slots[:, :, None]
     x = self._embed(decode_params, tokens.reshape(-1)).T
     all_keys, all_values = [], []
@@ -663,8 +675,9 @@ def stack_layers(layers: list[types.Params]) -> types.Params:
 
 def cache_axes(cache: Cache) -> Cache:
   """Names of the axes of every array of a cache, for sharding."""
-  names = ("rows", "kv_heads", None, None)
-  return jax.tree.map(lambda _: names, cache)
+  return jax.tree.map(
+    lambda x: ("rows", "kv_heads", *[None] * (x.ndim - 2)), cache
+  )
 
 
 def logical_axes(params: types.Params) -> types.Params:

@@ -16,6 +16,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from t2po_jax import types
 
@@ -137,3 +138,21 @@ def _rms_norm_backward(eps, saved, slope):
 
 
 rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+def computed_once(x: types.Array) -> types.Array:
+  """x, of which every reader on a CPU finds the numbers in memory.
+
+  XLA's fusions for CPUs compute what looks cheap, cosines among it, anew for
+  every reader and every place of a broadcast, and drop barriers before they
+  do. What they never repeat is a product, and one with the identity is exact.
+
+  Args:
+    x: [..., D], finite, D not large.
+
+  Returns:
+    The same.
+  """
+  if jax.default_backend() != "cpu":
+    return x
+  return jnp.matmul(x, np.eye(x.shape[-1], dtype=x.dtype))
