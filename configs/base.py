@@ -67,7 +67,8 @@ def get_config() -> ConfigDict:
   # Devices of a process that share every product; the slots are split over as
   # many groups of them as divide their number.
   rollout.tensor = 1
-  rollout.chunk = 16  # Most tokens decoded per device call.
+  # Most tokens decoded per device call; measured in docs/performance.md.
+  rollout.chunk = 16
   # Programs are compiled for sizes that double from the smallest on: tokens of
   # a prompt, prompts per call (these in fours), cache length attended to.
   rollout.prefill_tokens = 32  # Smallest prompt size.

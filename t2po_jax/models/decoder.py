@@ -634,8 +634,9 @@ class Policy:
       tokens: [B, T] int32; T = 1 decodes, longer rows prefill. Padding on
         the right leaves entries that later writes replace.
       start: [B] int32, tokens already in each slot.
-      live: static; only the first `live` offsets are attended to, so every
-        start + T that matters must be <= live <= S.
+      live: static; only the first `live` offsets, rounded up to whole blocks
+        of keys, are attended to: every start + T that matters must be <= live
+        <= S.
 
     Returns:
       [B, T, D] final-normed hidden states, and the cache.

@@ -1,12 +1,12 @@
-"""Functions of a layer with written-out gradients.
+"""Functions of a layer, written for what XLA makes of them on CPUs.
 
-Automatic differentiation is right about them and slow on CPUs, for reasons
-that a profile shows and the formulas do not. It keeps every intermediate of a
-gate, though two arrays make up for all. It sums over rows to get the gradient
-of a norm's scale, where a matrix product is many times faster. And it asks for
-the gradient of a kernel transposed, which XLA answers by transposing the wide
-activations while it computes them, element by element. Accelerators lose
-nothing by it.
+Automatic differentiation is right about them and slow, for reasons that a
+profile shows and the formulas do not. It keeps every intermediate of a gate,
+though two arrays make up for all. It sums over rows to get the gradient of a
+norm's scale, where a matrix product is many times faster. And it asks for the
+gradient of a kernel transposed, which XLA answers by transposing the wide
+activations while it computes them, element by element. So the gradients are
+written out here. What it costs or saves on accelerators is not measured yet.
 
 The barriers keep what several products read from being computed again inside
 each of them.
