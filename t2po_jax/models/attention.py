@@ -147,7 +147,7 @@ def _scores(queries, keys, allowed):
   rows, length, heads, share, width = queries.shape
   left = _grouped(queries) * width**-0.5
   *_, blocks, _, size = keys.shape
-  if left.shape[2] < size:
+  if blocks > 1 and left.shape[2] < size:
     # Fewer numbers to repeat than to bring together.
     left = layer_math.computed_once(left)
     left = jnp.broadcast_to(

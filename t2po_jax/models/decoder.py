@@ -204,8 +204,7 @@ class Linear(nnx.Module):
       y = y + low_rank(x, self.lora_a[...], self.lora_b[...])
     if not self.biased:
       return y
-    bias = self.bias[...].astype(x.dtype)
-    return y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return y + layer_math.along_last(self.bias[...].astype(x.dtype), y)
 
   def columns(self, x: types.Array) -> types.Array:
     """The same for columns [inputs, P]; the kernel is [outputs, inputs]."""

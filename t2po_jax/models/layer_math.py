@@ -21,6 +21,11 @@ import numpy as np
 from t2po_jax import types
 
 
+def along_last(vector: types.Array, like: types.Array) -> types.Array:
+  """A vector reshaped to broadcast along the last axis of `like`."""
+  return vector.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
 @jax.custom_vjp
 def matmul(x: types.Array, kernel: types.Array) -> types.Array:
   """x @ kernel in the dtype of x.
@@ -113,7 +118,7 @@ def _rms_norm_forward(x, scale, eps):
   wide = x.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
   inverse = jax.lax.rsqrt(mean + eps)
-  normed = wide * inverse * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+  normed = wide * inverse * along_last(scale, x)
   return normed.astype(x.dtype), (x, scale, inverse)
 
 
@@ -132,8 +137,7 @@ def _rms_norm_backward(eps, saved, slope):
   of_scale = product(inverse[..., 0], z, ((lead, lead), ((), ())))
   along = product(z, scale[:, None], (((x.ndim - 1,), (0,)), ((), ())))
   of_mean = wide * (inverse**3 * along / x.shape[-1])
-  row = scale.reshape((1,) * len(lead) + (-1,))
-  of_x = inverse * row * slope - of_mean
+  of_x = inverse * along_last(scale, x) * slope - of_mean
   return of_x.astype(x.dtype), of_scale.astype(scale.dtype)
 
 
