@@ -13,7 +13,7 @@ first say what it sees teaches much less: the policy then often takes what is
 not there.
 """
 
-from configs import base, models
+from t2po_jax.configs import base, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:

@@ -14,7 +14,7 @@ import difflib
 
 from ml_collections import config_dict
 
-from configs import algorithms
+from t2po_jax.configs import algorithms
 
 ConfigDict = config_dict.ConfigDict
 

@@ -5,7 +5,7 @@
 trains a small model from scratch on the embedded world.
 """
 
-from configs import base, models
+from t2po_jax.configs import base, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:

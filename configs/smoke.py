@@ -3,7 +3,7 @@
 python experiments/main.py --config=configs/smoke.py
 """
 
-from configs import base
+from t2po_jax.configs import base
 
 
 def get_config(presets: str = "") -> base.ConfigDict:

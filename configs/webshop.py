@@ -8,7 +8,7 @@ trains a small model from scratch on the embedded catalogue: held-out success
 an AMD EPYC. Held-out goals are new wishes in the same shop of 100 products.
 """
 
-from configs import base, models
+from t2po_jax.configs import base, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:

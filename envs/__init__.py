@@ -4,15 +4,15 @@ from collections.abc import Callable
 import difflib
 import importlib
 
-from envs import base
+from t2po_jax.envs import base
 
 # Name -> module and constructor. The module is imported on demand, so that a
 # missing extra of one benchmark never breaks another.
 _BENCHMARKS = {
-  "toy": ("envs.toy", "ToyBenchmark"),
-  "searchqa": ("envs.searchqa", "SearchQA"),
-  "webshop": ("envs.webshop", "WebShop"),
-  "alfworld": ("envs.alfworld", "ALFWorld"),
+  "toy": ("t2po_jax.envs.toy", "ToyBenchmark"),
+  "searchqa": ("t2po_jax.envs.searchqa", "SearchQA"),
+  "webshop": ("t2po_jax.envs.webshop", "WebShop"),
+  "alfworld": ("t2po_jax.envs.alfworld", "ALFWorld"),
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Protocol
 
-from envs import prompts
+from t2po_jax.envs import prompts
 
 # Task splits are drawn with this seed, the same on every machine.
 SPLIT_SEED = 233

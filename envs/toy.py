@@ -13,7 +13,7 @@ import itertools
 import random
 import time
 
-from envs import base, prompts
+from t2po_jax.envs import base, prompts
 
 TURNS = 3
 COLOURS = ("red", "green", "blue", "pink")

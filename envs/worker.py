@@ -23,7 +23,7 @@ import time
 import traceback
 from typing import Any, NamedTuple
 
-from envs import base
+from t2po_jax.envs import base
 
 
 class Answer(NamedTuple):

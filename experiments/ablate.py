@@ -21,13 +21,10 @@ import subprocess
 import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from absl import app, flags
 
-from absl import app, flags  # noqa: E402
-
-from experiments import comparison  # noqa: E402
-from t2po_jax import checks  # noqa: E402
+from t2po_jax.experiments import comparison
+from t2po_jax.setup import validate
 
 
 def define_flags() -> None:
@@ -84,7 +81,8 @@ def plan_command(
   joint = "," if ":" in config else ":"
   return [
     sys.executable,
-    str(ROOT / "experiments" / "main.py"),
+    "-m",
+    "t2po_jax.experiments.main",
     f"--config={config}{joint}{preset.replace('+', ',')}",
     f"--workdir={folder}",
     f"--config.seed={seed}",
@@ -105,7 +103,7 @@ def check_presets(config: str, presets: Sequence[str]) -> None:
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   for preset in presets:
-    checks.check(module.get_config(f"{first},{preset.replace('+', ',')}"))
+    validate.check(module.get_config(f"{first},{preset.replace('+', ',')}"))
 
 
 def check_commands(
@@ -242,7 +240,12 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: {len(failed)} runs failed; their logs are in {workdir}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The command `t2po-ablate`."""
   define_flags()
   flags.mark_flags_as_required(["config", "presets"])
   app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+  run()

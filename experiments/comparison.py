@@ -11,7 +11,7 @@ import pathlib
 
 import numpy as np
 
-from t2po_jax import metrics
+from t2po_jax.training import metrics
 
 # Column -> metric of the last evaluation.
 SCORES = {

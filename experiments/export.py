@@ -11,12 +11,9 @@ library stores them.
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from absl import app, flags, logging
 
-from absl import app, flags, logging  # noqa: E402
-
-from t2po_jax import export  # noqa: E402
+from t2po_jax.training import export
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _OUT = flags.DEFINE_string("out", None, "New folder for the model.")
@@ -47,6 +44,11 @@ def main(argv: list[str]) -> None:
   print(f"update {update} written to {out}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The command `t2po-export`."""
   flags.mark_flags_as_required(["workdir", "out"])
   app.run(main)
+
+
+if __name__ == "__main__":
+  run()

@@ -8,19 +8,17 @@ Several processes: `docs/scaling.md`.
 
 import os
 import pathlib
-import sys
 import time
 import traceback
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
 
-from absl import app, flags, logging  # noqa: E402
-import jax  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from experiments import command_line  # noqa: E402
-from t2po_jax import build, metrics, processes, train  # noqa: E402
+from t2po_jax.distributed import processes
+from t2po_jax.experiments import command_line
+from t2po_jax.setup import build
+from t2po_jax.training import loop, metrics
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -70,7 +68,7 @@ def main(argv: list[str]) -> None:
     cache = build.cache_dir(config) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    train.train(config, workdir)
+    loop.train(config, workdir)
   except (ValueError, OSError) as error:
     processes.end(f"error: {error}")
   except jax.errors.JaxRuntimeError as error:
@@ -85,10 +83,15 @@ def main(argv: list[str]) -> None:
       "ended first, see what it says, then start all of them again with the "
       "same --workdir to go on"
     )
-  except train.CollapseError as error:
+  except loop.CollapseError as error:
     processes.end(f"stopped by the collapse guard: {error}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The command `t2po-train`."""
   flags.mark_flag_as_required("config")
   app.run(main, flags_parser=command_line.parse_flags)
+
+
+if __name__ == "__main__":
+  run()

@@ -10,18 +10,14 @@ WebShop as a web site.
 
 from collections.abc import Callable
 import itertools
-import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from absl import app, flags
+from ml_collections import config_flags
 
-from absl import app, flags  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-import envs  # noqa: E402
-from envs import base, prompts  # noqa: E402
-from experiments import command_line  # noqa: E402
+from t2po_jax import envs
+from t2po_jax.envs import base, prompts
+from t2po_jax.experiments import command_line
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _ENV = flags.DEFINE_string(
@@ -151,7 +147,7 @@ def ask_expert(env: base.Env, seed: int) -> Callable[[], str]:
 
 def serve(benchmark: base.Benchmark, *, split: str, memory: int) -> None:
   """Serves WebShop as a web site until interrupted."""
-  from envs.webshop import site
+  from t2po_jax.envs.webshop import site
 
   page = site.Site(benchmark, split=split, memory=memory, seed=_SEED.value)
   server = site.make_server(page, _PORT.value)
@@ -218,5 +214,10 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The command `t2po-play`."""
   app.run(main, flags_parser=command_line.parse_flags)
+
+
+if __name__ == "__main__":
+  run()

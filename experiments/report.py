@@ -9,12 +9,9 @@ from collections.abc import Sequence
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from absl import app, flags
 
-from absl import app, flags  # noqa: E402
-
-from t2po_jax import metrics  # noqa: E402
+from t2po_jax.training import metrics
 
 _PLOT = flags.DEFINE_string("plot", None, "Picture to write, e.g. curve.svg.")
 
@@ -87,5 +84,10 @@ def main(argv: list[str]) -> None:
     sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The command `t2po-report`."""
   app.run(main)
+
+
+if __name__ == "__main__":
+  run()

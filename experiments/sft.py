@@ -14,15 +14,13 @@ it with transformers.
 import pathlib
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from absl import app, flags, logging
+from ml_collections import config_flags
 
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
-
-from experiments import command_line  # noqa: E402
-from t2po_jax import build, checks, cold_start, metrics  # noqa: E402
-from t2po_jax.learning import batching, chats  # noqa: E402
+from t2po_jax.experiments import command_line
+from t2po_jax.learning import batching, chats
+from t2po_jax.setup import build, validate
+from t2po_jax.training import cold_start, metrics
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _DATA = flags.DEFINE_string("data", None, "JSON Lines file of chats.")
@@ -37,7 +35,7 @@ def main(argv: list[str]) -> None:
   try:
     if out.exists():
       raise ValueError(f"--out: {out} exists already; name a new folder")
-    checks.check(config)
+    validate.check(config)
     agent = build.agent(config, build.benchmark(config))
     pairs = chats.read_pairs(
       _DATA.value, agent.tokenizer, max_length=config.train.row_tokens
@@ -57,6 +55,11 @@ def main(argv: list[str]) -> None:
   print(f"written to {out}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+  """The command `t2po-sft`."""
   flags.mark_flags_as_required(["config", "data", "out"])
   app.run(main, flags_parser=command_line.parse_flags)
+
+
+if __name__ == "__main__":
+  run()

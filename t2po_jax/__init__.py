@@ -1,7 +1,7 @@
 """T2PO in JAX: multi-turn reinforcement learning of language agents.
 
 The rollout loop lets a policy act under exploration control; the learner
-turns what happened into a better policy; `train.py` alternates the two.
+turns what happened into a better policy; `training/loop.py` alternates the two.
 The method is T2PO (arXiv 2605.02178).
 """
 

@@ -14,41 +14,33 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests import places
+
+ROOT = places.ROOT
 LIBRARY = "t2po_jax"
 
-# Unit of the library -> its floor. Files of floor 0 and of floor 4 are one
-# unit each: masked builds on types, train calls evaluate.
+# Unit of the library -> its floor. Floor 0 is one unit: masked builds on types.
 FLOORS = {
   "": 0,
   "types": 0,
   "masked": 0,
-  "processes": 0,
-  "sharding": 0,
+  "distributed": 0,
   "models": 1,
   "control": 1,
   "rollout": 2,
   "learning": 2,
-  "checkpoint": 3,
-  "metrics": 3,
-  "guard": 3,
-  "build": 4,
-  "checks": 4,
-  "cold_start": 4,
-  "evaluate": 4,
-  "experience": 4,
-  "export": 4,
-  "improve": 4,
-  "play": 4,
-  "memory": 4,
-  "train": 4,
+  "setup": 3,
+  "training": 4,
 }
-SHARED_FLOORS = (0, 4)
-ENTRY_FLOOR = 4
+SHARED_FLOORS = (0,)
+# Folders that lie beside the library and are linked into it.
+LINKED = ("envs", "configs", "experiments")
+# The lowest floor that sees the configuration.
+ENTRY_FLOOR = 3
 
 # Folders that no part of the library or the environments builds on.
-OUTSIDE = ("experiments", "tests")
-CONFIGURATION = ("configs", "ml_collections")
+OUTSIDE = ("t2po_jax.experiments", "tests")
+CONFIGURATION = ("t2po_jax.configs", "ml_collections")
 HEAVY = (
   "alfworld",
   "faiss",
@@ -94,17 +86,25 @@ def imports(
 def violations(root: pathlib.Path) -> list[str]:
   """All broken rules of a source tree, each `file:line: what is wrong`."""
   found = []
-  for folder in (LIBRARY, "envs", "configs", "experiments"):
+  for folder in (LIBRARY, *LINKED):
     for path in sorted((root / folder).rglob("*.py")):
       name = path.relative_to(root)
+      if folder == LIBRARY and name.parts[1] in LINKED:
+        continue
       module = ".".join(name.with_suffix("").parts).removesuffix(".__init__")
-      if folder == LIBRARY and _unit(module) not in FLOORS:
+      if folder in LINKED:
+        module = f"{LIBRARY}.{module}"
+      elif _unit(module) not in FLOORS:
         found.append(f"{name}:1: unit {_unit(module)} has no floor")
         continue
       for line, target in imports(path, module):
         if problem := _problem(module, target):
           found.append(f"{name}:{line}: imports {target}: {problem}")
       for line, target in imports(path, module, module_level=True):
+        if target.split(".")[0] in LINKED:
+          found.append(
+            f"{name}:{line}: imports {target}: it is {LIBRARY}.{target}"
+          )
         if target.split(".")[0] in HEAVY:
           found.append(
             f"{name}:{line}: imports {target} at module level: import it in "
@@ -121,24 +121,25 @@ def violations(root: pathlib.Path) -> list[str]:
 
 def _problem(module: str, target: str) -> str | None:
   """What is wrong with one import, None if nothing is."""
-  source, imported = module.split("."), target.split(".")
-  if source[0] not in (LIBRARY, "envs"):
+  unit, top = _unit(module), target.split(".")[0]
+  if unit in ("configs", "experiments"):
     return None
-  if imported[0] in OUTSIDE:
-    return f"{source[0]} must not build on {imported[0]}"
-  if source[0] == "envs":
-    if imported[0] in ("jax", "jaxlib", LIBRARY, *CONFIGURATION):
+  if _is_in(target, OUTSIDE):
+    return f"{unit or LIBRARY} must not build on {target}"
+  if unit == "envs":
+    inside = _is_in(target, (f"{LIBRARY}.envs",))
+    if top in ("jax", "jaxlib", LIBRARY, *CONFIGURATION) and not inside:
       return "an environment is only strings and numpy"
     return None
-  unit = _unit(module)
   floor = FLOORS[unit]
-  if imported[0] in CONFIGURATION and floor < ENTRY_FLOOR:
+  if _is_in(target, CONFIGURATION) and floor < ENTRY_FLOOR:
     return "takes plain arguments; only entry points see the configuration"
-  if imported[0] != LIBRARY:
+  if top != LIBRARY:
     return None
   other = _unit(target)
   if other not in FLOORS:
-    return None if other.startswith("__") else f"no unit {other}"
+    free = other.startswith("__") or other in ("envs", "configs")
+    return None if free else f"no unit {other}"
   if other == unit or FLOORS[other] < floor:
     return None
   if FLOORS[other] == floor and floor in SHARED_FLOORS:
@@ -147,6 +148,11 @@ def _problem(module: str, target: str) -> str | None:
     f"floor {floor} ({unit or LIBRARY}) must not import floor "
     f"{FLOORS[other]} ({other})"
   )
+
+
+def _is_in(target: str, packages: tuple[str, ...]) -> bool:
+  """Whether a dotted name is one of the packages or lies in one."""
+  return any(target == p or target.startswith(f"{p}.") for p in packages)
 
 
 def _unit(module: str) -> str:
@@ -182,6 +188,8 @@ class FloorsTest(parameterized.TestCase):
   def test_the_house_was_looked_at(self):
     names = {p.stem for p in (ROOT / LIBRARY).rglob("*.py")}
     self.assertContainsSubset({"types", "masked", "metrics"}, names)
+    for name in LINKED:
+      self.assertTrue((ROOT / LIBRARY / name).is_symlink())
     found = [t for _, t in imports(ROOT / LIBRARY / "masked.py", "x.masked")]
     self.assertEqual(found, ["jax.numpy", "t2po_jax.types"])
 
@@ -190,26 +198,29 @@ class FloorsTest(parameterized.TestCase):
     ("t2po_jax/masked.py", "\n\nfrom t2po_jax.models import decoder", 3),
     ("t2po_jax/masked.py", "import t2po_jax.models.decoder as d", 1),
     ("t2po_jax/masked.py", "from .models import decoder", 1),
-    ("t2po_jax/models/decoder.py", "from .. import metrics", 1),
+    ("t2po_jax/models/decoder.py", "from ..training import metrics", 1),
     ("t2po_jax/models/decoder.py", "from ..rollout.sampler import draw", 1),
     ("t2po_jax/models/__init__.py", "from ..learning import losses", 1),
-    ("t2po_jax/metrics.py", "def f():\n  from t2po_jax import train", 2),
-    ("t2po_jax/metrics.py", "if x:\n  import t2po_jax.evaluate", 2),
-    ("t2po_jax/__init__.py", "from t2po_jax import train", 1),
-    ("t2po_jax/learning/losses.py", "from t2po_jax import checkpoint", 1),
+    ("t2po_jax/setup/build.py", "def f():\n  from t2po_jax import training", 2),
+    ("t2po_jax/setup/build.py", "if x:\n  import t2po_jax.training.loop", 2),
+    ("t2po_jax/__init__.py", "from t2po_jax import training", 1),
+    ("t2po_jax/learning/losses.py", "from t2po_jax.setup import build", 1),
     # Sideways.
     ("t2po_jax/models/decoder.py", "from t2po_jax.control import thinking", 1),
     ("t2po_jax/control/thinking.py", "from t2po_jax import models", 1),
     ("t2po_jax/rollout/collect.py", "from t2po_jax.learning import losses", 1),
     ("t2po_jax/learning/losses.py", "from t2po_jax import rollout", 1),
-    ("t2po_jax/metrics.py", "from t2po_jax import checkpoint", 1),
     # Out of the house.
-    ("t2po_jax/train.py", "from experiments import main", 1),
+    ("t2po_jax/training/loop.py", "from t2po_jax.experiments import main", 1),
+    ("t2po_jax/training/loop.py", "from t2po_jax import experiments", 1),
     ("envs/toy.py", "from tests import toy_test", 1),
     ("t2po_jax/learning/losses.py", "import ml_collections", 1),
-    ("t2po_jax/rollout/collect.py", "from configs import base", 1),
+    ("t2po_jax/rollout/collect.py", "from t2po_jax.configs import base", 1),
     ("t2po_jax/drawer.py", "import os\nimport jax", 1),
-    ("t2po_jax/train.py", "from t2po_jax import drawer", 1),
+    ("t2po_jax/training/loop.py", "from t2po_jax import drawer", 1),
+    # By a name that is not installed.
+    ("t2po_jax/rollout/collect.py", "from envs import base", 1),
+    ("experiments/main.py", "import os\nimport configs", 2),
     # Environments.
     ("envs/toy.py", "import jax.numpy as jnp", 1),
     ("envs/searchqa/world.py", "def f():\n  import jax", 2),
@@ -238,19 +249,20 @@ class FloorsTest(parameterized.TestCase):
         "t2po_jax/masked.py": "from t2po_jax import types",
         "t2po_jax/models/decoder.py": "from . import config\nimport jax",
         "t2po_jax/rollout/collect.py": (
-          "from envs import base\n"
+          "from t2po_jax.envs import base\n"
           "from t2po_jax.models import decoder\n"
           "from t2po_jax.control import thinking\n"
           "from t2po_jax.rollout import sampler\n"
           "from t2po_jax import types\n"
         ),
-        "t2po_jax/train.py": (
+        "t2po_jax/training/loop.py": (
           "import ml_collections\n"
-          "from t2po_jax import evaluate\n"
-          "from t2po_jax import metrics\n"
+          "from t2po_jax.training import evaluate\n"
+          "from t2po_jax.setup import build\n"
         ),
+        "envs/searchqa/data.py": "from t2po_jax.envs import base",
         "envs/alfworld/engine.py": "def f():\n  import alfworld",
-        "experiments/main.py": "from configs import base\nimport jax",
+        "experiments/main.py": "from t2po_jax.configs import base\nimport jax",
         "tests/parity_test.py": "import torch",
         "t2po_jax/learning/commons.py": "",
       }

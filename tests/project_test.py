@@ -1,14 +1,15 @@
 """What the project declares: dependencies, extras, the Makefile's names."""
 
 import ast
-import pathlib
 import re
 import sys
 import tomllib
 
 from absl.testing import absltest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+from tests import places
+
+ROOT = places.ROOT
 OWN = {"t2po_jax", "envs", "configs", "experiments", "tests"}
 
 # Import name -> distribution, where they differ.
@@ -51,7 +52,7 @@ class ProjectTest(absltest.TestCase):
     super().setUp()
     text = (ROOT / "requirements.txt").read_text()
     self.requirements = [
-      line for line in text.splitlines() if line and line[0] != "#"
+      line for line in text.splitlines() if line and line[0] not in "#-"
     ]
     self.project = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -80,8 +81,7 @@ class ProjectTest(absltest.TestCase):
     core = requirement_names(self.requirements)
     extras = self.project["project"]["optional-dependencies"]
     dev = core | requirement_names(extras["dev"])
-    siblings = {path.stem for path in (ROOT / "tests").glob("*.py")}
-    known = OWN | siblings | sys.stdlib_module_names
+    known = OWN | sys.stdlib_module_names
     missing = []
     for folder in sorted(OWN):
       declared = dev if folder == "tests" else core

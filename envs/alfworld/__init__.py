@@ -1,5 +1,5 @@
 """ALFWorld: household tasks in text, six task types."""
 
-from envs.alfworld import benchmark
+from t2po_jax.envs.alfworld import benchmark
 
 ALFWorld = benchmark.ALFWorld

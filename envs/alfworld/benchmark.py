@@ -16,11 +16,9 @@ from collections.abc import Sequence
 import random
 import re
 
-from envs import base, prompts
-from envs.alfworld import (
-  compact,
+from t2po_jax.envs import base, prompts
+from t2po_jax.envs.alfworld import (
   expert,
-  full,
   games,
   original,
   problem,
@@ -28,6 +26,7 @@ from envs.alfworld import (
   scenes,
   twin,
 )
+from t2po_jax.envs.alfworld.wordings import compact, full
 
 ENGINES = ("twin", "cached", "stock")
 _WORDINGS = {"compact": compact, "full": full}

@@ -19,7 +19,7 @@ import random
 import re
 from typing import Protocol
 
-from envs.alfworld import problem, twin
+from t2po_jax.envs.alfworld import problem, twin
 
 MODES = ("explore", "walkthrough")
 # Needless rounds per turn at most, so that responses stay bounded.

@@ -15,7 +15,7 @@ import tempfile
 from typing import IO
 import zipfile
 
-from envs.alfworld import problem
+from t2po_jax.envs.alfworld import problem
 
 FILE = "game.tw-pddl"
 # Our split -> its folder; the first that exists is used.

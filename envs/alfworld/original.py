@@ -16,7 +16,7 @@ import copy
 import functools
 import sys
 
-from envs.alfworld import problem
+from t2po_jax.envs.alfworld import problem
 
 _INSTALL = (
   "env.engine: {engine!r} needs the optional packages of ALFWorld; install "

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import dataclasses
 import itertools
 
-from envs.alfworld import problem
+from t2po_jax.envs.alfworld import problem
 
 
 @dataclasses.dataclass(frozen=True)

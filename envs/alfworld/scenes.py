@@ -12,7 +12,7 @@ import json
 import pathlib
 import random
 
-from envs.alfworld import expert, games, problem, rooms, twin
+from t2po_jax.envs.alfworld import expert, games, problem, rooms, twin
 
 # The words of a task, as the benchmark has them.
 _TASKS = {

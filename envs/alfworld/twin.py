@@ -16,7 +16,7 @@ purpose, because agents see them:
 
 from collections.abc import Sequence
 
-from envs.alfworld import problem
+from t2po_jax.envs.alfworld import problem
 
 BANNER = "-= Welcome to TextWorld, ALFRED! =-"
 TASK_PREFIX = "Your task is to: "

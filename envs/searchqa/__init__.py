@@ -1,5 +1,5 @@
 """Search QA: answer a question with a search engine in a few turns."""
 
-from envs.searchqa import benchmark
+from t2po_jax.envs.searchqa import benchmark
 
 SearchQA = benchmark.SearchQA

@@ -12,19 +12,18 @@ from collections.abc import Mapping
 import difflib
 import pathlib
 
-from envs import base, prompts
-from envs.searchqa import (
-  compact,
+from t2po_jax.envs import base, prompts
+from t2po_jax.envs.searchqa import (
   data,
   dense,
   expert,
-  full,
   hindsight,
   remote,
   retrieval,
   score,
 )
-from envs.searchqa import world as world_lib
+from t2po_jax.envs.searchqa import world as world_lib
+from t2po_jax.envs.searchqa.wordings import compact, full
 
 _WORDINGS = {"compact": compact, "full": full}
 _RETRIEVERS = ("bm25", "dense", "http")

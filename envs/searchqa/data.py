@@ -18,8 +18,8 @@ import random
 from typing import Any
 import zlib
 
-from envs import base
-from envs.searchqa import retrieval, score
+from t2po_jax.envs import base
+from t2po_jax.envs.searchqa import retrieval, score
 
 _QUESTION_SUFFIXES = (".jsonl", ".parquet")
 _CORPUS_SUFFIXES = (".jsonl", ".jsonl.gz")

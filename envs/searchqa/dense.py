@@ -18,7 +18,7 @@ import threading
 
 import numpy as np
 
-from envs.searchqa import retrieval
+from t2po_jax.envs.searchqa import retrieval
 
 ENCODER = "intfloat/e5-base-v2"
 _MAX_TOKENS = 256

@@ -14,7 +14,7 @@ expert hesitates and fails in the same way.
 
 import random
 
-from envs.searchqa import world as world_lib
+from t2po_jax.envs.searchqa import world as world_lib
 
 # Needless rounds per turn at most, so that responses stay bounded.
 MAX_ROUNDS = 5

@@ -13,7 +13,7 @@ training questions only, and leave out the episodes in which it gave up
 from collections.abc import Sequence
 import re
 
-from envs.searchqa import retrieval, score
+from t2po_jax.envs.searchqa import retrieval, score
 
 SEARCHES = 2
 # A quotation is cut to this many characters.

@@ -17,8 +17,8 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from envs import base
-from envs.searchqa import retrieval
+from t2po_jax.envs import base
+from t2po_jax.envs.searchqa import retrieval
 
 DIALECTS = ("search-r1", "verl-agent")
 _RETRIED = (500, 502, 503, 504)

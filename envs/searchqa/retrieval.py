@@ -20,7 +20,7 @@ from typing import Protocol
 
 import numpy as np
 
-from envs import sparse
+from t2po_jax.envs import sparse
 
 K1 = 0.9
 B = 0.4

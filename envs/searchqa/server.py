@@ -14,8 +14,8 @@ import pathlib
 import sys
 from typing import Any
 
-from envs import base
-from envs.searchqa import data, dense, retrieval
+from t2po_jax.envs import base
+from t2po_jax.envs.searchqa import data, dense, retrieval
 
 DEFAULT_TOPK = 3
 PORT = 8000

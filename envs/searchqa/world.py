@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import dataclasses
 import random
 
-from envs import base
+from t2po_jax.envs import base
 
 # Kind of entity -> its relations -> kind of the value.
 SCHEMA = {

@@ -1,5 +1,5 @@
 """WebShop: buy the product that an instruction describes."""
 
-from envs.webshop import benchmark
+from t2po_jax.envs.webshop import benchmark
 
 WebShop = benchmark.WebShop

@@ -15,11 +15,12 @@ import os
 import pathlib
 import re
 
-from envs import base, prompts
-from envs.webshop import catalogue as catalogues
-from envs.webshop import compact, expert, full, nouns, retrieval, world
-from envs.webshop import goals as goals_lib
-from envs.webshop import session as sessions
+from t2po_jax.envs import base, prompts
+from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import expert, nouns, retrieval, world
+from t2po_jax.envs.webshop import goals as goals_lib
+from t2po_jax.envs.webshop import session as sessions
+from t2po_jax.envs.webshop.wordings import compact, full
 
 _WORDINGS = {"compact": compact, "full": full}
 _STORAGES = ("auto", "memory", "disk")

@@ -25,7 +25,7 @@ import threading
 from typing import Protocol
 import zlib
 
-from envs import base
+from t2po_jax.envs import base
 
 MISSING_PRICE = 100.0
 _PATH_SEPARATOR = "›"

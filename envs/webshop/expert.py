@@ -14,9 +14,9 @@ and fails in the same way.
 import random
 from types import ModuleType
 
-from envs.webshop import catalogue as catalogues
-from envs.webshop import pages, reward
-from envs.webshop import session as sessions
+from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import pages, reward
+from t2po_jax.envs.webshop import session as sessions
 
 MOST_ROUNDS = 4  # Needless rounds that a turn is given at most.
 

@@ -19,8 +19,8 @@ import random
 
 import numpy as np
 
-from envs import base
-from envs.webshop import catalogue as catalogues
+from t2po_jax.envs import base
+from t2po_jax.envs.webshop import catalogue as catalogues
 
 NO_LIMIT = 1_000_000.0
 _LIMITS = tuple(10.0 * step for step in range(1, 100))

@@ -18,7 +18,7 @@ import logging
 import pathlib
 import re
 
-from envs.webshop import catalogue
+from t2po_jax.envs.webshop import catalogue
 
 Source = Callable[[catalogue.Product], Sequence[str]]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 
-from envs.webshop import catalogue
+from t2po_jax.envs.webshop import catalogue
 
 SEPARATOR = " [SEP] "
 PAGE_SIZE = 10  # Products on a page of results.

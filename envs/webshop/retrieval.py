@@ -20,8 +20,8 @@ import threading
 import numpy as np
 import Stemmer
 
-from envs import sparse
-from envs.webshop import catalogue
+from t2po_jax.envs import sparse
+from t2po_jax.envs.webshop import catalogue
 
 K1 = 0.9
 B = 0.4

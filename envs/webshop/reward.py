@@ -17,7 +17,7 @@ import re
 
 from rapidfuzz import fuzz
 
-from envs.webshop import catalogue, goals
+from t2po_jax.envs.webshop import catalogue, goals
 
 MATCH = 85  # Ratios above this count as equal.
 

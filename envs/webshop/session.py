@@ -11,8 +11,8 @@ import dataclasses
 import functools
 import re
 
-from envs.webshop import catalogue as catalogues
-from envs.webshop import goals, nouns, pages, reward
+from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import goals, nouns, pages, reward
 
 RESULTS = 50  # Most results of a search.
 

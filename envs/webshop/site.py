@@ -12,10 +12,10 @@ from http import server
 import random
 import urllib.parse
 
-from envs import base, prompts
-from envs.webshop import benchmark as benchmarks
-from envs.webshop import catalogue as catalogues
-from envs.webshop import pages
+from t2po_jax.envs import base, prompts
+from t2po_jax.envs.webshop import benchmark as benchmarks
+from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import pages
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #1c2733;

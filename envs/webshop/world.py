@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import random
 
-from envs.webshop import catalogue
+from t2po_jax.envs.webshop import catalogue
 
 
 @dataclasses.dataclass(frozen=True)

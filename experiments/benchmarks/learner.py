@@ -26,15 +26,12 @@ import subprocess
 import sys
 import tempfile
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from absl import app, flags
+import jax
+import numpy as np
 
-from absl import app, flags  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from t2po_jax.models import config as model_config  # noqa: E402
-from t2po_jax.models import decoder, weights  # noqa: E402
+from t2po_jax.models import config as model_config
+from t2po_jax.models import decoder, weights
 
 _MODEL = flags.DEFINE_string("model", "smollm2-135m", "Named size.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")

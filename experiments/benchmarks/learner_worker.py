@@ -15,10 +15,7 @@ import sys
 import time
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-import numpy as np  # noqa: E402
+import numpy as np
 
 CLIP = 0.2
 RATE = 1e-6
@@ -102,9 +99,10 @@ class Ours:
     }
 
   def build(self, remat: str, chunk: int | None, rows: int = 0):
-    from t2po_jax import build, sharding
+    from t2po_jax.distributed import sharding
     from t2po_jax.learning import learner, objectives, optimizers
     from t2po_jax.models import decoder
+    from t2po_jax.setup import build
 
     policy = decoder.Policy(
       self.shape, dtype=build.DTYPES[self.settings["dtype"]], remat=remat

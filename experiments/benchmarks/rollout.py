@@ -20,21 +20,17 @@ import hashlib
 import json
 import pathlib
 import statistics
-import sys
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+from absl import app, flags
+import jax
+import numpy as np
 
-from absl import app, flags  # noqa: E402
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-
-from envs import base, prompts  # noqa: E402
-from t2po_jax import types  # noqa: E402
-from t2po_jax.models import config as model_config  # noqa: E402
-from t2po_jax.models import decoder  # noqa: E402
-from t2po_jax.rollout import (  # noqa: E402
+from t2po_jax import types
+from t2po_jax.envs import base, prompts
+from t2po_jax.models import config as model_config
+from t2po_jax.models import decoder
+from t2po_jax.rollout import (
   collect,
   draw,
   environments,

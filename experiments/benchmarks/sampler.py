@@ -30,18 +30,17 @@ import sys
 import tempfile
 import time
 
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from t2po_jax.models import config as model_config
+from t2po_jax.models import decoder, weights
+from t2po_jax.rollout import draw, scheduler
+from t2po_jax.rollout import sampler as samplers
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from absl import app, flags  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-
-from t2po_jax.models import config as model_config  # noqa: E402
-from t2po_jax.models import decoder, weights  # noqa: E402
-from t2po_jax.rollout import draw, scheduler  # noqa: E402
-from t2po_jax.rollout import sampler as samplers  # noqa: E402
 
 _SIZE = flags.DEFINE_string("size", "smollm2-135m", "Named model size.")
 _DTYPE = flags.DEFINE_enum(

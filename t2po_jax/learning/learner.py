@@ -24,7 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from t2po_jax import sharding, types
+from t2po_jax import types
+from t2po_jax.distributed import sharding
 from t2po_jax.learning import losses, objectives, optimizers, scoring
 
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from t2po_jax import sharding, types
+from t2po_jax import types
+from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder, weights
 
 # Projection -> its place in the parameters.

@@ -15,7 +15,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from t2po_jax import sharding, types
+from t2po_jax import types
+from t2po_jax.distributed import sharding
 from t2po_jax.models import layer_math
 
 KINDS = ("auto", "einsum")

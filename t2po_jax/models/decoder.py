@@ -28,7 +28,8 @@ from jax.experimental import layout
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax import sharding, types
+from t2po_jax import types
+from t2po_jax.distributed import sharding
 from t2po_jax.models import attention, layer_math
 from t2po_jax.models import config as config_lib
 

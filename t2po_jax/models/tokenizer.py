@@ -26,9 +26,9 @@ import tokenizers
 
 # Its advice to install PyTorch is of no use here.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-import transformers  # noqa: E402
+import transformers
 
-from t2po_jax.models import gguf_tokenizer, sources  # noqa: E402
+from t2po_jax.models import gguf_tokenizer, sources
 
 Message = dict[str, str]
 

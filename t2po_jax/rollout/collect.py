@@ -21,9 +21,9 @@ from typing import Any
 from absl import logging
 import numpy as np
 
-from envs import base, prompts
 from t2po_jax import types
 from t2po_jax.control import resampling
+from t2po_jax.envs import base, prompts
 from t2po_jax.models import tokenizer as tokenizers
 from t2po_jax.rollout import draw, environments
 from t2po_jax.rollout import scheduler as schedulers

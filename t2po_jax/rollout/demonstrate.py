@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from envs import base, prompts
+from t2po_jax.envs import base, prompts
 from t2po_jax.models import tokenizer as tokenizers
 from t2po_jax.rollout import collect
 

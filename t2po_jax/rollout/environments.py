@@ -15,7 +15,7 @@ from concurrent import futures
 import threading
 from typing import Any, Protocol
 
-from envs import base
+from t2po_jax.envs import base
 
 
 class Pool(Protocol):

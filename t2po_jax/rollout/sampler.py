@@ -29,9 +29,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax import sharding, types
+from t2po_jax import types
 from t2po_jax.control import automaton as automata
 from t2po_jax.control import thinking, uncertainty
+from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder
 from t2po_jax.rollout import draw
 

@@ -30,10 +30,10 @@ import threading
 
 from absl import logging
 
-from envs import base, worker
+from t2po_jax.envs import base, worker
 
 # Not `-m`: what a main module defines cannot be sent elsewhere.
-_PROGRAM = "from envs import worker; worker.main()"
+_PROGRAM = "from t2po_jax.envs import worker; worker.main()"
 # Seconds that a process may take to make its benchmark, which can be large.
 _START_SECONDS = 600.0
 # Seconds that a process gets to end by itself.

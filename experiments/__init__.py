@@ -1,0 +1,1 @@
+"""Entry points: train, compare, fine-tune, play, report."""

@@ -1,0 +1,1 @@
+"""Speed tests, each beside its peers."""

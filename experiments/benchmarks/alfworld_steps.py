@@ -1,0 +1,220 @@
+"""How fast ALFWorld plays on one core, and whether it leaks.
+
+  python experiments/benchmarks/alfworld_steps.py
+  python experiments/benchmarks/alfworld_steps.py --data_dir='$ALFWORLD_DATA'
+  python experiments/benchmarks/alfworld_steps.py --workers=2 --engine=cached
+
+Episodes with random possible actions are played through the environment that
+training uses, parsing and all, then the soak resets many times and compares
+the memory of the process. With `--workers` both are done by worker processes,
+many episodes side by side, and memory is theirs. The line at the end is JSON.
+"""
+
+import functools
+import json
+import random
+import time
+
+from absl import app, flags
+
+from t2po_jax import envs
+from t2po_jax.envs import worker
+from t2po_jax.envs.alfworld import benchmark as benchmark_lib
+from t2po_jax.rollout import workers
+
+_ENGINE = flags.DEFINE_enum(
+  "engine", "twin", benchmark_lib.ENGINES, "Which engine plays."
+)
+_DATA_DIR = flags.DEFINE_string(
+  "data_dir", "", "Folder or archive of game files; empty: embedded scenes."
+)
+_SIZE = flags.DEFINE_string("size", "full", "Size of embedded scenes.")
+_STEPS = flags.DEFINE_integer("steps", 20_000, "Steps to time.", lower_bound=1)
+_RESETS = flags.DEFINE_integer("resets", 10_000, "Resets of the soak.")
+_GAMES = flags.DEFINE_integer("games", 0, "Different games; 0 = all.")
+_WORKERS = flags.DEFINE_integer(
+  "workers", 0, "Worker processes; 0 plays in this process.", lower_bound=0
+)
+_EPISODES = flags.DEFINE_integer(
+  "episodes", 16, "Episodes side by side in workers.", lower_bound=1
+)
+_TURNS = flags.DEFINE_integer("turns", 50, "Turns per episode.", lower_bound=1)
+
+# Resets before memory is first read: caches fill, the allocator settles.
+_WARM_UP = 500
+
+
+def time_steps(
+  benchmark: benchmark_lib.ALFWorld, ids: tuple[str, ...], steps: int
+) -> dict:
+  """Plays random episodes; seconds are CPU seconds of this process.
+
+  Args:
+    benchmark: what is played.
+    ids: the tasks, in turns.
+    steps: how many steps to play.
+
+  Returns:
+    Steps and resets per CPU second, and the mean number of actions.
+  """
+  draw = random.Random(0)
+  env = benchmark.env()
+  stepping = resetting = 0.0
+  resets = actions = taken = 0
+  while taken < steps:
+    start = time.process_time()
+    observation = env.reset(ids[resets % len(ids)])
+    resetting += time.process_time() - start
+    resets, done = resets + 1, False
+    while not done and taken < steps:
+      actions += len(observation.admissible)
+      command = draw.choice(observation.admissible)
+      response = f"<think> go on</think><action> {command}</action>"
+      start = time.process_time()
+      result = env.step(response)
+      stepping += time.process_time() - start
+      observation, done = result.observation, result.done
+      taken += 1
+  env.close()
+  return {
+    "steps_per_second": round(taken / stepping),
+    "resets_per_second": round(resets / resetting, 1),
+    "rollout_steps_per_second": round(taken / (stepping + resetting)),
+    "admissible_mean": round(actions / taken, 1),
+  }
+
+
+def soak(
+  benchmark: benchmark_lib.ALFWorld, ids: tuple[str, ...], resets: int
+) -> dict:
+  """Resets again and again, a few steps in between.
+
+  Args:
+    benchmark: what is played.
+    ids: the tasks, in turns.
+    resets: how often, after a warm-up.
+
+  Returns:
+    Memory before and after in MB, and its growth.
+  """
+  draw = random.Random(0)
+  env = benchmark.env()
+  before = worker.read_memory()
+  for count in range(resets + _WARM_UP):
+    if count == _WARM_UP:
+      before = worker.read_memory()
+    observation = env.reset(ids[count % len(ids)])
+    for _ in range(3):
+      command = draw.choice(observation.admissible)
+      observation = env.step(f"<action>{command}</action>").observation
+  env.close()
+  after = worker.read_memory()
+  return {
+    "soak_resets": resets,
+    "memory_before_mb": round(before, 1),
+    "memory_after_mb": round(after, 1),
+    "memory_growth_mb": round(after - before, 1),
+  }
+
+
+class Crowd:
+  """Random episodes side by side in worker processes."""
+
+  def __init__(self, pool: workers.WorkerPool, ids: tuple[str, ...]):
+    self._pool = pool
+    self._ids = ids
+    self._draw = random.Random(0)
+    self.resets = 0
+
+  def play(self, episodes: int, side_by_side: int, turns: int) -> int:
+    """Plays episodes in rounds of so many at once; returns the steps."""
+    steps = 0
+    for _ in range(0, episodes, side_by_side):
+      tasks = [
+        self._ids[(self.resets + i) % len(self._ids)]
+        for i in range(side_by_side)
+      ]
+      self.resets += side_by_side
+      playing = []
+      for seat, future in [self._pool.start(task) for task in tasks]:
+        playing.append((seat, future.result()))
+      seats = [seat for seat, _ in playing]
+      for _ in range(turns):
+        under_way = [
+          (seat, self._pool.step(seat, self._respond(observation)))
+          for seat, observation in playing
+        ]
+        results = [(seat, future.result()) for seat, future in under_way]
+        steps += len(results)
+        playing = [(s, r.observation) for s, r in results if not r.done]
+      for seat in seats:
+        self._pool.give_back(seat)
+    return steps
+
+  def _respond(self, observation) -> str:
+    command = self._draw.choice(observation.admissible)
+    return f"<think> go on</think><action> {command}</action>"
+
+
+def measure_workers(settings: dict, ids: tuple[str, ...]) -> dict:
+  """Speed and growth of worker processes.
+
+  Args:
+    settings: of the environment.
+    ids: the tasks.
+
+  Returns:
+    Steps per second of all workers together, resets included, by the clock on
+    the wall; how much the processes grew together during the soak, in MB.
+  """
+  pool = workers.WorkerPool(
+    functools.partial(envs.make, "alfworld", **settings),
+    workers=_WORKERS.value,
+  )
+  crowd, beside = Crowd(pool, ids), _EPISODES.value
+  crowd.play(beside, beside, 1)  # Starts the processes.
+  start = time.perf_counter()
+  episodes = max(_STEPS.value // _TURNS.value, 1)
+  steps = crowd.play(episodes, beside, _TURNS.value)
+  seconds = time.perf_counter() - start
+  found = {"rollout_steps_per_second": round(steps / seconds)}
+  if _RESETS.value:
+    crowd.play(_WARM_UP, beside, 3)
+    before = pool.grown
+    crowd.play(_RESETS.value, beside, 3)
+    growth = sum(pool.grown) - sum(before)
+    found["soak_resets"] = _RESETS.value
+    found["memory_growth_mb"] = round(growth, 1)
+  found["restarts"] = pool.restarts
+  pool.close()
+  return found
+
+
+def main(_) -> None:
+  """Measures and prints."""
+  settings = {
+    "engine": _ENGINE.value,
+    "data_dir": _DATA_DIR.value,
+    "size": _SIZE.value,
+    "max_turns": _TURNS.value,
+  }
+  benchmark = envs.make("alfworld", **settings)
+  ids = benchmark.splits["train"][: _GAMES.value or None]
+  numbers = {
+    "engine": _ENGINE.value,
+    "games": "files" if _DATA_DIR.value else f"{_SIZE.value} scenes",
+    "workers": _WORKERS.value,
+  }
+  if _WORKERS.value:
+    numbers |= measure_workers(settings, ids)
+  else:
+    numbers |= time_steps(benchmark, ids, _STEPS.value)
+    if _RESETS.value:
+      numbers |= soak(benchmark, ids, _RESETS.value)
+  for name, value in numbers.items():
+    print(f"{name:28} {value}")
+  print(json.dumps(numbers))
+
+
+if __name__ == "__main__":
+  app.run(main)

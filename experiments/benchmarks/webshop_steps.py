@@ -1,0 +1,228 @@
+"""Speed of WebShop on one core: steps, searches, resets, and what is stored.
+
+  python experiments/benchmarks/webshop_steps.py
+  python experiments/benchmarks/webshop_steps.py \\
+    --catalogue=$T2PO_DATA/webshop/items_shuffle_1000.json --copies=20
+
+Episodes of the scripted expert are recorded first and then replayed, so that
+the expert costs nothing; the time inside the search is taken out of the steps
+and reported by itself. `--copies` repeats the products of a catalogue under
+new ids in a temporary folder, to see how a larger one behaves; from that the
+last lines project the full catalogue. Copies share their words, so that every
+posting list grows with the catalogue: searches are projected pessimistically,
+the vocabulary optimistically. `--workers` opens the shop that has been stored
+in as many processes at once and reports the memory of each that it does not
+share with the others (Linux only).
+"""
+
+import json
+import multiprocessing
+import pathlib
+import random
+import re
+import resource
+import tempfile
+import time
+
+from absl import app, flags
+
+from t2po_jax import envs
+from t2po_jax.envs.webshop import catalogue as catalogues
+
+_CATALOGUE = flags.DEFINE_string(
+  "catalogue", "embedded", "`embedded`, or the path of items_shuffle*.json."
+)
+_COPIES = flags.DEFINE_integer("copies", 1, "Repetitions of a real catalogue.")
+_STORAGE = flags.DEFINE_string("storage", "auto", "`memory`, `disk`, `auto`.")
+_WORDING = flags.DEFINE_string("wording", "full", "`full` or `compact`.")
+_EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes per round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median is reported.")
+_WORKERS = flags.DEFINE_integer("workers", 0, "Processes that share a shop.")
+
+FULL_CATALOGUE = 1_181_436  # Products in items_shuffle.json.
+
+
+def copy_catalogue(items: pathlib.Path, copies: int, folder: pathlib.Path):
+  """Writes a catalogue that repeats another one under new ids.
+
+  Returns:
+    The path of the new product file.
+  """
+  ending = items.stem.removeprefix("items_shuffle")
+  notes = json.loads(
+    items.with_name(f"items_ins_v2{ending}.json").read_text(encoding="utf-8")
+  )
+  copied = {}
+  path = folder / "items_shuffle_copied.json"
+  draw = random.Random(0)
+  with open(path, "w", encoding="utf-8") as file:
+    separator = "["
+    for number in range(copies):
+      for raw in catalogues.stream_objects(items):
+        asin = raw["asin"]
+        if number:
+          asin = f"C{draw.getrandbits(44):09X}"[:10]
+        if raw["asin"] in notes:
+          copied[asin] = notes[raw["asin"]]
+        file.write(separator + json.dumps(raw | {"asin": asin}))
+        separator = ","
+    file.write("]")
+  with open(folder / "items_ins_v2_copied.json", "w") as file:
+    json.dump(copied, file)
+  return path
+
+
+def record(benchmark, task_ids) -> list[tuple[str, list[str]]]:
+  """(task id, responses) of the expert's episodes."""
+  episodes = []
+  for task_id in task_ids:
+    env = benchmark.env()
+    env.reset(task_id)
+    expert = env.expert(0)
+    responses, done = [], False
+    while not done:
+      responses.append(expert.respond())
+      done = env.step(responses[-1]).done
+    episodes.append((task_id, responses))
+  return episodes
+
+
+class Clock:
+  """Counts calls of a function and the seconds inside them."""
+
+  def __init__(self, function):
+    self._function = function
+    self.calls, self.seconds = 0, 0.0
+
+  def __call__(self, *arguments):
+    start = time.thread_time()
+    answer = self._function(*arguments)
+    self.seconds += time.thread_time() - start
+    self.calls += 1
+    return answer
+
+
+def replay(benchmark, episodes, search: Clock) -> dict[str, float]:
+  """One round over the recorded episodes: rates and latencies."""
+  search.calls, search.seconds = 0, 0.0
+  env = benchmark.env()
+  steps, resetting, stepping = 0, 0.0, 0.0
+  for task_id, responses in episodes:
+    start = time.thread_time()
+    env.reset(task_id)
+    middle = time.thread_time()
+    for response in responses:
+      env.step(response)
+    stepping += time.thread_time() - middle
+    resetting += middle - start
+    steps += len(responses)
+  return {
+    "steps_per_second": steps / max(stepping - search.seconds, 1e-9),
+    "steps_per_second_with_search": steps / max(stepping, 1e-9),
+    "search_ms": 1e3 * search.seconds / max(search.calls, 1),
+    # Of a task that was played before, as all but the first of a group.
+    "reset_ms": 1e3 * resetting / len(episodes),
+  }
+
+
+def private_mib() -> float:
+  """Memory of this process that no other process shares."""
+  text = pathlib.Path("/proc/self/smaps_rollup").read_text()
+  kib = re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.MULTILINE)
+  return sum(map(int, kib)) / 2**10
+
+
+def work(settings: dict, episodes: int, together) -> tuple[float, float]:
+  """One worker: (seconds to open the shop, private MiB that it costs)."""
+  before, start = private_mib(), time.monotonic()
+  benchmark = envs.make("webshop", **settings)
+  opened = time.monotonic() - start
+  record(benchmark, benchmark.splits["train"][:episodes])
+  together.wait()  # Nobody leaves before all have counted.
+  cost = private_mib() - before
+  together.wait()
+  return opened, cost
+
+
+def share(settings: dict, workers: int, episodes: int) -> dict[str, float]:
+  """Opens a stored shop in several processes at once; means per worker."""
+  context = multiprocessing.get_context("spawn")
+  with context.Manager() as manager, context.Pool(workers) as pool:
+    together = manager.Barrier(workers)
+    found = pool.starmap(
+      work, [(settings, episodes, together)] * workers, chunksize=1
+    )
+  return {
+    "worker_open_seconds": sum(opened for opened, _ in found) / workers,
+    "worker_private_mib": sum(cost for _, cost in found) / workers,
+  }
+
+
+def measure(settings: dict) -> dict[str, float]:
+  """Opens a shop and measures it; medians over rounds."""
+  start = time.thread_time()
+  benchmark = envs.make("webshop", **settings)
+  built = time.thread_time() - start
+  search = Clock(benchmark.shop.search)
+  object.__setattr__(benchmark.shop, "search", search)
+  tasks = benchmark.splits["train"][: 2 * _EPISODES.value]
+  fresh, tasks = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
+  episodes = record(benchmark, tasks)
+  first = replay(benchmark, [(task_id, []) for task_id in fresh], search)
+  rounds = [replay(benchmark, episodes, search) for _ in range(_ROUNDS.value)]
+  measured = {
+    key: sorted(r[key] for r in rounds)[len(rounds) // 2] for key in rounds[0]
+  }
+  stored = {"index_mib": 0.0, "products_mib": 0.0}
+  for path in pathlib.Path(settings["cache_dir"]).rglob("*.*"):
+    key = "products_mib" if path.suffix == ".sqlite" else "index_mib"
+    stored[key] += path.stat().st_size / 2**20
+  return {
+    "products": len(benchmark.shop.catalogue),
+    "open_seconds": built,
+    **measured,
+    "first_reset_ms": first["reset_ms"],
+    **stored,
+    "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    / 2**10,
+  }
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  with tempfile.TemporaryDirectory() as folder:
+    catalogue = _CATALOGUE.value
+    if catalogue != "embedded" and _COPIES.value > 1:
+      catalogue = str(
+        copy_catalogue(
+          pathlib.Path(catalogue), _COPIES.value, pathlib.Path(folder)
+        )
+      )
+    settings = {
+      "catalogue": catalogue,
+      "storage": _STORAGE.value,
+      "wording": _WORDING.value,
+      "cache_dir": str(pathlib.Path(folder) / "cache"),
+      "expert_hesitation": 0.0,
+    }
+    measured = measure(settings)
+    if _WORKERS.value:
+      measured |= share(settings, _WORKERS.value, _EPISODES.value)
+  for key, value in measured.items():
+    print(f"{key:32} {value:12.4g}")
+  if catalogue != "embedded":
+    factor = FULL_CATALOGUE / measured["products"]
+    print(f"\nprojected to {FULL_CATALOGUE} products, in proportion:")
+    for key in (
+      "open_seconds",
+      "search_ms",
+      "index_mib",
+      "products_mib",
+      "peak_memory_mib",
+    ):
+      print(f"{key:32} {factor * measured[key]:12.4g}")
+
+
+if __name__ == "__main__":
+  app.run(main)

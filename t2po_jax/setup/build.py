@@ -1,0 +1,486 @@
+"""From the configuration to the parts of a run.
+
+The only translation between config keys and plain arguments; `checks.py` has
+looked at them before.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import os
+import pathlib
+import types as python_types
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from t2po_jax import envs, types
+from t2po_jax.control import thinking, thresholds
+from t2po_jax.distributed import sharding
+from t2po_jax.envs import base
+from t2po_jax.learning import (
+  advantages,
+  collapse_guard,
+  kl_control,
+  learner,
+  lora,
+  objectives,
+  optimizers,
+)
+from t2po_jax.models import config as model_config
+from t2po_jax.models import critic as critics
+from t2po_jax.models import decoder, tokenizer, weights
+from t2po_jax.rollout import (
+  collect,
+  draw,
+  environments,
+  sampler,
+  scheduler,
+  workers,
+)
+
+ConfigDict = config_dict.ConfigDict
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# The keys of `config.advantage` that each estimator reads, and its names for
+# them.
+_STEP = {
+  "discount": "discount",
+  "step_weight": "step_weight",
+  "step_norm": "step_mode",
+  "similarity": "similarity",
+}
+_GROUP = {"norm_std": "norm_std", "per": "per"}
+ESTIMATOR_KEYS = {
+  "grpo": _GROUP,
+  "gigpo": _GROUP | _STEP,
+  "rloo": {},
+  "reinforce_pp": {"discount": "discount"},
+  "reinforce_pp_baseline": {},
+  "remax": {"discount": "discount"},
+  "empg": {
+    "norm_std": "norm_std",
+    "entropy_scale": "scale",
+    "clarity_scale": "clarity_scale",
+    "clarity_weight": "clarity_weight",
+  },
+  "gae": {
+    "discount": "turn_discount",
+    "trace": "turn_trace",
+    "token_discount": "discount",
+    "token_trace": "trace",
+    "whiten": "whiten",
+  },
+  "gae_turn": {"discount": "discount", "trace": "trace", "whiten": "whiten"},
+}
+CRITIC_ESTIMATORS = ("gae", "gae_turn")
+
+# How the episodes are sampled that `remax` compares with.
+GREEDY = draw.Sampling(temperature=0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Agent:
+  """A policy with its parameters and tokenizer.
+
+  Attributes:
+    policy: the network as pure functions.
+    params: parameters in the training layout, numpy or device arrays.
+    tokenizer: its tokenizer.
+  """
+
+  policy: decoder.Policy
+  params: types.Params
+  tokenizer: tokenizer.Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+  """Everything that plays episodes.
+
+  Attributes:
+    benchmark: tasks and wording.
+    pool: the environments.
+    tokenizer: the policy's tokenizer.
+    sampler: the device side.
+    scheduler: the host side.
+  """
+
+  benchmark: base.Benchmark
+  pool: environments.Pool
+  tokenizer: tokenizer.Tokenizer
+  sampler: sampler.Sampler
+  scheduler: scheduler.Scheduler
+
+
+def cache_dir(config: ConfigDict) -> pathlib.Path:
+  """Where cold starts, indexes and compiled programs are kept."""
+  given = config.cache_dir or os.environ.get("T2PO_CACHE", "")
+  place = pathlib.Path(given or "~/.cache/t2po_jax").expanduser()
+  try:
+    place.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ValueError(
+      f"cache_dir: {place} cannot be created ({error.strerror}); name a "
+      "folder that can be written"
+    ) from None
+  return place
+
+
+def fingerprint(*parts: Any) -> str:
+  """A short name for settings: equal for equal settings."""
+
+  def plain(part):
+    return part.to_dict() if isinstance(part, ConfigDict) else part
+
+  text = json.dumps([plain(part) for part in parts], sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def benchmark(config: ConfigDict) -> base.Benchmark:
+  """The benchmark that `config.env` describes.
+
+  A benchmark that keeps files of its own keeps them in the run's cache unless
+  `env.cache_dir` says otherwise.
+
+  Raises:
+    ValueError: if a split is missing or empty.
+  """
+  made = envs.make(config.env.name, **_arguments(config))
+  for key in ("train.split", "eval.split"):
+    section, name = key.split(".")
+    split = config[section][name]
+    if not made.splits.get(split):
+      raise ValueError(
+        f"{key}: split {split!r} is missing or empty, expected one of "
+        f"{', '.join(s for s, tasks in made.splits.items() if tasks)}"
+      )
+  return made
+
+
+def agent(config: ConfigDict, made: base.Benchmark) -> Agent:
+  """The policy that `config.model` describes, before any training here.
+
+  A model from scratch gets a tokenizer trained on the benchmark's own text;
+  both are the same for the same configuration.
+  """
+  model = config.model
+  if model.source == "scratch":
+    symbols = ["<think>", "</think>", "\n"]
+    for tag in made.grammar.actions:
+      symbols += [f"<{tag}>", f"</{tag}>"]
+    corpus = made.corpus()
+    place = cache_dir(config) / "tokenizers"
+    place /= fingerprint(corpus, symbols, model.vocab_size)
+    tokens = tokenizer.train_sentencepiece(
+      corpus, model.vocab_size, symbols, place
+    )
+    shape = dataclasses.replace(
+      model_config.named(model.size), vocab_size=tokens.vocab_size
+    )
+    params = None
+  else:
+    shape, params = weights.load(model.source)
+    tokens = tokenizer.load(model.source)
+  policy = decoder.Policy(
+    shape,
+    dtype=DTYPES[model.dtype],
+    remat=model.remat,
+    scan_layers=model.scan_layers,
+  )
+  if params is None:
+    params = jax.jit(policy.init)(jax.random.key(config.seed))
+  return Agent(policy, params, tokens)
+
+
+def control(config: ConfigDict) -> sampler.Control:
+  """Settings of the exploration control inside the decode loop."""
+  c = config.control
+  rule = "released" if c.signal == "released" else "calibrated"
+  return sampler.Control(
+    signal=c.signal,
+    normalizer=c.normalizer,
+    alpha=c.alpha,
+    top_j=c.top_j,
+    tempered=c.tempered,
+    intervention=thinking.ThinkingConfig(
+      enabled=c.thinking.enabled,
+      rule=rule,
+      window=c.thinking.window,
+      min_tokens=c.thinking.min_tokens,
+      max_tokens=c.thinking.max_tokens,
+      require_past_peak=c.thinking.require_past_peak,
+    ),
+  )
+
+
+def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
+  """Slots and environments; the sampler still lacks parameters."""
+  tokens = which.tokenizer
+  closing = tuple(tokens.encode(made.grammar.closing))
+  if tokens.decode(closing) != made.grammar.closing:
+    raise ValueError(
+      f"tokenizer of {config.model.source!r}: {made.grammar.closing!r} decodes "
+      f"as {tokens.decode(closing)!r}; the thinking intervention needs it exact"
+    )
+  rollout = config.rollout
+  device = sampler.Sampler(
+    which.policy,
+    sampler.Vocabulary(
+      token_bytes=tokens.token_bytes(),
+      eos=tokens.eos_ids,
+      closing=closing,
+      stops=made.grammar.stops,
+    ),
+    control(config),
+    slots=rollout.slots,
+    max_prompt=rollout.max_prompt,
+    max_response=rollout.max_response,
+    chunk=rollout.chunk,
+    prefill_tokens=rollout.prefill_tokens,
+    prefill_rows=rollout.prefill_rows,
+    live_tokens=rollout.live_tokens,
+    mesh=sampling_mesh(config),
+  )
+  pool = environment_pool(config, made)
+  return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+
+
+def sampling_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of the sampler: as many of this process's devices as can share.
+
+  Groups of `rollout.tensor` devices share the slots evenly.
+
+  Raises:
+    ValueError: if the devices cannot be grouped.
+  """
+  rollout, devices = config.rollout, jax.local_devices()
+  groups, rest = divmod(len(devices), rollout.tensor)
+  if rest:
+    raise ValueError(
+      f"rollout.tensor: found {rollout.tensor}, expected a divisor of "
+      f"{len(devices)}, the devices of this process"
+    )
+  data = math.gcd(groups, rollout.slots)
+  return sharding.create_mesh(
+    data=data,
+    fsdp=1,
+    tensor=rollout.tensor,
+    devices=devices[: data * rollout.tensor],
+  )
+
+
+def environment_pool(
+  config: ConfigDict, made: base.Benchmark
+) -> environments.Pool:
+  """The environments: on the spot, in threads, or in worker processes.
+
+  Raises:
+    ValueError: if threads were asked for that the environment cannot bear.
+  """
+  rollout = config.rollout
+  if rollout.env_workers:
+    return workers.WorkerPool(
+      functools.partial(envs.make, config.env.name, **_arguments(config)),
+      workers=rollout.env_workers,
+      timeout=rollout.env_timeout,
+      memory=rollout.env_memory,
+    )
+  for name in ("env_threads", "env_timeout"):
+    if rollout[name] and not made.threadsafe:
+      raise ValueError(
+        f"rollout.{name}: found {rollout[name]}, but {config.env.name} with "
+        "these settings is not safe between threads; expected 0, or "
+        "rollout.env_workers of at least 1"
+      )
+  return environments.EnvironmentPool(
+    made.env, threads=rollout.env_threads, timeout=rollout.env_timeout
+  )
+
+
+def _arguments(config: ConfigDict) -> dict[str, Any]:
+  """The constructor's arguments of the benchmark."""
+  arguments = {k: v for k, v in config.env.items() if k != "name"}
+  if arguments.get("cache_dir") == "":
+    arguments["cache_dir"] = str(cache_dir(config))
+  return arguments
+
+
+def train_sampling(config: ConfigDict) -> draw.Sampling:
+  """How tokens are drawn for training."""
+  r = config.rollout
+  return draw.Sampling(r.temperature, r.top_k, r.top_p, r.min_p)
+
+
+def eval_sampling(config: ConfigDict) -> draw.Sampling:
+  """How tokens are drawn for evaluation."""
+  e = config.eval
+  return draw.Sampling(e.temperature, e.top_k, e.top_p)
+
+
+def samplings(config: ConfigDict) -> list[draw.Sampling]:
+  """All ways of drawing that a run uses, to compile them ahead."""
+  found = [train_sampling(config), eval_sampling(config)]
+  if config.advantage.estimator == "remax":
+    found.append(GREEDY)
+  return found
+
+
+def rules(
+  config: ConfigDict,
+  sampling: draw.Sampling,
+  *,
+  epsilon: float = 0.0,
+  eta: float = 0.0,
+) -> collect.Rules:
+  """How episodes are played, at the given thresholds."""
+  return collect.Rules(
+    context=config.rollout.context,
+    memory=config.rollout.memory,
+    max_prompt=config.rollout.max_prompt,
+    max_response=config.rollout.max_response,
+    prefix=config.rollout.prefix,
+    format_penalty=config.reward.format_penalty,
+    invalid_penalty=config.reward.invalid_penalty,
+    max_tries=config.control.resampling.max_tries,
+    epsilon=epsilon,
+    eta=eta,
+    sampling=sampling,
+  )
+
+
+def calibrators(config: ConfigDict) -> Mapping[str, thresholds.Quantile]:
+  """The thresholds by name: `epsilon` and `eta`."""
+  schedule = config.control.calibration
+
+  def quantile(setting, key):
+    return thresholds.Quantile(
+      setting,
+      key=key,
+      calibrate_after=schedule.rollouts,
+      recalibrate_every=schedule.every,
+    )
+
+  return python_types.MappingProxyType(
+    {
+      "epsilon": quantile(
+        config.control.thinking.epsilon, "control.thinking.epsilon"
+      ),
+      "eta": quantile(config.control.resampling.eta, "control.resampling.eta"),
+    }
+  )
+
+
+def mesh(config: ConfigDict) -> jax.sharding.Mesh:
+  """The mesh of the update, over all devices."""
+  return sharding.create_mesh(
+    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+  )
+
+
+def _optimizer(
+  config: ConfigDict, learning_rate: float
+) -> optimizers.OptimizerConfig:
+  o = config.optimizer
+  steps = config.train.updates * config.train.mini_batches * config.train.epochs
+  return optimizers.OptimizerConfig(
+    learning_rate=learning_rate,
+    schedule=o.schedule,
+    warmup_steps=o.warmup,
+    total_steps=max(steps, 1),
+    b1=o.b1,
+    b2=o.b2,
+    weight_decay=o.weight_decay,
+    max_grad_norm=o.clip_norm or float("inf"),
+  )
+
+
+def adapters(
+  config: ConfigDict, policy: decoder.Policy
+) -> lora.Adapters | None:
+  """The low-rank adapters that are trained, None to train the policy whole."""
+  if not config.lora.rank:
+    return None
+  return lora.Adapters(
+    policy,
+    rank=config.lora.rank,
+    alpha=config.lora.alpha,
+    targets=lora.parse_targets(config.lora.targets),
+    seed=config.seed,
+  )
+
+
+def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
+  """The learner of the policy-gradient update."""
+  loss = config.loss
+  objective = objectives.PolicyObjective(
+    kind=loss.kind,
+    clip_low=loss.clip_low,
+    clip_high=loss.clip_high,
+    dual_clip=loss.dual_clip or None,
+    temperature_positive=loss.temperature_positive,
+    temperature_negative=loss.temperature_negative,
+    aggregation=loss.aggregation,
+    horizon=config.rollout.max_response,
+    kl=loss.kl,
+    kl_coefficient=loss.kl_coefficient,
+    entropy_coefficient=loss.entropy_coefficient,
+    old_logprobs=loss.old_logprobs,
+    importance=loss.importance,
+    importance_cap=loss.importance_cap,
+    temperature=config.rollout.temperature,
+    value_coefficient=(
+      config.critic.coefficient if config.critic.kind == "trunk" else 1.0
+    ),
+    value_clip=config.critic.clip or None,
+  )
+  critic = critic_optimizer = None
+  if config.advantage.estimator in CRITIC_ESTIMATORS:
+    critic = critics.Critic(which.policy, config.critic.kind)
+    critic_optimizer = _optimizer(
+      config, config.critic.rate * config.optimizer.learning_rate
+    )
+  return learner.Learner(
+    which.policy,
+    decoder.logical_axes(which.params),
+    mesh(config),
+    optimizer=_optimizer(config, config.optimizer.learning_rate),
+    objective=objective,
+    rows=config.train.micro_rows,
+    critic=critic,
+    critic_optimizer=critic_optimizer,
+    adapters=adapters(config, which.policy),
+  )
+
+
+def kl_controller(config: ConfigDict) -> kl_control.KLController:
+  """The coefficient of the KL penalty in the reward."""
+  return kl_control.KLController(
+    config.reward.kl_coefficient,
+    target=config.reward.kl_target,
+    horizon=config.reward.kl_horizon,
+  )
+
+
+def watch(config: ConfigDict) -> collapse_guard.Guard:
+  """The collapse guard with the configured limits."""
+  limits = {name: config.guard[name] for name in collapse_guard.LIMITS}
+  return collapse_guard.Guard(limits, patience=config.guard.patience)
+
+
+def estimate(
+  config: ConfigDict, data: advantages.Episodes
+) -> advantages.Advantages:
+  """Advantages of a rollout by the configured estimator."""
+  name = config.advantage.estimator
+  options = {
+    argument: config.advantage[key]
+    for key, argument in ESTIMATOR_KEYS[name].items()
+  }
+  return advantages.ESTIMATORS[name](data, **options)

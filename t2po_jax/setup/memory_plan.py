@@ -1,0 +1,311 @@
+"""What a run needs of every device, told before it starts.
+
+Arrays that live as long as the run are counted from their shapes and layouts,
+to the byte. What an update holds for a moment is first estimated: the values
+that the forward pass keeps for the backward, asked of JAX without computing
+anything, and the gradients. Only where the sum comes near the limit is the
+update compiled ahead and XLA's own figure taken; a run that cannot fit ends
+with one line. On CPUs the limit is the host's memory, shared by its devices.
+"""
+
+from collections.abc import Iterable, Mapping
+import dataclasses
+import math
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from ml_collections import config_dict
+
+from t2po_jax import types
+from t2po_jax.distributed import sharding
+from t2po_jax.learning import learner as learners
+from t2po_jax.models import decoder
+from t2po_jax.setup import build
+
+# Above this part of the limit the estimate is replaced by XLA's figure.
+NEAR = 0.5
+GB = 1e9
+
+# Of the lasting and of the passing; an update and sampling take turns.
+LASTING = (
+  "parameters",
+  "base parameters",
+  "optimizer state",
+  "reference policy",
+  "sampler's parameters",
+  "key/value cache",
+)
+UPDATE = ("gradients", "activations", "update (XLA)")
+SAMPLING = ("sampling",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """The memory of the fullest device.
+
+  Attributes:
+    parts: bytes by name: of `LASTING`, `UPDATE` and `SAMPLING`.
+    limit: bytes the device has; 0 if unknown.
+    devices: what is planned for, in words.
+  """
+
+  parts: Mapping[str, int]
+  limit: int
+  devices: str
+
+  @property
+  def total(self) -> int:
+    """Bytes held at the same time, at the worst moment."""
+
+    def add(names: Iterable[str]) -> int:
+      return sum(self.parts.get(name, 0) for name in names)
+
+    return add(LASTING) + max(add(UPDATE), add(SAMPLING))
+
+  def table(self) -> str:
+    """The plan for people, one line per part."""
+    rows = [
+      (name, f"{size / GB:.3f}") for name, size in self.parts.items() if size
+    ]
+    limit = f" of {self.limit / GB:.3f}" if self.limit else ""
+    rows.append(("at the same time", f"{self.total / GB:.3f}{limit}"))
+    width = max(len(name) for name, _ in rows) + 2
+    return "\n".join(
+      [f"memory per device, GB ({self.devices})"]
+      + [f"  {name.ljust(width)}{size}" for name, size in rows]
+    )
+
+  def require(self) -> None:
+    """Refuses a plan that cannot fit.
+
+    Raises:
+      ValueError: one line with the largest parts and what makes them smaller.
+    """
+    if not self.limit or self.total <= self.limit:
+      return
+    largest = sorted(self.parts, key=lambda name: -self.parts[name])[:3]
+    shown = ", ".join(f"{n} {self.parts[n] / GB:.2f}" for n in largest)
+    raise ValueError(
+      f"memory: {self.total / GB:.2f} GB needed on every device, found "
+      f"{self.limit / GB:.2f} ({shown}); {_REMEDIES[largest[0]]}, or set "
+      "memory.check to False to start anyway"
+    )
+
+
+_SMALLER = "use more devices, lora.rank above 0 or a smaller model"
+_UPDATE_SMALLER = "lower train.micro_rows, set model.remat to 'full'"
+_REMEDIES = {
+  "parameters": _SMALLER,
+  "base parameters": "use more devices, or model.dtype 'bfloat16'",
+  "optimizer state": _SMALLER,
+  "reference policy": "set lora.rank above 0, which makes it free",
+  "sampler's parameters": "use model.dtype 'bfloat16' or a smaller model",
+  "key/value cache": "lower rollout.slots or rollout.max_prompt",
+  "gradients": _SMALLER,
+  "activations": _UPDATE_SMALLER,
+  "update (XLA)": _UPDATE_SMALLER,
+  "sampling": "lower rollout.prefill_rows or rollout.slots",
+}
+
+
+def plan(
+  config: config_dict.ConfigDict,
+  policy: decoder.Policy,
+  learner: learners.Learner,
+) -> Plan:
+  """Adds up what a run will hold; allocates nothing.
+
+  Args:
+    config: the run's configuration.
+    policy: the network.
+    learner: the update's.
+
+  Returns:
+    The plan, with XLA's figure for the update where the estimate is above
+    `NEAR` of the limit.
+  """
+  state, rollout = learner.abstract_state(), config.rollout
+  compares = config.loss.kl != "off" or config.reward.kl != "off"
+  params = device_bytes(state.params)
+  mesh = build.sampling_mesh(config)
+  decode = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
+  decode_bytes = _shard_bytes(mesh, decode, decoder.logical_axes(decode))
+  cache = jax.eval_shape(
+    lambda: policy.init_cache(
+      rollout.slots, rollout.max_prompt + rollout.max_response
+    )
+  )
+  # New parameters of the sampler stand beside the old ones for a moment, and
+  # merged adapters beside both.
+  loading = decode_bytes + device_bytes(learner.abstract_base())
+  parts = {
+    "parameters": params + device_bytes(state.critic),
+    "base parameters": device_bytes(learner.abstract_base()),
+    "optimizer state": device_bytes(state.opt_state),
+    "reference policy": params if compares else 0,
+    "sampler's parameters": decode_bytes,
+    "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
+    # Summed over micro-batches: those so far and those of one more.
+    "gradients": 2 * (params + device_bytes(state.critic)),
+    "activations": activation_bytes(
+      policy,
+      build.adapters(config, policy),
+      rows=learner.rows // sharding.row_shards(learner.mesh),
+      length=config.train.row_tokens,
+      chunk=learner.chunk,
+    ),
+    "sampling": max(_sampling_bytes(config, policy, mesh), loading),
+  }
+  if config.critic.kind == "separate" and state.critic is not None:
+    parts["activations"] *= 2
+  device = learner.mesh.local_devices[0]
+  shape = " x ".join(f"{n} {size}" for n, size in learner.mesh.shape.items())
+  found = Plan(
+    parts=parts,
+    limit=int(config.memory.limit * GB) or limit_bytes(device),
+    devices=f"{device.device_kind}, mesh {shape}",
+  )
+  if not found.limit or found.total < NEAR * found.limit:
+    return found
+  exact = learner.temporary_bytes(_batch_shape(config, learner.rows))
+  if exact is None:
+    return found
+  parts = {k: v for k, v in parts.items() if k not in UPDATE}
+  return dataclasses.replace(found, parts=parts | {"update (XLA)": exact})
+
+
+def device_bytes(tree) -> int:
+  """Bytes of a tree of shapes with shardings, on one device."""
+  return sum(
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+  )
+
+
+def activation_bytes(
+  policy: decoder.Policy,
+  adapters: learners.Adapters | None,
+  *,
+  rows: int,
+  length: int,
+  chunk: int | None,
+) -> int:
+  """Estimates what the backward pass of one micro-batch finds and makes.
+
+  Args:
+    policy: the network.
+    adapters: what is trained instead, if not None.
+    rows: rows of the micro-batch on a device.
+    length: tokens of a row, T.
+    chunk: response positions per row whose logits exist at once; None for T.
+
+  Returns:
+    Bytes: what the layers keep, what one layer computes (again, with remat) or
+    its gradients, and three times the logits of a chunk.
+  """
+  kept = _kept_bytes(policy, adapters, rows, length)
+  alone = dataclasses.replace(
+    policy,
+    remat="none",
+    config=dataclasses.replace(policy.config, layers=1),
+  )
+  spec = adapters and dataclasses.replace(adapters, policy=alone)
+  layer = _kept_bytes(alone, spec, rows, length)
+  positions = length if chunk is None else min(chunk, length)
+  logits = rows * positions * policy.config.vocab_size * 4
+  return kept + layer + 3 * logits
+
+
+def _kept_bytes(policy, adapters, rows, length) -> int:
+  """Bytes that `hidden` keeps between its forward and its backward pass."""
+  base = decoder.shapes(policy.config)
+  trained = base
+  if adapters is not None:
+    base = jax.eval_shape(adapters.freeze, base)
+    trained = jax.eval_shape(adapters.init)
+  tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+  def pull_back(trained, base, tokens):
+    def hidden(trained):
+      params = trained
+      if adapters is not None:
+        params = adapters.attach(base, trained)
+      return policy.hidden(params, tokens, tokens, tokens)
+
+    return jax.vjp(hidden, trained)[1]
+
+  kept = jax.tree.leaves(jax.eval_shape(pull_back, trained, base, tokens))
+  # Parameters are kept as well, but they are there anyway.
+  there = [(x.shape, x.dtype) for x in jax.tree.leaves((trained, base))]
+  total = 0
+  for leaf in kept:
+    if (leaf.shape, leaf.dtype) in there:
+      there.remove((leaf.shape, leaf.dtype))
+    else:
+      total += _bytes(leaf)
+  return total
+
+
+def _sampling_bytes(config, policy, mesh) -> int:
+  """Estimates what prefill and a decode step hold for a moment."""
+  rollout, shape = config.rollout, policy.config
+  slots = rollout.slots // sharding.row_shards(mesh)
+  length = rollout.max_prompt + rollout.max_response
+  part = jax.eval_shape(
+    lambda: policy.init_cache(min(rollout.prefill_rows, slots), length)
+  )
+  rows = part.keys[0].shape[0]
+  scores = rows * shape.heads * rollout.max_prompt * length * 4
+  wide = rows * rollout.max_prompt * shape.mlp_width * 4
+  logits = slots * shape.vocab_size * 4
+  return max(2 * _bytes(part) + 3 * scores + 3 * wide, 4 * logits)
+
+
+def _bytes(tree) -> int:
+  """Bytes of a tree of shapes, held whole."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def _shard_bytes(mesh, tree, axes) -> int:
+  """Bytes of a tree of shapes on one device, laid out by logical axes."""
+  layout = sharding.params_sharding(mesh, tree, axes)
+  return device_bytes(sharding.describe(tree, layout))
+
+
+def _batch_shape(config, rows) -> types.Batch:
+  """Two micro-batches that only respond, as shapes."""
+  height, length = 2 * rows, config.train.row_tokens
+
+  def shape(dtype):
+    return jax.ShapeDtypeStruct((height, length), dtype)
+
+  whole, real = shape(jnp.int32), shape(jnp.float32)
+  kinds = dict.fromkeys(
+    ("tokens", "positions", "segments", "index", "targets", "turn"), whole
+  )
+  names = [field.name for field in dataclasses.fields(types.Batch)]
+  return types.Batch(**{name: kinds.get(name, real) for name in names})
+
+
+def limit_bytes(device: jax.Device) -> int:
+  """The memory of a device; of a CPU its share of the host's.
+
+  Args:
+    device: one of this process.
+
+  Returns:
+    Bytes, 0 if unknown.
+  """
+  stats = device.memory_stats()
+  if stats and stats.get("bytes_limit"):
+    return int(stats["bytes_limit"])
+  if device.platform != "cpu":
+    return 0
+  host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+  for name in ("memory.max", "memory/memory.limit_in_bytes"):
+    group = pathlib.Path("/sys/fs/cgroup") / name
+    if group.is_file() and (text := group.read_text().strip()).isdigit():
+      host = min(host, int(text))
+  return host // len(jax.local_devices())

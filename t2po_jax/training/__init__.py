@@ -1,0 +1,1 @@
+"""The loop around rollouts and updates, and what it writes."""

@@ -1,0 +1,330 @@
+"""Saving and restoring a run, so that a killed run goes on as if never killed.
+
+A checkpoint is one directory per update, written by Orbax under a temporary
+name and renamed when it is whole: whatever kills the process, a half-written
+checkpoint is never taken for a whole one. It holds the parameters, the
+optimizer's state, and the loop position: a JSON object in which `train.py`
+keeps every cursor (keys, data order, thresholds, metrics). The newest
+checkpoints are kept, and beside them the one with the best held-out score.
+
+Arrays are saved as they are sharded, by all processes into one directory, and
+restored to the sharding that is asked for, on any mesh. Saving blocks: the
+update that follows donates the very buffers that are being written, and a full
+disk is reported where it happens.
+"""
+
+from collections.abc import Mapping
+import json
+import math
+import os
+import time
+from typing import Any
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from t2po_jax import types
+from t2po_jax.distributed import processes
+
+# The items of a checkpoint that hold arrays.
+ARRAY_ITEMS = ("params", "optimizer")
+# How long a network file system may take to show a file to other hosts.
+_VISIBLE_SECONDS = 60
+
+
+class _Keep(checkpoint_managers.PreservationPolicy):
+  """Keeps the newest checkpoints and the best one."""
+
+  def __init__(self, newest: int, scores: dict[int, float]):
+    self.newest = newest
+    self.scores = scores
+
+  def should_preserve(self, checkpoints, *, context):
+    del context
+    steps = [info.step for info in checkpoints]
+    best = _best({step: self.scores.get(step) for step in steps})
+    return [step in steps[-self.newest :] or step == best for step in steps]
+
+
+class Checkpoints:
+  """The checkpoints of one run."""
+
+  def __init__(
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    keep: int = 2,
+    read_only: bool = False,
+  ):
+    """Opens or creates the directory; removes what a killed save left.
+
+    Args:
+      directory: where the checkpoints are, one subdirectory per step; a
+        local path, or one of a store that Orbax knows (`gs://...`).
+      keep: how many of the newest to keep, >= 1.
+      read_only: change nothing, for a run that may still be going on.
+
+    Raises:
+      ValueError: if `keep` is out of range.
+      OSError: if the directory cannot be created.
+    """
+    if keep < 1:
+      raise ValueError(f"keep is {keep}; it must be at least 1")
+    self.directory = epath.Path(directory).absolute()
+    self._scores = {}
+    try:
+      if not read_only:
+        self.directory.mkdir(parents=True, exist_ok=True)
+      self._manager = ocp.CheckpointManager(
+        self.directory,
+        options=ocp.CheckpointManagerOptions(
+          preservation_policy=_Keep(keep, self._scores),
+          enable_async_checkpointing=False,
+          cleanup_tmp_directories=not read_only,
+          create=not read_only,
+          read_only=read_only,
+        ),
+        handler_registry=_handlers(),
+      )
+    except OSError as error:
+      raise OSError(
+        f"checkpoints cannot be kept in {self.directory}: {_line(error)}"
+      ) from error
+    self._check_shared()
+    for step in self._manager.all_steps():
+      # A directory whose loop position cannot be read is not a checkpoint: it
+      # is never restored, but left in place until its step is saved again.
+      record = self._read_loop(step)
+      if record is not None:
+        self._scores[step] = record["score"]
+
+  def save(
+    self,
+    step: int,
+    state: types.TrainState,
+    position: Mapping[str, Any],
+    *,
+    score: float | None = None,
+  ) -> None:
+    """Writes one checkpoint, then removes those no longer needed.
+
+    Args:
+      step: number of the update, >= 0.
+      state: the learner's state.
+      position: the loop position; anything that JSON can hold.
+      score: held-out score, larger is better; None or NaN if there is none.
+
+    Raises:
+      ValueError: if the step exists, or the position is not JSON.
+      OSError: if it cannot be written; older checkpoints are untouched.
+    """
+    if step in self._scores:
+      raise ValueError(
+        f"checkpoint {self.directory / str(step)} exists already"
+      )
+    try:
+      text = json.dumps(dict(position))
+    except (TypeError, ValueError) as error:
+      raise ValueError(f"the loop position is not JSON: {error}") from error
+    score = None if score is None or math.isnan(score) else float(score)
+    record = {"position": json.loads(text), "score": score}
+    if step in self._manager.all_steps():
+      self._manager.delete(step)
+    self._scores[step] = score
+    items = dict(zip(ARRAY_ITEMS, _split(state), strict=True))
+    try:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{name: ocp.args.StandardSave(item) for name, item in items.items()},
+          loop=ocp.args.JsonSave(record),
+        ),
+        force=True,
+      )
+    except Exception as error:  # The storage layer raises many kinds.
+      del self._scores[step]
+      raise OSError(
+        f"checkpoint {self.directory / str(step)} could not be written: "
+        f"{_line(error)}; newest whole checkpoint: {self.latest()}"
+      ) from error
+    self._forget()
+
+  def latest(self) -> int | None:
+    """The newest step, or None."""
+    return max(self._scores, default=None)
+
+  def best(self) -> int | None:
+    """The step with the best held-out score (the newest of equals), or None."""
+    return _best(self._scores)
+
+  def score(self, step: int) -> float | None:
+    """The held-out score a step was saved with, or None."""
+    return self._scores[step]
+
+  def restore(
+    self, like: types.TrainState, *, step: int | None = None
+  ) -> tuple[types.TrainState, dict[str, Any]]:
+    """Reads one checkpoint.
+
+    Args:
+      like: a state of shapes, dtypes and shardings, as the config asks for
+        (`jax.ShapeDtypeStruct` or arrays).
+      step: which one; by default the newest.
+
+    Returns:
+      The state, laid out as `like`, and the loop position.
+
+    Raises:
+      ValueError: if there is no such checkpoint, it does not fit `like`, or
+        it is damaged.
+    """
+    step = self._choose(step)
+    params, optimizer = (
+      self._read_arrays(step, name, item)
+      for name, item in zip(ARRAY_ITEMS, _split(like), strict=True)
+    )
+    record = self._read_loop(step)
+    state = types.TrainState(params=params, **optimizer)
+    return state, record["position"]
+
+  def restore_params(
+    self, like: types.Params, *, step: int | None = None
+  ) -> types.Params:
+    """Reads the parameters alone; arguments and errors as in `restore`."""
+    return self._read_arrays(self._choose(step), "params", like)
+
+  def close(self) -> None:
+    """Waits for what is running and releases the directory."""
+    self._manager.close()
+
+  def _check_shared(self):
+    """Refuses a directory that is another one in another process."""
+    if processes.count() == 1:
+      return
+    mark, text = self.directory / "shared", str(time.time_ns())
+    if processes.index() == 0:
+      mark.write_text(text)
+    expected = processes.gather(text)[0]
+    seen = processes.gather(_appears(mark, expected))
+    if processes.index() == 0:
+      mark.unlink()
+    if not all(seen):
+      raise ValueError(
+        f"{self.directory}: process {seen.index(False)} does not see what "
+        "process 0 writes; name a --workdir, or train.checkpoints, on storage "
+        "that all processes share"
+      )
+
+  def _choose(self, step):
+    """The step to restore, checked."""
+    chosen = self.latest() if step is None else step
+    if chosen is None:
+      raise ValueError(f"{self.directory} holds no checkpoint")
+    if chosen not in self._scores:
+      raise ValueError(
+        f"{self.directory} holds no checkpoint {chosen}; found "
+        f"{sorted(self._scores)}"
+      )
+    return chosen
+
+  def _read_loop(self, step):
+    """The loop record of a step, None if it cannot be read."""
+    try:
+      args = ocp.args.Composite(loop=ocp.args.JsonRestore())
+      return self._manager.restore(step, args=args).loop
+    except Exception:  # The storage layer raises many kinds.
+      return None
+
+  def _read_arrays(self, step, name, like):
+    """One item of a checkpoint; nothing is read before the shapes agree."""
+    place = self.directory / str(step)
+    try:
+      found = self._manager.item_metadata(step)[name]
+      found = _shapes(found.tree, name)
+    except Exception as error:
+      raise self._damaged(step, error) from error
+    asked = _shapes(like, name)
+    for path in [*asked, *found]:
+      if found.get(path) != asked.get(path):
+        raise ValueError(
+          f"checkpoint {place}: {path} is {found.get(path, 'missing')}; the "
+          f"config asks for {asked.get(path, 'no such array')}"
+        )
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      like,
+    )
+    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
+    try:
+      return self._manager.restore(step, args=args)[name]
+    except Exception as error:
+      raise self._damaged(step, error) from error
+
+  def _damaged(self, step, error):
+    """The error for a checkpoint that should be whole but cannot be read."""
+    older = max((s for s in self._scores if s < step), default=None)
+    return ValueError(
+      f"checkpoint {self.directory / str(step)} is damaged ({_line(error)}); "
+      f"remove that directory to go on from "
+      f"{'the start' if older is None else f'checkpoint {older}'}"
+    )
+
+  def _forget(self):
+    """Drops the scores of checkpoints that are gone."""
+    kept = set(self._manager.all_steps())
+    for step in list(self._scores):
+      if step not in kept:
+        del self._scores[step]
+
+
+def _appears(file, text: str) -> bool:
+  """Waits until a file has a content, as long as storage may need for that."""
+  for _ in range(_VISIBLE_SECONDS):
+    if file.exists() and file.read_text() == text:
+      return True
+    time.sleep(1.0)
+  return False
+
+
+def _handlers():
+  """Which item is stored how."""
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  for name in ARRAY_ITEMS:
+    handler = ocp.StandardCheckpointHandler()
+    registry.add(name, ocp.args.StandardSave, handler)
+    registry.add(name, ocp.args.StandardRestore, handler)
+  handler = ocp.JsonCheckpointHandler()
+  registry.add("loop", ocp.args.JsonSave, handler)
+  registry.add("loop", ocp.args.JsonRestore, handler)
+  return registry
+
+
+def _split(state: types.TrainState):
+  """The array items of a state, in the order of `ARRAY_ITEMS`."""
+  rest = {"step": state.step, "opt_state": state.opt_state}
+  if state.critic is not None:
+    rest["critic"] = state.critic
+  return state.params, rest
+
+
+def _shapes(tree, name):
+  """Path -> shape and dtype in words, for every array of a tree."""
+  return {
+    f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}": (
+      f"{tuple(leaf.shape)} {leaf.dtype}"
+    )
+    for path, leaf in jax.tree.leaves_with_path(tree)
+  }
+
+
+def _best(scores: Mapping[int, float | None]) -> int | None:
+  """The step with the largest score, the newest of equals."""
+  known = [(score, step) for step, score in scores.items() if score is not None]
+  return max(known)[1] if known else None
+
+
+def _line(error: BaseException) -> str:
+  """The start of an error's first line; storage errors print their specs."""
+  return processes.first_line(error)[:160]

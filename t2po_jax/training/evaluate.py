@@ -1,0 +1,57 @@
+"""Scores of a policy on a fixed panel of held-out tasks."""
+
+from t2po_jax import types
+from t2po_jax.rollout import statistics
+from t2po_jax.setup import build
+from t2po_jax.training import play
+
+# Rollouts of training are named by their update; evaluation stands apart.
+_EVALUATION = 1 << 32
+
+
+def panel(config: build.ConfigDict, benchmark) -> tuple[str, ...]:
+  """The first `eval.tasks` tasks of the split, the same in every run."""
+  return tuple(benchmark.splits[config.eval.split][: config.eval.tasks])
+
+
+def evaluate(
+  config: build.ConfigDict,
+  actor: build.Actor,
+  *,
+  epsilon: float,
+  eta: float,
+  progress=lambda count: None,
+) -> tuple[dict[str, float], list[types.Trajectory]]:
+  """Plays the panel once with the sampler's parameters.
+
+  The exploration control acts as it does in training: it is part of the
+  policy that is being scored.
+
+  Args:
+    config: the run's configuration.
+    actor: what plays; its sampler has been given the parameters.
+    epsilon: threshold of the thinking intervention.
+    eta: threshold of turn-level resampling.
+    progress: called with the number of finished episodes.
+
+  Returns:
+    `eval/...` numbers, success per category among them, and the episodes.
+  """
+  rollout = play.play(
+    actor,
+    panel(config, actor.benchmark),
+    group_size=1,
+    rules=build.rules(
+      config, build.eval_sampling(config), epsilon=epsilon, eta=eta
+    ),
+    seed=(config.seed, _EVALUATION),
+    progress=progress,
+  )
+  numbers = statistics.describe(rollout.trajectories)
+  found = {f"eval/{name}": value for name, value in numbers.items()}
+  for name, (success, episodes) in statistics.by_category(
+    rollout.trajectories
+  ).items():
+    found[f"eval/success/{name}"] = success
+    found[f"eval/episodes/{name}"] = float(episodes)
+  return found, rollout.trajectories

@@ -1,0 +1,243 @@
+"""The episodes of one update: which tasks, played how often, and which stay.
+
+Tasks come in epochs of fresh permutations; a cursor says how many have been
+taken, so that a run that is started again goes on with the next ones. With
+group filtering (dynamic sampling of DAPO, arXiv 2503.14476) groups whose
+returns are all equal are replaced by groups of fresh tasks: they would teach
+nothing. Estimators that compare with a greedy episode get one per task here.
+"""
+
+import dataclasses
+
+from ml_collections import config_dict
+import numpy as np
+
+from t2po_jax import types
+from t2po_jax.distributed import processes
+from t2po_jax.learning import advantages
+from t2po_jax.rollout import collect, statistics
+from t2po_jax.setup import build
+from t2po_jax.training import metrics, play
+
+# Names the greedy episodes of an update, which no try of sampling reaches.
+_GREEDY = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Experience:
+  """What one update learns from.
+
+  Attributes:
+    trajectories: the episodes to learn from, groups numbered from 0.
+    played: all sampled episodes, those of replaced groups included.
+    baselines: [E] float64, the return of a greedy episode of each
+      trajectory's task; None unless the estimator needs it.
+    deltas: see `collect.Rollout`, of everything that was sampled.
+    gammas: likewise.
+    cursor: number of tasks taken from the split so far, these included.
+    numbers: what to log.
+  """
+
+  trajectories: list[types.Trajectory]
+  played: list[types.Trajectory]
+  baselines: np.ndarray | None
+  deltas: np.ndarray
+  gammas: np.ndarray
+  cursor: int
+  numbers: dict[str, float]
+
+
+def tasks_of(
+  split: tuple[str, ...], start: int, count: int, *, seed: int
+) -> list[str]:
+  """Some tasks of the endless order: epochs of fresh permutations.
+
+  Args:
+    split: all task ids.
+    start: how many were taken before.
+    count: how many to take.
+    seed: of the order.
+
+  Returns:
+    Task ids; every task is played once before one is played again.
+  """
+  tasks, orders = [], {}
+  for place in range(start, start + count):
+    epoch, index = divmod(place, len(split))
+    if epoch not in orders:
+      generator = np.random.default_rng((seed, epoch))
+      orders[epoch] = generator.permutation(len(split))
+    tasks.append(split[orders[epoch][index]])
+  return tasks
+
+
+def greedy_baselines(
+  trajectories: list[types.Trajectory],
+  greedy: list[types.Trajectory],
+  *,
+  discount: float,
+) -> np.ndarray:
+  """What a greedy episode of each trajectory's task returned.
+
+  Args:
+    trajectories: the sampled episodes.
+    greedy: one episode per group, in order. Where it was aborted the mean of
+      the group's sampled episodes takes its place.
+    discount: per turn, as the estimator discounts.
+
+  Returns:
+    [E] float64, 0 for a group without any episode that was played.
+  """
+
+  def score(episode: types.Trajectory) -> float:
+    rewards = [turn.reward - turn.penalty for turn in episode.turns]
+    found = advantages.returns_to_go(np.array(rewards), discount=discount)
+    return float(found[0]) if len(found) else 0.0
+
+  scores = []
+  for group, episode in enumerate(greedy):
+    others = [t for t in trajectories if t.group == group and not t.aborted]
+    played = others if episode.aborted else [episode]
+    scores.append(np.mean([score(t) for t in played]) if played else 0.0)
+  return np.array([scores[t.group] for t in trajectories], float)
+
+
+def gather(
+  config: config_dict.ConfigDict,
+  actor: build.Actor,
+  *,
+  update: int,
+  cursor: int,
+  epsilon: float,
+  eta: float,
+) -> Experience:
+  """Plays the tasks of an update with the sampler's parameters.
+
+  Args:
+    config: the run's configuration.
+    actor: what plays; its sampler has been given the parameters.
+    update: number of the update, from 1.
+    cursor: number of tasks taken before.
+    epsilon: threshold of the thinking intervention.
+    eta: threshold of turn-level resampling.
+
+  Returns:
+    The experience. With group filtering there may be fewer groups than
+    `rollout.tasks` after the last try; if no group at all teaches anything,
+    those of the last try are returned.
+  """
+  rollout = config.rollout
+  rules = build.rules(
+    config, build.train_sampling(config), epsilon=epsilon, eta=eta
+  )
+  tries = 1 + (rollout.filter_tries if rollout.filter_groups else 0)
+  rounds, kept, tasks = [], [], []
+  for attempt in range(tries):
+    chosen = tasks_of(
+      actor.benchmark.splits[config.train.split],
+      cursor,
+      rollout.tasks - len(kept),
+      seed=config.seed,
+    )
+    cursor += len(chosen)
+    # The first try keeps the plain name of its update.
+    name = (update, attempt) if attempt else (update,)
+    found = _play(config, actor, rules, chosen, rollout.group_size, name)
+    rounds.append(found)
+    groups = _groups(found.trajectories)
+    if not rollout.filter_groups:
+      kept, tasks = groups, chosen
+      break
+    for task, group in zip(chosen, groups, strict=True):
+      if statistics.mixed_groups(group) > 0:
+        kept.append(group)
+        tasks.append(task)
+    metrics.say(
+      f"update {update}, try {attempt + 1}: {len(kept)} of {rollout.tasks} "
+      "groups with unequal returns"
+    )
+    if len(kept) == rollout.tasks:
+      break
+  if not kept:
+    kept, tasks = groups, chosen
+  played = _numbered(
+    [group for found in rounds for group in _groups(found.trajectories)]
+  )
+  trajectories = _numbered(kept)
+  numbers = {}
+  if rollout.filter_groups:
+    numbers = _cost(rounds, played, trajectories, groups_left=len(kept))
+  baselines = None
+  if config.advantage.estimator == "remax":
+    rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
+    greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY))
+    baselines = greedy_baselines(
+      trajectories, greedy.trajectories, discount=config.advantage.discount
+    )
+    numbers["train/greedy_return"] = float(np.mean(baselines))
+  return Experience(
+    trajectories=trajectories,
+    played=played,
+    baselines=baselines,
+    deltas=np.concatenate([found.deltas for found in rounds]),
+    gammas=np.concatenate([found.gammas for found in rounds]),
+    cursor=cursor,
+    numbers=numbers,
+  )
+
+
+def _play(config, actor, rules, tasks, group_size, name) -> collect.Rollout:
+  """One call of the loop, under a progress bar; `name` is (update, ...)."""
+  total = len(processes.share(tasks)) * group_size
+  with metrics.progress(f"update {name[0]}", total) as advance:
+    return play.play(
+      actor,
+      tasks,
+      group_size=group_size,
+      rules=rules,
+      seed=(config.seed, *name),
+      progress=advance,
+    )
+
+
+def _groups(
+  trajectories: list[types.Trajectory],
+) -> list[list[types.Trajectory]]:
+  """The trajectories by group, in order."""
+  groups: dict[int, list[types.Trajectory]] = {}
+  for trajectory in trajectories:
+    groups.setdefault(trajectory.group, []).append(trajectory)
+  return [groups[number] for number in sorted(groups)]
+
+
+def _numbered(
+  groups: list[list[types.Trajectory]],
+) -> list[types.Trajectory]:
+  """The trajectories of the groups, numbered in this order."""
+  return [
+    dataclasses.replace(trajectory, group=number)
+    for number, group in enumerate(groups)
+    for trajectory in group
+  ]
+
+
+def _cost(rounds, played, trajectories, *, groups_left) -> dict[str, float]:
+  """What group filtering took, beyond the episodes that stay."""
+  return {
+    "filter/tries": float(len(rounds)),
+    "filter/groups_left": float(groups_left),
+    "filter/episodes_replaced": float(len(played) - len(trajectories)),
+    "filter/tokens_replaced": float(
+      _count_tokens(played) - _count_tokens(trajectories)
+    ),
+  }
+
+
+def _count_tokens(trajectories) -> int:
+  """Response tokens, those of discarded attempts too."""
+  return sum(
+    len(attempt.tokens)
+    for trajectory in trajectories
+    for turn in trajectory.turns
+    for attempt in (turn.response, *turn.discarded)
+  )

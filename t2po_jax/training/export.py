@@ -1,0 +1,206 @@
+"""From a run's checkpoint to a directory that other programs load.
+
+`merged` writes a whole Hugging Face model: config, weights, tokenizer and how
+to sample from it. `adapter` writes the low-rank adapters alone, in the format
+of the PEFT library, beside the tokenizer. The run is only read, so it may go
+on meanwhile.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+from etils import epath
+import jax
+from ml_collections import config_dict
+import numpy as np
+
+from t2po_jax import types
+from t2po_jax.configs import base as base_config
+from t2po_jax.learning import lora
+from t2po_jax.models import decoder
+from t2po_jax.setup import build
+from t2po_jax.training import checkpoint, cold_start
+
+KINDS = ("merged", "adapter")
+STEPS = ("best", "latest")
+
+
+def export(
+  workdir: pathlib.Path,
+  out: pathlib.Path,
+  *,
+  step: str = "best",
+  kind: str = "merged",
+  dtype: str = "",
+) -> int:
+  """Writes a checkpoint of a run as a new directory, whole or not at all.
+
+  Args:
+    workdir: of the run.
+    out: the directory, which must not exist.
+    step: `best` by held-out score (the newest if there are no scores),
+      `latest`, or the number of an update.
+    kind: one of `KINDS`.
+    dtype: of the weights, a name from `build.DTYPES`; empty for the run's
+      `model.dtype`. Adapters are always float32.
+
+  Returns:
+    The update that was written.
+
+  Raises:
+    ValueError: if there is no such run or checkpoint, or something does not
+      fit.
+  """
+  if out.exists():
+    raise ValueError(f"--out: {out} exists already; name a new folder")
+  config = load_config(workdir)
+  if kind not in KINDS:
+    raise ValueError(f"--kind: found {kind!r}, expected {' or '.join(KINDS)}")
+  if kind == "adapter" and not config.lora.rank:
+    raise ValueError(
+      f"--kind: found 'adapter', but {workdir} trained all weights (lora.rank "
+      "0), expected 'merged'"
+    )
+  dtype = dtype or config.model.dtype
+  if dtype not in build.DTYPES:
+    raise ValueError(
+      f"--dtype: found {dtype!r}, expected {' or '.join(build.DTYPES)}"
+    )
+  agent = _agent(config)
+  spec = build.adapters(config, agent.policy)
+  trained, number, score = _read(
+    epath.Path(config.train.checkpoints or workdir / "checkpoints"),
+    agent.policy,
+    spec,
+    step,
+  )
+  base = config.model.source
+  if spec is not None:
+    base, params = cold_start.begun(config, agent)
+    agent = dataclasses.replace(agent, params=params)
+  report = {"workdir": str(workdir), "update": number, "score": score}
+  out.parent.mkdir(parents=True, exist_ok=True)
+  draft = pathlib.Path(tempfile.mkdtemp(dir=out.parent))
+  try:
+    if kind == "adapter":
+      lora.save(spec, trained, draft, base=base)
+      agent.tokenizer.save(draft)
+    else:
+      params = trained if spec is None else spec.merge(agent.params, trained)
+      params = jax.tree.map(lambda x: x.astype(build.DTYPES[dtype]), params)
+      cold_start.write(draft, dataclasses.replace(agent, params=params))
+      _say_how_to_sample(draft / "generation_config.json", config)
+    _write_json(draft / "export.json", report)
+    draft.chmod(0o755)
+    draft.rename(out)
+  finally:
+    shutil.rmtree(draft, ignore_errors=True)
+  return number
+
+
+def load_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
+  """The configuration that a run noted in its workdir.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    The configuration, locked; keys that are newer than the run have their
+    defaults.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  path = workdir / "config.json"
+  try:
+    settings = json.loads(path.read_text())
+  except (OSError, json.JSONDecodeError) as error:
+    raise ValueError(
+      f"--workdir: {path} cannot be read ({error}); name the folder of a run"
+    ) from None
+  nested: dict[str, Any] = {}
+  for key, value in settings.items():
+    *sections, name = key.split(".")
+    place = nested
+    for section in sections:
+      place = place.setdefault(section, {})
+    place[name] = value
+  config = base_config.get_config()
+  config.env = config_dict.ConfigDict(nested.pop("env"))
+  config.update(nested)
+  return config.lock()
+
+
+def _agent(config) -> build.Agent:
+  """The agent before training; its benchmark only where it made it."""
+  made = None
+  if config.model.source == "scratch":
+    made = build.benchmark(config)
+  return build.agent(config, made)
+
+
+def _read(
+  place: epath.Path,
+  policy: decoder.Policy,
+  spec: lora.Adapters | None,
+  step: str,
+) -> tuple[types.Params, int, float | None]:
+  """What was trained, on the host; the update, and its score."""
+  if not place.is_dir():
+    raise ValueError(f"--workdir: {place} is missing; no checkpoint was saved")
+  store = checkpoint.Checkpoints(place, read_only=True)
+  try:
+    number = _choose(store, step)
+    shapes = decoder.shapes(policy.config)
+    if spec is not None:
+      shapes = jax.eval_shape(spec.init)
+    host = jax.sharding.SingleDeviceSharding(
+      jax.local_devices(backend="cpu")[0]
+    )
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), shapes
+    )
+    params = jax.tree.map(np.asarray, store.restore_params(like, step=number))
+    return params, number, store.score(number)
+  finally:
+    store.close()
+
+
+def _choose(store: checkpoint.Checkpoints, step: str) -> int:
+  """The number of the checkpoint that `step` names."""
+  if step not in STEPS and not step.isdigit():
+    raise ValueError(
+      f"--step: found {step!r}, expected {', '.join(STEPS)} or a number"
+    )
+  newest = store.latest()
+  if newest is None:
+    raise ValueError(f"{store.directory} holds no checkpoint")
+  if step == "best":
+    best = store.best()
+    return newest if best is None else best
+  return newest if step == "latest" else int(step)
+
+
+def _say_how_to_sample(path: pathlib.Path, config) -> None:
+  """Adds the sampling of the evaluation to a generation config."""
+  sampling = build.eval_sampling(config)
+  settings = json.loads(path.read_text()) if path.is_file() else {}
+  settings |= {
+    "do_sample": sampling.temperature > 0,
+    "max_new_tokens": config.rollout.max_response,
+  }
+  if sampling.temperature > 0:
+    settings |= {
+      "temperature": sampling.temperature,
+      "top_k": sampling.top_k,
+      "top_p": sampling.top_p,
+    }
+  _write_json(path, settings)
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+  path.write_text(json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,417 @@
+"""The training loop: collect, estimate, update, log, evaluate, save.
+
+The order of things, also after a restart:
+  1. benchmark, policy and tokenizer as the configuration says;
+  2. the cold start, from the cache if it has been done before;
+  3. the newest checkpoint of the workdir, if there is one: parameters,
+     optimizer state, and the loop's position (thresholds, tasks taken, what
+     the guard has seen and done);
+  4. update after update. Randomness follows from the seed and the update's
+     number, everything else that an update depends on is in the checkpoint, so
+     a killed run that is started again goes on exactly as if it had never
+     stopped.
+
+Several processes go through these steps together (see `processes`); they share
+the checkpoints, and process 0 writes everything else.
+"""
+
+import collections
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+from absl import logging
+import jax
+from ml_collections import config_dict
+
+from t2po_jax import types
+from t2po_jax.distributed import processes
+from t2po_jax.envs import base
+from t2po_jax.learning import collapse_guard
+from t2po_jax.rollout import collect, statistics
+from t2po_jax.setup import build, memory_plan, validate
+from t2po_jax.training import (
+  checkpoint,
+  cold_start,
+  evaluate,
+  experience,
+  metrics,
+  policy_update,
+)
+
+CONSOLE = (
+  "eval/success",
+  "eval/tokens",
+  "train/success",
+  "train/return",
+  "train/tokens",
+  "train/turns",
+  "train/intervention_rate",
+  "train/resample_rate",
+  "train/format_valid",
+  "learn/entropy",
+  "learn/grad_norm",
+  "learn/mismatch_mean",
+  "seconds/collect",
+  "seconds/update",
+)
+
+
+class CompileCounter:
+  """Counts programs that XLA builds; after the warm-up there are none."""
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, *_: Any, **__: Any) -> None:
+    self.count += event == "/jax/core/compile/backend_compile_duration"
+
+
+class CollapseError(RuntimeError):
+  """The collapse guard ended a run."""
+
+
+class Run:
+  """One training run in one workdir."""
+
+  def __init__(self, config: config_dict.ConfigDict, workdir: pathlib.Path):
+    """Builds everything up to the first update; see the module docstring.
+
+    Raises:
+      ValueError: if the configuration or something it names is wrong.
+    """
+    validate.check(config)
+    self.config, self.workdir = config, workdir
+    self.compiles = CompileCounter()
+    self.timer = metrics.Timer()
+    processes.require_equal(flatten(config.to_dict()))
+    benchmark, agent = processes.first_alone(self._make_agent)
+    self.learner = build.policy_learner(config, agent)
+    if config.memory.check:
+      needs = memory_plan.plan(config, agent.policy, self.learner)
+      metrics.say(needs.table())
+      needs.require()
+    self.actor = build.actor(config, benchmark, agent)
+    self._check_first_prompt()
+    self.thresholds = build.calibrators(config)
+    self.checkpoints = checkpoint.Checkpoints(
+      config.train.checkpoints or workdir / "checkpoints",
+      keep=config.train.keep,
+    )
+    if processes.index() == 0:
+      self._check_workdir()
+    with self.timer.stage("cold_start"):
+      agent = cold_start.cold_start(config, self.actor, agent)
+    reference = None
+    if config.loss.kl != "off" or config.reward.kl != "off":
+      reference = self.learner.place_reference(agent.params)
+    self.improver = policy_update.Improver(config, self.learner, reference)
+    self.guard = build.watch(config)
+    self.cursor = 0  # Tasks taken from the training split.
+    self.rate = 1.0  # Multiplies the learning rate.
+    self.rollbacks = 0
+    self.collapse = ""  # Why the guard ended the run.
+    self.scores: dict[str, float] = {}  # The last evaluation.
+    newest = self.checkpoints.latest()
+    self.start = newest or 0
+    if newest is None:
+      self.state = self.learner.init_state(agent.params)
+    else:
+      self.learner.load_base(agent.params)
+      self.state = self._restore(newest)
+      metrics.say(f"resuming after update {newest}")
+
+  def _make_agent(self) -> tuple[base.Benchmark, build.Agent]:
+    benchmark = build.benchmark(self.config)
+    return benchmark, build.agent(self.config, benchmark)
+
+  def _restore(self, step: int) -> types.TrainState:
+    """The state of a checkpoint; sets the loop's position to its own."""
+    state, position = self.checkpoints.restore(
+      self.learner.abstract_state(), step=step
+    )
+    for name, threshold in self.thresholds.items():
+      threshold.load(position["thresholds"][name])
+    self.guard.load(position["guard"])
+    self.improver.kl.load(position["kl"])
+    self.cursor = position["cursor"]
+    self.rate = position["rate"]
+    self.rollbacks = position["rollbacks"]
+    return state
+
+  def _check_first_prompt(self) -> None:
+    """Refuses a prompt length that the split's first task does not fit."""
+    benchmark = self.actor.benchmark
+    env = benchmark.env()
+    observation = env.reset(benchmark.splits[self.config.train.split][0])
+    env.close()
+    view = collect.first_view(benchmark, observation)
+    rules = build.rules(self.config, build.train_sampling(self.config))
+    try:
+      collect.fit_prompt(benchmark, self.actor.tokenizer, view, rules)
+    except ValueError as error:
+      raise ValueError(
+        f"rollout.max_prompt: found {rules.max_prompt} tokens; {error}"
+      ) from None
+
+  def _check_workdir(self) -> None:
+    """Notes the configuration; says what differs from an earlier start."""
+    path = self.workdir / "config.json"
+    settings = flatten(self.config.to_dict())
+    if path.is_file():
+      earlier = json.loads(path.read_text())
+      for key in sorted(settings.keys() | earlier.keys()):
+        if settings.get(key) != earlier.get(key):
+          logging.warning(
+            "%s was %r when this workdir was started and is %r now",
+            key,
+            earlier.get(key),
+            settings.get(key),
+          )
+    path.write_text(json.dumps(settings, indent=2) + "\n")
+
+  def warm_up(self) -> None:
+    """Compiles all sampling programs."""
+    self.actor.sampler.load(self.learner.policy_params(self.state))
+    with metrics.progress("compiling") as advance:
+      self.actor.sampler.warm_up(
+        build.samplings(self.config), lambda done, total: advance(done)
+      )
+
+  def train(self) -> dict[str, float]:
+    """Runs all updates that are left; returns the last evaluation."""
+    config = self.config
+    with metrics.Writer(
+      self.workdir,
+      resume_step=self.start + 1 if self.start else 0,
+      console=CONSOLE,
+      tensorboard=config.log.tensorboard,
+      wandb_project=config.log.wandb,
+      mlflow_experiment=config.log.mlflow,
+      settings=flatten(config.to_dict()),
+    ) as writer:
+      with self.timer.stage("warm_up"):
+        self.warm_up()
+      if not self.start:
+        writer.write(0, self._evaluate(0) | self.timer.take())
+        if config.guard.action == "rollback" and self.checkpoints.latest() != 0:
+          self._save(0, self.scores["eval/success"])
+      for update in range(self.start + 1, config.train.updates + 1):
+        writer.write(update, self._round(update))
+        if self.collapse:
+          break
+    newest = self.checkpoints.latest()
+    self.checkpoints.close()
+    self.actor.pool.close()
+    self._say_scores()
+    if self.collapse:
+      raise CollapseError(f"{self.collapse}; newest good checkpoint: {newest}")
+    return self.scores
+
+  def _say_scores(self) -> None:
+    """Prints the first and the last evaluation by category."""
+    if processes.index():
+      return
+    lines = metrics.read(self.workdir / metrics.FILE)
+    found = [line for line in lines if "eval/success" in line]
+    if found:
+      metrics.say(statistics.score_table(*found[:1], *found[1:][-1:]))
+
+  def _round(self, update: int) -> dict[str, float]:
+    """One update, and whatever is due after it."""
+    config, compiled = self.config, self.compiles.count
+    numbers = self._update(update)
+    verdict = self.guard.judge(numbers)
+    good = self._heed(update, verdict)
+    numbers |= {
+      "guard/passed": float(len(verdict.passed)),
+      "guard/alarms": float(len(verdict.alarms)),
+      "guard/rollbacks": float(self.rollbacks),
+      "guard/stopped": float(bool(self.collapse)),
+    }
+    last, score = config.train.updates, None
+    if self.collapse or _due(update, config.train.eval_every, last):
+      numbers |= self._evaluate(update)
+      score = numbers["eval/success"]
+    numbers["compiles"] = self.compiles.count - compiled
+    save = score is not None or _due(update, config.train.save_every, last)
+    if save and (good or update == last) and not self.collapse:
+      with self.timer.stage("save"):
+        self._save(update, score)
+    seconds = self.timer.take()
+    return numbers | seconds | self._speed(numbers, seconds)
+
+  def _heed(self, update: int, verdict: collapse_guard.Verdict) -> bool:
+    """Acts on alarms as configured; returns whether the state may be saved."""
+    action = self.config.guard.action
+    if action == "off":
+      return True
+    for line in verdict.alarms:
+      metrics.say(f"alarm at update {update}: {line}")
+    if action == "warn":
+      return True
+    if verdict.alarms:
+      left = self.rollbacks < self.config.guard.rollbacks
+      if action == "rollback" and left:
+        self._roll_back()
+        return True
+      self.collapse = f"update {update}: {'; '.join(verdict.alarms)}"
+    return not verdict.passed
+
+  def _roll_back(self) -> None:
+    """Back to the newest checkpoint, on with fresh tasks and smaller steps."""
+    cursor, rate, rollbacks = self.cursor, self.rate, self.rollbacks
+    step = self.checkpoints.latest()
+    self.state = self._restore(step)
+    self.cursor, self.rollbacks = cursor, rollbacks + 1
+    self.rate = rate * self.config.guard.rate_factor
+    self.guard.forget()
+    metrics.say(
+      f"rolled back to update {step}, learning rate now {self.rate:g} of the "
+      "configured one"
+    )
+
+  def _update(self, update: int) -> dict[str, float]:
+    """Collects the episodes of an update and learns from them."""
+    with self.timer.stage("collect"):
+      found, numbers = self._collect(update)
+    self.actor.pool.prepare(self._upcoming(update))
+    with self.timer.stage("update"):
+      self.state, learned = self.improver.improve(
+        self.state, found, update=update, rate=self.rate
+      )
+    for name, threshold in self.thresholds.items():
+      threshold.advance()
+      numbers[f"control/{name}"] = threshold.value
+    return numbers | learned
+
+  def _upcoming(self, update: int) -> list[str]:
+    """The tasks of the episodes here that follow an update's rollout."""
+    config, benchmark = self.config, self.actor.benchmark
+    if _due(update, config.train.eval_every, config.train.updates):
+      return processes.share(evaluate.panel(config, benchmark))
+    tasks = experience.tasks_of(
+      benchmark.splits[config.train.split],
+      self.cursor,
+      config.rollout.tasks,
+      seed=config.seed,
+    )
+    tasks = processes.share(tasks)
+    return [t for t in tasks for _ in range(config.rollout.group_size)]
+
+  def _collect(
+    self, update: int
+  ) -> tuple[experience.Experience, dict[str, float]]:
+    """Plays the update's tasks with the current parameters."""
+    before = self.actor.scheduler.counters.copy()
+    self.actor.sampler.load(self.learner.policy_params(self.state))
+    found = experience.gather(
+      self.config,
+      self.actor,
+      update=update,
+      cursor=self.cursor,
+      **self._thresholds(),
+    )
+    self.cursor = found.cursor
+    self.thresholds["epsilon"].add(found.deltas)
+    self.thresholds["eta"].add(found.gammas)
+    self._dump(f"train-{update:05d}", found.trajectories)
+    described = statistics.describe(found.played)
+    numbers = {f"train/{name}": value for name, value in described.items()}
+    numbers["train/mixed_groups"] = statistics.mixed_groups(found.played)
+    work = self.actor.scheduler.counters - before
+    work = sum(processes.gather(work), collections.Counter())
+    numbers |= {f"sampler/{name}": value for name, value in work.items()}
+    return found, numbers | found.numbers
+
+  def _speed(
+    self, numbers: Mapping[str, float], seconds: Mapping[str, float]
+  ) -> dict[str, float]:
+    """Tokens per second of sampling and of learning."""
+    trained = numbers.get("pack/tokens", 0.0) * self.config.train.epochs
+    sampled = numbers["sampler/slot_steps_used"]
+    return {
+      "speed/sampled_tokens": sampled / seconds["seconds/collect"],
+      "speed/trained_tokens": trained / seconds["seconds/update"],
+    }
+
+  def _evaluate(self, update: int) -> dict[str, float]:
+    with self.timer.stage("evaluate"):
+      self.actor.sampler.load(self.learner.policy_params(self.state))
+      numbers, trajectories = evaluate.evaluate(
+        self.config, self.actor, **self._thresholds()
+      )
+      self._dump(f"eval-{update:05d}", trajectories)
+    self.scores = numbers
+    return numbers
+
+  def _thresholds(self) -> dict[str, float]:
+    return {name: t.value for name, t in self.thresholds.items()}
+
+  def _dump(self, name: str, trajectories: list[types.Trajectory]) -> None:
+    """Writes the first episodes, for reading."""
+    count = self.config.log.trajectories
+    if count <= 0 or processes.index():
+      return
+    folder = self.workdir / "trajectories"
+    folder.mkdir(parents=True, exist_ok=True)
+    decode = self.actor.tokenizer.decode
+    lines = [
+      json.dumps(statistics.to_record(trajectory, decode))
+      for trajectory in trajectories[:count]
+    ]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+  def _save(self, update: int, score: float | None) -> None:
+    position = {
+      "update": update,
+      "thresholds": {
+        name: threshold.state_dict()
+        for name, threshold in self.thresholds.items()
+      },
+      "guard": self.guard.state_dict(),
+      "kl": self.improver.kl.state_dict(),
+      "cursor": self.cursor,
+      "rate": self.rate,
+      "rollbacks": self.rollbacks,
+    }
+    self.checkpoints.save(update, self.state, position, score=score)
+
+
+def _due(update: int, every: int, last: int) -> bool:
+  """Whether something that happens every so often happens now."""
+  return update == last or (every > 0 and update % every == 0)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested settings as one dict of dotted keys."""
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{key}.")
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def train(
+  config: config_dict.ConfigDict, workdir: str | pathlib.Path
+) -> dict[str, float]:
+  """Trains as configured; goes on where an earlier run in workdir stopped.
+
+  Args:
+    config: see `configs/base.py`.
+    workdir: where metrics, checkpoints and trajectories are written.
+
+  Returns:
+    The last evaluation.
+
+  Raises:
+    ValueError: if the configuration or something it names is wrong.
+    CollapseError: if the collapse guard was set to stop the run, and did.
+  """
+  workdir = pathlib.Path(workdir).absolute()
+  workdir.mkdir(parents=True, exist_ok=True)
+  return Run(config, workdir).train()

@@ -1,0 +1,193 @@
+"""From episodes to a better policy: score, estimate, fill in, step.
+
+The rows of an update are packed once. What the estimator needs of the
+networks (the critic's values, log-probs of the reference policy for a KL
+penalty in the reward) is computed on these rows and taken apart into turns;
+what it finds is laid out on the same rows, and the learner steps on them.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from ml_collections import config_dict
+import numpy as np
+
+from t2po_jax import types
+from t2po_jax.distributed import sharding
+from t2po_jax.learning import advantages, batching, losses
+from t2po_jax.learning import learner as learners
+from t2po_jax.setup import build
+from t2po_jax.training import experience, metrics
+
+
+class Improver:
+  """The update of one run.
+
+  Attributes:
+    kl: holds the coefficient of the KL penalty in the reward.
+  """
+
+  def __init__(
+    self,
+    config: config_dict.ConfigDict,
+    learner: learners.Learner,
+    reference: types.Params | None,
+  ):
+    """Binds the parts.
+
+    Args:
+      config: the run's configuration.
+      learner: compiled updates.
+      reference: parameters of the reference policy, from `place_params`; None
+        if nothing compares with it.
+    """
+    self._config = config
+    self._learner = learner
+    self._reference = reference
+    self.kl = build.kl_controller(config)
+
+  def improve(
+    self,
+    state: types.TrainState,
+    found: experience.Experience,
+    *,
+    update: int,
+    rate: float = 1.0,
+  ) -> tuple[types.TrainState, dict[str, float]]:
+    """One update.
+
+    Args:
+      state: donated.
+      found: the episodes.
+      update: number of the update; draws the mini-batches.
+      rate: multiplies the learning rate.
+
+    Returns:
+      The new state and numbers to log.
+    """
+    config = self._config
+    packed = self._pack(found.trajectories, update)
+    if not packed.batches:
+      return state, {"pack/segments": 0.0}
+    turns = [turn for t in found.trajectories for turn in t.turns]
+    data = advantages.episodes(found.trajectories)
+    data = dataclasses.replace(data, baselines=found.baselines)
+    batches, numbers = packed.batches, {}
+    if config.reward.kl != "off":
+      batches, data, numbers = self._charge_kl(batches, turns, data)
+    values = None
+    if config.advantage.estimator in build.CRITIC_ESTIMATORS:
+      values = self._values(state, batches, turns)
+      data = dataclasses.replace(data, values=_by_trajectory(values, data))
+    estimate = build.estimate(config, data)
+    batches = [_fill(batch, turns, estimate, values) for batch in batches]
+    state, learned = self._learner.update(
+      state,
+      batches,
+      epochs=config.train.epochs,
+      # A KL penalty in the reward has filled in the log-probs already.
+      ref_params=None if config.reward.kl != "off" else self._reference,
+      rate=rate,
+    )
+    learned = metrics.to_floats(learned)
+    numbers |= {f"learn/{name}": value for name, value in learned.items()}
+    numbers |= {f"pack/{name}": value for name, value in packed.stats.items()}
+    return state, numbers | estimate.metrics
+
+  def _pack(self, trajectories, update) -> batching.Packed:
+    config = self._config
+    segments = batching.trajectory_segments(
+      trajectories,
+      max_length=config.train.row_tokens,
+      drop_void=config.reward.drop_void,
+      drop_overlong=config.reward.drop_overlong,
+    )
+    return batching.pack(
+      segments,
+      lengths=[config.train.row_tokens],
+      rows=config.train.micro_rows,
+      minibatches=config.train.mini_batches,
+      seed=(config.seed, update),
+    )
+
+  def _charge_kl(self, batches, turns, data):
+    """Subtracts beta KL(policy || reference) from the reward of every turn."""
+    batches = [
+      batch.replace(
+        ref_logprobs=sharding.gather(
+          self._learner.logprobs(self._reference, batch)
+        )
+      )
+      for batch in batches
+    ]
+    kls = [
+      np.asarray(
+        losses.kl_penalty(
+          batch.sampler_logprobs,
+          batch.ref_logprobs,
+          batch.mask,
+          kind=self._config.reward.kl,
+        )
+      )
+      for batch in batches
+    ]
+    sums = [
+      float(np.sum(kl))
+      for kl in batching.to_turns(batches, kls, turns=len(turns))
+    ]
+    beta = self.kl.coefficient
+    rewards, start = [], 0
+    for reward in data.rewards:
+      charge = np.array(sums[start : start + len(reward)])
+      rewards.append(reward - beta * charge)
+      start += len(reward)
+    tokens = sum(float(np.sum(batch.mask)) for batch in batches)
+    mean = sum(sums) / max(tokens, 1.0)
+    self.kl.advance(mean, len(data.rewards))
+    numbers = {"reward/kl": mean, "reward/kl_coefficient": beta}
+    return batches, dataclasses.replace(data, rewards=tuple(rewards)), numbers
+
+  def _values(self, state, batches, turns) -> list[np.ndarray]:
+    """The critic's values per turn; 0 for turns that are not learned from."""
+    values = [
+      sharding.gather(self._learner.values(state, batch)) for batch in batches
+    ]
+    found = batching.to_turns(batches, values, turns=len(turns))
+    return [
+      value if len(value) else np.zeros(len(turn.response.tokens))
+      for value, turn in zip(found, turns, strict=True)
+    ]
+
+
+def _by_trajectory(values, data):
+  """Per turn of the rollout -> per turn of each trajectory."""
+  nested, start = [], 0
+  for reward in data.rewards:
+    nested.append(tuple(values[start : start + len(reward)]))
+    start += len(reward)
+  return tuple(nested)
+
+
+def _fill(
+  batch: types.Batch,
+  turns: Sequence[types.Turn],
+  estimate: advantages.Advantages,
+  values: list[np.ndarray] | None,
+) -> types.Batch:
+  """Lays out advantages, and with a critic its old values and targets."""
+  if estimate.tokens is not None:
+    tokens = [turn for of_turns in estimate.tokens for turn in of_turns]
+  else:
+    numbers = np.concatenate([np.zeros(0), *estimate.turns])
+    tokens = [
+      np.full(len(turn.response.tokens), number)
+      for turn, number in zip(turns, numbers, strict=True)
+    ]
+  batch = batch.replace(advantages=batching.from_turns(batch, tokens))
+  if values is None:
+    return batch
+  targets = [turn for of_turns in estimate.targets for turn in of_turns]
+  return batch.replace(
+    old_values=batching.from_turns(batch, values),
+    value_targets=batching.from_turns(batch, targets),
+  )

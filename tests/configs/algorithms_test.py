@@ -1,0 +1,150 @@
+"""Whole updates of every kind of algorithm, on the toy bandit."""
+
+import math
+import pathlib
+import tempfile
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+
+from t2po_jax.configs import smoke
+from t2po_jax.training import checkpoint, loop, metrics
+
+CACHE = tempfile.TemporaryDirectory()
+
+
+def setUpModule():
+  # Compiling takes most of the time here, and nothing else depends on it.
+  jax.config.update("jax_disable_most_optimizations", True)
+
+
+def tearDownModule():
+  jax.config.update("jax_disable_most_optimizations", False)
+  CACHE.cleanup()
+
+
+def play(names, changes, *, updates=2, workdir=None):
+  """Trains the smoke configuration; returns workdir and metrics."""
+  config = smoke.get_config(names).unlock()
+  config.cache_dir = CACHE.name
+  config.log.tensorboard = False
+  config.cold_start.episodes = 64
+  config.train.updates = updates
+  config.train.eval_every = 0
+  config.update_from_flattened_dict(changes)
+  workdir = workdir or pathlib.Path(tempfile.mkdtemp())
+  loop.train(config.lock(), workdir)
+  return workdir, metrics.read(workdir / "metrics.jsonl")
+
+
+def comparable(lines):
+  clocks = ("time", "elapsed", "seconds/", "speed/", "compiles")
+  return [
+    {k: str(v) for k, v in line.items() if not k.startswith(clocks)}
+    for line in lines
+  ]
+
+
+class AlgorithmsTest(parameterized.TestCase):
+  def test_ppo_with_an_adaptive_penalty_in_the_reward(self):
+    _, lines = play(
+      "ppo",
+      {
+        "reward.kl": "k3",
+        "reward.kl_coefficient": 0.05,
+        "reward.kl_target": 0.5,
+        "reward.kl_horizon": 160.0,
+      },
+    )
+    first, second = lines[1], lines[2]
+    # The reference is the policy that begins; 16 episodes far below target.
+    self.assertLess(first["reward/kl"], 1e-6)
+    self.assertGreater(second["reward/kl"], 1e-6)
+    self.assertEqual(first["reward/kl_coefficient"], 0.05)
+    self.assertAlmostEqual(
+      second["reward/kl_coefficient"], 0.05 * (1 - 0.2 * 16 / 160)
+    )
+    self.assertEqual(first["learn/value"], 0.0)
+    self.assertNotEqual(second["learn/value"], 0.0)
+
+  def test_turn_level_critic_goes_on_exactly_after_a_stop(self):
+    changes = {"critic.kind": "separate"}
+    whole, straight = play("ppo_turn", changes, updates=3)
+    self.assertGreater(straight[1]["learn/value_loss"], 0.0)
+    stopped, _ = play("ppo_turn", changes, updates=2)
+    _, resumed = play("ppo_turn", changes, updates=3, workdir=stopped)
+    # The last update of a shorter run was evaluated as well.
+    for line in resumed:
+      if line["step"] == 2:
+        for key in [key for key in line if key.startswith("eval/")]:
+          del line[key]
+    self.assertEqual(comparable(resumed), comparable(straight))
+
+  def test_remax_with_filtered_groups(self):
+    _, lines = play(
+      "remax",
+      {
+        "rollout.filter_groups": True,
+        "rollout.filter_tries": 2,
+        "loss.old_logprobs": "recompute",
+        "loss.importance": "mask",
+      },
+      updates=1,
+    )
+    (line,) = lines[1:]
+    self.assertIn("filter/tries", line)
+    self.assertTrue(math.isfinite(line["train/greedy_return"]))
+    self.assertAlmostEqual(line["learn/importance_weight"], 1.0, places=3)
+
+  @parameterized.parameters("gspo", "cispo", "sapo", "empg", "dr_grpo")
+  def test_other_losses_take_a_step(self, name):
+    _, lines = play(name, {}, updates=1)
+    self.assertGreater(lines[1]["learn/update_norm"], 0.0)
+    self.assertTrue(math.isfinite(lines[1]["learn/loss"]))
+
+
+class GuardTest(parameterized.TestCase):
+  def test_rolls_back_with_smaller_steps_and_then_gives_up(self):
+    workdir = pathlib.Path(tempfile.mkdtemp())
+    changes = {
+      "guard.action": "rollback",
+      "guard.patience": 1,
+      "guard.max_entropy": 1e-6,
+      "guard.rollbacks": 2,
+    }
+    with self.assertRaisesRegex(
+      loop.CollapseError, "update 3: learn/entropy.*checkpoint: 2"
+    ):
+      play("", changes, updates=9, workdir=workdir)
+    lines = metrics.read(workdir / "metrics.jsonl")[1:]
+    rates = [line["learn/learning_rate"] for line in lines]
+    np.testing.assert_allclose(rates, rates[0] * np.array([1, 0.5, 0.25]))
+    self.assertEqual([line["guard/rollbacks"] for line in lines], [1, 2, 2])
+    kept = checkpoint.Checkpoints(workdir / "checkpoints")
+    # What was rolled back to is saved again, with its smaller steps.
+    self.assertEqual(kept.latest(), 2)
+    kept.close()
+
+  def test_stop_keeps_the_last_good_checkpoint(self):
+    workdir = pathlib.Path(tempfile.mkdtemp())
+    play("", {}, updates=1, workdir=workdir)
+    changes = {
+      "guard.action": "stop",
+      "guard.patience": 2,
+      "guard.min_format": 2.0,
+    }
+    with self.assertRaisesRegex(loop.CollapseError, "update 3.*checkpoint: 1"):
+      play("", changes, updates=9, workdir=workdir)
+
+  def test_a_warning_changes_nothing(self):
+    _, plain = play("", {}, updates=2)
+    _, warned = play(
+      "", {"guard.patience": 1, "guard.min_format": 2.0}, updates=2
+    )
+    self.assertEqual(warned[1]["guard/alarms"], 1.0)
+    self.assertEqual(plain[2]["learn/loss"], warned[2]["learn/loss"])
+
+
+if __name__ == "__main__":
+  absltest.main()

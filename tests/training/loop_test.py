@@ -1,0 +1,228 @@
+"""Whole runs on the toy bandit: learning, killing, resuming, bad input."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from absl.testing import absltest, parameterized
+import jax
+import numpy as np
+
+from t2po_jax.configs import base as base_config
+from t2po_jax.configs import smoke
+from t2po_jax.models import weights
+from t2po_jax.setup import build
+from t2po_jax.training import export, loop, metrics
+from tests import places
+
+ROOT = places.ROOT
+# What may differ between two runs of the same updates.
+CLOCKS = ("time", "elapsed", "seconds/", "speed/", "compiles")
+
+
+def run(workdir, cache, *arguments, check=True, wait=True):
+  """Starts the command line of the project in another process."""
+  command = [
+    sys.executable,
+    str(ROOT / "experiments" / "main.py"),
+    f"--config={ROOT / 'configs' / 'smoke.py'}",
+    f"--workdir={workdir}",
+    f"--config.cache_dir={cache}",
+    "--config.log.tensorboard=False",
+    *arguments,
+  ]
+  process = subprocess.Popen(
+    command,
+    cwd=tempfile.gettempdir(),
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  if not wait:
+    return process
+  output, _ = process.communicate(timeout=600)
+  if check and process.returncode:
+    raise AssertionError(output)
+  return process.returncode, output
+
+
+def comparable(path):
+  """The lines of a metrics file without what the clock says."""
+  return [
+    {k: str(v) for k, v in line.items() if not k.startswith(CLOCKS)}
+    for line in metrics.read(pathlib.Path(path) / "metrics.jsonl")
+  ]
+
+
+class ResumeTest(absltest.TestCase):
+  def test_a_killed_run_goes_on_exactly(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    cache = place / "cache"
+    run(place / "whole", cache)
+    killed = run(place / "killed", cache, wait=False)
+    file = place / "killed" / "metrics.jsonl"
+    deadline = time.monotonic() + 300
+    # After the line of update 2 is on disk the run is inside update 3.
+    while time.monotonic() < deadline and killed.poll() is None:
+      if file.is_file() and file.read_text().count("\n") >= 3:
+        break
+      time.sleep(0.002)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    self.assertEqual(killed.returncode, -signal.SIGKILL)
+    _, output = run(place / "killed", cache)
+    self.assertIn("resuming after update", output)
+    whole, resumed = comparable(place / "whole"), comparable(place / "killed")
+    self.assertEqual([float(line["step"]) for line in whole], [0, 1, 2, 3, 4])
+    self.assertEqual(whole, resumed)
+
+  def test_a_finished_run_has_nothing_left_to_do(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    options = ("--config.train.updates=1", "--config.cold_start.kind=none")
+    run(place / "run", place / "cache", *options)
+    before = comparable(place / "run")
+    run(place / "run", place / "cache", *options)
+    self.assertEqual(comparable(place / "run"), before)
+
+
+class BadInputTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("--config.train.update=3", "train.update"),
+    ("--config.model.source=/nowhere/at/all", "/nowhere/at/all"),
+    ("--config.train.micro_rows=0", "rows"),
+    ("--config.rollout.max_prompt=3", "rollout.max_prompt"),
+    ("--config.train.row_tokens=32", "train.row_tokens"),
+    ("--config.env.name=toi", "toy"),
+    ("--config.mesh.data=3", "device"),
+    ("--config.loss.kl_coefficient=0.1", "loss.kl_coefficient"),
+    ("--config.control.thinking.epsilon=auto(7)", "thinking.epsilon"),
+    ("--config.control.signal=calibrted", "control.signal"),
+  )
+  def test_is_refused_in_one_line(self, argument, named):
+    place = pathlib.Path(tempfile.mkdtemp())
+    code, output = run(place / "run", place / "cache", argument, check=False)
+    self.assertNotEqual(code, 0)
+    self.assertNotIn("Traceback", output)
+    self.assertIn(named, output.splitlines()[-1])
+
+  def test_another_model_does_not_fit_the_checkpoint(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    options = ("--config.train.updates=1", "--config.cold_start.kind=none")
+    run(place / "run", place / "cache", *options)
+    code, output = run(
+      place / "run",
+      place / "cache",
+      *options,
+      "--config.model.size=tiny",
+      check=False,
+    )
+    self.assertNotEqual(code, 0)
+    self.assertNotIn("Traceback", output)
+    self.assertIn("checkpoint", output.splitlines()[-1])
+
+  @parameterized.parameters(
+    (("--config=configs/nope.py",), "nope.py"),
+    ((f"--config={ROOT}/configs/smoke.py:grop",), "preset 'grop'"),
+    (
+      (f"--config={ROOT}/configs/smoke.py", "--config.trai.updates=2"),
+      "unknown key 'trai'. Did you mean",
+    ),
+    (
+      (f"--config={ROOT}/configs/smoke.py", "--config.train.update=2"),
+      "updates",
+    ),
+    ((), "--config"),
+  )
+  def test_a_wrong_command_line_gets_one_line(self, arguments, named):
+    found = subprocess.run(
+      [sys.executable, str(ROOT / "experiments" / "main.py"), *arguments],
+      capture_output=True,
+      text=True,
+    )
+    self.assertNotEqual(found.returncode, 0)
+    self.assertNotIn("Traceback", found.stderr)
+    self.assertIn(named, found.stderr.strip().splitlines()[-1])
+
+  def test_unknown_presets_are_refused(self):
+    with self.assertRaisesRegex(ValueError, "preset 'grop'"):
+      smoke.get_config("grop")
+
+  def test_the_configuration_is_locked(self):
+    config = smoke.get_config()
+    with self.assertRaises(AttributeError):
+      config.train.update = 3
+
+
+class LearningTest(absltest.TestCase):
+  def test_the_toy_is_learned(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    config = smoke.get_config().unlock()
+    config.cache_dir = str(place / "cache")
+    config.log.tensorboard = False
+    config.cold_start.episodes = 48
+    config.rollout.tasks = 8
+    config.train.updates = 25
+    config.train.eval_every = config.train.save_every = 0
+    config.optimizer.learning_rate = 5e-4
+    loop.train(config.lock(), place / "run")
+    lines = metrics.read(place / "run" / "metrics.jsonl")
+    returns = [line["train/return"] for line in lines[1:]]
+    self.assertGreater(sum(returns[-5:]) / 5, sum(returns[:5]) / 5 + 0.1)
+    # Once the batches' shapes have been seen nothing is compiled.
+    self.assertEqual(sum(line["compiles"] for line in lines[10:-1]), 0)
+    mismatch = max(line["learn/mismatch_max"] for line in lines[1:])
+    self.assertLess(mismatch, 1e-4)
+
+
+class AdaptersTest(absltest.TestCase):
+  def test_a_run_of_adapters_resumes_and_is_exported(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    config = smoke.get_config().unlock()
+    config.cache_dir = str(place / "cache")
+    config.log.tensorboard = False
+    config.cold_start.kind = "none"
+    config.lora.rank = 2
+    config.lora.targets = "value,down"
+    config.loss.kl, config.loss.kl_coefficient = "k3", 0.01
+    config.train.updates = 1
+    loop.train(config, place / "run")
+    config.train.updates = 2
+    loop.train(config, place / "run")
+    lines = metrics.read(place / "run" / "metrics.jsonl")
+    self.assertEqual([line["step"] for line in lines], [0, 1, 2])
+    self.assertLess(lines[1]["learn/mismatch_max"], 1e-4)
+    # B was zero, so the first policy is the reference, and the next is not.
+    self.assertLess(abs(lines[1]["learn/kl"]), 1e-6)
+    self.assertGreater(lines[2]["learn/kl"], 1e-9)
+    export.export(place / "run", place / "out", step="latest")
+    _, params = weights.load(place / "out")
+    base = build.agent(config, build.benchmark(config)).params
+    changed = jax.tree.map(
+      lambda x, y: bool(np.any(np.asarray(x) != y)), base, params
+    )
+    names = {
+      "/".join(part.key for part in path)
+      for path, moved in jax.tree.leaves_with_path(changed)
+      if moved
+    }
+    self.assertEqual(
+      names, {"layers/attention/value/kernel", "layers/mlp/down/kernel"}
+    )
+
+
+class FingerprintTest(absltest.TestCase):
+  def test_depends_on_every_value_and_not_on_order(self):
+    one = base_config.ConfigDict({"a": 1, "b": {"c": 2}})
+    same = base_config.ConfigDict({"b": {"c": 2}, "a": 1})
+    other = base_config.ConfigDict({"a": 1, "b": {"c": 3}})
+    self.assertEqual(build.fingerprint(one), build.fingerprint(same))
+    self.assertNotEqual(build.fingerprint(one), build.fingerprint(other))
+
+
+if __name__ == "__main__":
+  absltest.main()
