@@ -22,6 +22,7 @@ LIBRARY = "t2po_jax"
 # Unit of the library -> its floor. Floor 0 is one unit: masked builds on types.
 FLOORS = {
   "": 0,
+  "keys": 0,
   "types": 0,
   "masked": 0,
   "distributed": 0,
@@ -127,7 +128,7 @@ def _problem(module: str, target: str) -> str | None:
   if _is_in(target, OUTSIDE):
     return f"{unit or LIBRARY} must not build on {target}"
   if unit == "envs":
-    inside = _is_in(target, (f"{LIBRARY}.envs",))
+    inside = _is_in(target, (f"{LIBRARY}.envs", f"{LIBRARY}.keys"))
     if top in ("jax", "jaxlib", LIBRARY, *CONFIGURATION) and not inside:
       return "an environment is only strings and numpy"
     return None

@@ -9,7 +9,6 @@ from absl.testing import absltest, parameterized
 import chex
 import jax
 import jax.numpy as jnp
-import learner_test as toy
 import numpy as np
 
 from t2po_jax.distributed import sharding
@@ -18,6 +17,7 @@ from t2po_jax.models import config as config_lib
 from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder
 from t2po_jax.training import checkpoint
+from tests.learning import learner_test as toy
 
 MESHES = (
   dict(data=8, fsdp=1),

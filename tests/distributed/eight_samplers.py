@@ -4,7 +4,6 @@ poses as eight. Any mesh must sample what one device samples."""
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
-import sampler_test as toy
 
 from t2po_jax.configs import smoke
 from t2po_jax.distributed import sharding
@@ -12,6 +11,7 @@ from t2po_jax.models import decoder
 from t2po_jax.rollout import draw
 from t2po_jax.setup import build
 from t2po_jax.training import loop
+from tests.rollout import sampler_test as toy
 
 
 def make_mesh(data, tensor):

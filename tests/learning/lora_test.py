@@ -14,7 +14,6 @@ from absl.testing import absltest, parameterized
 import chex
 import jax
 import jax.numpy as jnp
-import learner_test as toy
 import numpy as np
 import safetensors.numpy
 
@@ -26,6 +25,7 @@ from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder, weights
 from t2po_jax.setup import build, validate
 from t2po_jax.training import checkpoint, cold_start
+from tests.learning import learner_test as toy
 
 CONFIG = config_lib.ModelConfig(
   "qwen3", toy.V, 8, 2, 4, 2, 4, 12, qk_norm=True, tied_embeddings=False

@@ -1,0 +1,169 @@
+"""Keys of a configuration: type, default, meaning and bounds in one place.
+
+A section of a configuration is a frozen dataclass whose fields are made by
+`key`. Defaults, checks, the command line and the documentation all read them
+here. This module knows nothing but the standard library, so that environments
+may use it as well.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+import dataclasses
+import difflib
+import math
+from typing import Any
+
+_METADATA = "t2po_jax.key"
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """What is known of one key.
+
+  Attributes:
+    name: inside its section.
+    default: its value where nobody sets it; its type is the key's type.
+    meaning: one or two sentences, with the unit.
+    choices: the values that are allowed; empty for any.
+    least: the smallest value that is allowed; None for no bound.
+    most: the largest; None for no bound.
+    above: what the value must exceed; None for no bound.
+  """
+
+  name: str
+  default: Any
+  meaning: str
+  choices: tuple[Any, ...] = ()
+  least: float | None = None
+  most: float | None = None
+  above: float | None = None
+
+  @property
+  def expected(self) -> str:
+    """What would be right, in words."""
+    if self.choices:
+      return f"one of {', '.join(str(c) for c in sorted(self.choices))}"
+    parts = []
+    if self.above is not None:
+      parts.append(f"above {self.above:g}")
+    if self.least is not None:
+      parts.append(f"at least {self.least:g}")
+    if self.most is not None:
+      parts.append(f"at most {self.most:g}")
+    return " and ".join(parts) or f"a finite {type(self.default).__name__}"
+
+  def check(self, value: Any, *, section: str = "") -> None:
+    """Refuses a value that is out of bounds.
+
+    Args:
+      value: what was set.
+      section: the section's name, for the message.
+
+    Raises:
+      ValueError: naming the key, what was found and what would be right.
+    """
+    wrong = bool(self.choices) and value not in self.choices
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+      wrong = wrong or not math.isfinite(value)
+      wrong = wrong or (self.least is not None and value < self.least)
+      wrong = wrong or (self.most is not None and value > self.most)
+      wrong = wrong or (self.above is not None and value <= self.above)
+    if wrong:
+      name = f"{section}.{self.name}" if section else self.name
+      near = ""
+      if self.choices and isinstance(value, str):
+        match = difflib.get_close_matches(value, map(str, self.choices), n=1)
+        near = f"; did you mean {match[0]!r}?" if match else ""
+      raise ValueError(
+        f"{name}: found {value!r}, expected {self.expected}{near}"
+      )
+
+
+def key(
+  default: Any,
+  meaning: str,
+  *,
+  choices: Collection[Any] | Callable[[], Iterable[Any]] = (),
+  least: float | None = None,
+  most: float | None = None,
+  above: float | None = None,
+) -> Any:
+  """A field of a section.
+
+  Args:
+    default: the value where nobody sets it.
+    meaning: one or two sentences, with the unit.
+    choices: the values that are allowed, or a function that lists them when
+      they are needed, for tables that may still grow.
+    least: the smallest value that is allowed.
+    most: the largest value that is allowed.
+    above: what the value must exceed.
+
+  Returns:
+    A dataclass field.
+  """
+  known = {
+    "meaning": meaning,
+    "choices": choices,
+    "least": least,
+    "most": most,
+    "above": above,
+  }
+  return dataclasses.field(default=default, metadata={_METADATA: known})
+
+
+def keys_of(section: type) -> dict[str, Key]:
+  """The keys of a section by name, in the order of its fields.
+
+  Args:
+    section: a dataclass; fields that `key` did not make are left out.
+  """
+  found = {}
+  for field in dataclasses.fields(section):
+    if _METADATA in field.metadata:
+      known = dict(field.metadata[_METADATA])
+      choices = known.pop("choices")
+      choices = tuple(choices() if callable(choices) else choices)
+      found[field.name] = Key(
+        field.name, field.default, choices=choices, **known
+      )
+  return found
+
+
+def union(sections: Iterable[type]) -> dict[str, Key]:
+  """The keys of several sections together.
+
+  Raises:
+    ValueError: if two of them mean different things by one name.
+  """
+  together: dict[str, Key] = {}
+  for section in sections:
+    for name, found in keys_of(section).items():
+      if together.setdefault(name, found) != found:
+        raise ValueError(
+          f"key {name!r} of {section.__name__} differs from another section's"
+        )
+  return together
+
+
+def check(section: type, values: Mapping[str, Any], *, name: str) -> None:
+  """Checks every value of a section by itself.
+
+  Args:
+    section: the dataclass with the keys.
+    values: by key; keys that are missing are not checked.
+    name: of the section, for messages.
+
+  Raises:
+    ValueError: for the first value that is out of bounds.
+  """
+  for known in keys_of(section).values():
+    if known.name in values:
+      known.check(values[known.name], section=name)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """The end of a message about an unknown name: what it could have been."""
+  names = sorted(known)
+  match = difflib.get_close_matches(name, names, n=1)
+  hint = f"; did you mean {match[0]!r}?" if match else ""
+  return f"{hint} (known: {', '.join(names)})"
