@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
-from t2po_jax import envs, types
+from t2po_jax import envs
 from t2po_jax.control import thinking, thresholds
 from t2po_jax.distributed import sharding
 from t2po_jax.envs import base
@@ -32,6 +32,7 @@ from t2po_jax.learning import (
   objectives,
   optimizers,
 )
+from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder, tokenizer, weights
@@ -44,6 +45,7 @@ from t2po_jax.rollout import (
   workers,
 )
 
+Agent = agents.Agent
 ConfigDict = config_dict.ConfigDict
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -83,21 +85,6 @@ CRITIC_ESTIMATORS = ("gae", "gae_turn")
 
 # How the episodes are sampled that `remax` compares with.
 GREEDY = draw.Sampling(temperature=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Agent:
-  """A policy with its parameters and tokenizer.
-
-  Attributes:
-    policy: the network as pure functions.
-    params: parameters in the training layout, numpy or device arrays.
-    tokenizer: its tokenizer.
-  """
-
-  policy: decoder.Policy
-  params: types.Params
-  tokenizer: tokenizer.Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
