@@ -234,7 +234,9 @@ def get_config() -> ConfigDict:
   log.tensorboard = True
   log.wandb = ""  # Weights & Biases project; empty = off.
   log.mlflow = ""  # MLflow experiment; empty = off.
-  log.trajectories = 4  # Episodes written to trajectories.jsonl per update.
+  # Training episodes written to `trajectories/` per update, for reading; those
+  # of evaluations are written whole. 0 = none at all.
+  log.trajectories = 4
 
   # Cold starts, search indexes and compiled programs; relative to the home
   # directory's cache unless absolute. Empty = `~/.cache/t2po_jax`.

@@ -28,6 +28,7 @@ FLOORS = {
   "distributed": 0,
   "models": 1,
   "control": 1,
+  "records": 1,
   "rollout": 2,
   "learning": 2,
   "setup": 3,

@@ -25,7 +25,7 @@ from absl import logging
 import jax
 from ml_collections import config_dict
 
-from t2po_jax import types
+from t2po_jax import records, types
 from t2po_jax.distributed import processes
 from t2po_jax.envs import base
 from t2po_jax.learning import collapse_guard
@@ -112,6 +112,8 @@ class Run:
     self.cursor = 0  # Tasks taken from the training split.
     self.rate = 1.0  # Multiplies the learning rate.
     self.rollbacks = 0
+    self.token_bytes = self.actor.tokenizer.token_bytes()
+    self.episodes: records.Writer | None = None
     self.collapse = ""  # Why the guard ended the run.
     self.scores: dict[str, float] = {}  # The last evaluation.
     newest = self.checkpoints.latest()
@@ -317,7 +319,7 @@ class Run:
     self.cursor = found.cursor
     self.thresholds["epsilon"].add(found.deltas)
     self.thresholds["eta"].add(found.gammas)
-    self._dump(f"train-{update:05d}", found.trajectories)
+    self._dump("train", update, found.trajectories)
     described = statistics.describe(found.played)
     numbers = {f"train/{name}": value for name, value in described.items()}
     numbers["train/mixed_groups"] = statistics.mixed_groups(found.played)
@@ -343,26 +345,36 @@ class Run:
       numbers, trajectories = evaluate.evaluate(
         self.config, self.actor, **self._thresholds()
       )
-      self._dump(f"eval-{update:05d}", trajectories)
+      self._dump("eval", update, trajectories)
     self.scores = numbers
     return numbers
 
   def _thresholds(self) -> dict[str, float]:
     return {name: t.value for name, t in self.thresholds.items()}
 
-  def _dump(self, name: str, trajectories: list[types.Trajectory]) -> None:
-    """Writes the first episodes, for reading."""
+  def _dump(
+    self, kind: str, update: int, trajectories: list[types.Trajectory]
+  ) -> None:
+    """Writes the first episodes, for reading; of an evaluation all."""
     count = self.config.log.trajectories
     if count <= 0 or processes.index():
       return
-    folder = self.workdir / "trajectories"
-    folder.mkdir(parents=True, exist_ok=True)
-    decode = self.actor.tokenizer.decode
-    lines = [
-      json.dumps(statistics.to_record(trajectory, decode))
-      for trajectory in trajectories[:count]
-    ]
-    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+    if kind == "train":
+      trajectories = trajectories[:count]
+    tokenizer = self.actor.tokenizer
+    if self.episodes is None:
+      self.episodes = records.Writer(
+        self.workdir / records.FOLDER,
+        resume_update=self.start + 1 if self.start else 0,
+      )
+    self.episodes.write(
+      kind,
+      update,
+      (
+        records.to_record(t, tokenizer.decode, self.token_bytes)
+        for t in trajectories
+      ),
+    )
 
   def _save(self, update: int, score: float | None) -> None:
     position = {

@@ -356,13 +356,6 @@ class DescriptionTest(parameterized.TestCase):
     self.assertAlmostEqual(described["phi_mean"], 0.5)
     self.assertAlmostEqual(described["entropy"], 1.0)
 
-  def test_records_are_json(self):
-    import json
-
-    rollout, _ = play(wrong, tasks=1, group_size=1)
-    record = statistics.to_record(rollout.trajectories[0], Letters().decode)
-    self.assertLen(json.loads(json.dumps(record))["turns"], 3)
-
   def test_mixed_groups(self):
     rollout, _ = play(wrong)
     found = statistics.mixed_groups(rollout.trajectories)

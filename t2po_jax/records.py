@@ -1,0 +1,248 @@
+"""Episodes on disk: every token with what was measured of it, and an index.
+
+A folder of episodes holds compressed files, `train-00003.jsonl.gz` for the
+episodes of one update, and `index.jsonl` with one short line per episode. An
+episode is a gzip member of its own: `zcat` reads the whole file, and a reader
+that knows a member's place reads that episode alone. So ten thousand episodes
+can be listed and filtered by the index, and one is read when it is looked at.
+
+The file is complete before the index names it. A kill leaves at most a torn
+last line, which readers skip and the next writer removes.
+"""
+
+import codecs
+from collections.abc import Callable, Iterable, Mapping, Sequence
+import gzip
+import json
+import math
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from t2po_jax import types
+
+FOLDER = "trajectories"
+INDEX = "index.jsonl"
+# What is measured of every token, as named in a record.
+MEASURES = ("logprobs", "uncertainty", "entropy", "confidence")
+
+
+def pieces_of(tokens: Iterable[int], token_bytes: Sequence[bytes]) -> list[str]:
+  """The text that each token adds; together they are the decoded text.
+
+  A character of several bytes belongs to the token that completes it.
+
+  Args:
+    tokens: token ids; those beyond the vocabulary add nothing.
+    token_bytes: what each id adds to the text.
+  """
+  decoder = codecs.getincrementaldecoder("utf-8")("replace")
+  found = [
+    decoder.decode(token_bytes[token] if token < len(token_bytes) else b"")
+    for token in tokens
+  ]
+  if found:
+    found[-1] += decoder.decode(b"", final=True)
+  return found
+
+
+def to_record(
+  trajectory: types.Trajectory,
+  decode: Callable[[list[int]], str],
+  token_bytes: Sequence[bytes],
+  *,
+  advantages: Sequence[float] | None = None,
+) -> dict[str, Any]:
+  """A trajectory as a JSON-able dict, for reading and later analysis.
+
+  Args:
+    trajectory: the episode.
+    decode: token ids -> text, for the prompts.
+    token_bytes: what each token id adds to the text.
+    advantages: one per turn, if there are any.
+
+  Returns:
+    Everything recorded, discarded attempts included; arrays as lists, NaN as
+    None. A response that was not sampled here has no measures: empty lists.
+  """
+
+  def attempt(response: types.Attempt) -> dict:
+    tokens = response.tokens.tolist()
+    return {
+      "text": response.text,
+      "finish": response.finish,
+      "fired_at": response.fired_at,
+      "thinking_tokens": response.thinking_tokens,
+      "phi": _rounded(response.phi, 6),
+      "tokens": tokens,
+      "pieces": pieces_of(tokens, token_bytes),
+      "forced": np.flatnonzero(response.forced).tolist(),
+      **{
+        name: [_rounded(x, 5) for x in getattr(response, name).tolist()]
+        for name in MEASURES
+      },
+    }
+
+  return {
+    "task_id": trajectory.task_id,
+    "category": trajectory.category,
+    "group": trajectory.group,
+    "member": trajectory.member,
+    "success": trajectory.success,
+    "aborted": trajectory.aborted,
+    "return": trajectory.episode_return,
+    "turns": [
+      {
+        "prompt": decode(turn.prompt.tolist()),
+        **attempt(turn.response),
+        "action": turn.action,
+        "observation": turn.anchor,
+        "reward": turn.reward,
+        "penalty": turn.penalty,
+        "advantage": (
+          None if advantages is None else _rounded(advantages[number], 5)
+        ),
+        "format_valid": turn.format_valid,
+        "action_valid": turn.action_valid,
+        "phi_change": _rounded(turn.gamma, 6),
+        "discarded": [attempt(other) for other in turn.discarded],
+        **({"info": turn.info} if turn.info else {}),
+      }
+      for number, turn in enumerate(trajectory.turns)
+    ],
+  }
+
+
+def _rounded(value: float, digits: int) -> float | None:
+  """A number that JSON can hold; None for NaN and infinities."""
+  return round(float(value), digits) if math.isfinite(value) else None
+
+
+def summarise(record: Mapping[str, Any]) -> dict[str, Any]:
+  """What a list of episodes shows of one: the index's line, without a place."""
+  turns = record["turns"]
+  attempts = [a for turn in turns for a in (turn, *turn["discarded"])]
+  return {
+    "task_id": record["task_id"],
+    "category": record["category"],
+    "group": record["group"],
+    "member": record["member"],
+    "success": record["success"],
+    "aborted": record["aborted"],
+    "return": _rounded(record["return"], 6),
+    "turns": len(turns),
+    "tokens": sum(len(turn["tokens"]) for turn in turns),
+    "resampled": sum(len(turn["discarded"]) for turn in turns),
+    "intervened": sum(a["fired_at"] >= 0 for a in attempts),
+    "cut_off": sum(turn["finish"] == "length" for turn in turns),
+  }
+
+
+class Writer:
+  """Writes batches of episodes into one folder."""
+
+  def __init__(self, folder: str | os.PathLike, *, resume_update: int = 0):
+    """Creates the folder; drops index lines that will be written anew.
+
+    Args:
+      folder: where files and index are kept.
+      resume_update: lines of this update and later ones are dropped.
+    """
+    self.folder = pathlib.Path(folder)
+    self.folder.mkdir(parents=True, exist_ok=True)
+    index = self.folder / INDEX
+    if index.is_file():
+      kept = [e for e in read_index(self.folder) if e["update"] < resume_update]
+      text = "".join(json.dumps(entry) + "\n" for entry in kept)
+      _replace(index, text.encode())
+
+  def write(
+    self, kind: str, update: int, episodes: Iterable[Mapping[str, Any]]
+  ) -> None:
+    """Writes the episodes of one update; replaces those of the same name.
+
+    Args:
+      kind: `train` or `eval`; with the update it names the file.
+      update: number of the update.
+      episodes: records, see `to_record`.
+    """
+    name = f"{kind}-{update:05d}.jsonl.gz"
+    data, lines, offset = [], [], 0
+    for number, episode in enumerate(episodes):
+      text = json.dumps(episode, allow_nan=False) + "\n"
+      member = gzip.compress(text.encode(), compresslevel=6, mtime=0)
+      place = {"file": name, "offset": offset, "size": len(member)}
+      head = {"id": f"{kind}-{update:05d}-{number}", "kind": kind}
+      entry = head | {"update": update} | summarise(episode) | place
+      lines.append(json.dumps(entry, allow_nan=False) + "\n")
+      data.append(member)
+      offset += len(member)
+    if not data:
+      return
+    _replace(self.folder / name, b"".join(data))
+    with (self.folder / INDEX).open("a", encoding="utf-8") as file:
+      file.write("".join(lines))
+
+
+def _replace(path: pathlib.Path, data: bytes) -> None:
+  """Writes a file whole or not at all."""
+  draft = path.with_suffix(".tmp")
+  draft.write_bytes(data)
+  os.replace(draft, path)
+
+
+def read_index(folder: str | os.PathLike) -> list[dict[str, Any]]:
+  """All whole lines of a folder's index, in the order of writing.
+
+  Args:
+    folder: of a `Writer`.
+
+  Raises:
+    ValueError: if there is no index, or a line inside it is damaged.
+  """
+  path = pathlib.Path(folder) / INDEX
+  try:
+    data = path.read_bytes()
+  except OSError as error:
+    raise ValueError(
+      f"{path}: cannot be read ({error.strerror}); expected the episodes of a "
+      "run that had log.trajectories above 0"
+    ) from None
+  return parse_index(data, path)[0]
+
+
+def parse_index(
+  data: bytes, path: pathlib.Path
+) -> tuple[list[dict[str, Any]], int]:
+  """Index lines of some bytes, and how many bytes whole lines take."""
+  size = data.rfind(b"\n") + 1
+  found = []
+  for number, line in enumerate(data[:size].splitlines(), 1):
+    try:
+      found.append(json.loads(line))
+    except ValueError:
+      raise ValueError(
+        f"{path}:{number}: found {line[:40]!r}, expected a JSON object"
+      ) from None
+  return found, size
+
+
+def read_episode(
+  folder: str | os.PathLike, entry: Mapping[str, Any]
+) -> dict[str, Any]:
+  """The record that an index line names.
+
+  Raises:
+    ValueError: if the file is missing or does not hold it.
+  """
+  path = pathlib.Path(folder) / pathlib.Path(entry["file"]).name
+  try:
+    with path.open("rb") as file:
+      file.seek(entry["offset"])
+      return json.loads(gzip.decompress(file.read(entry["size"])))
+  except (OSError, EOFError, ValueError) as error:
+    raise ValueError(
+      f"{path}: episode {entry['id']} cannot be read ({error})"
+    ) from None
