@@ -10,10 +10,18 @@ run. Start the same command again to go on after a stop: finished runs are kept,
 the others continue. At the end, and with `--jobs=0` at once, it prints a table
 and writes `ablation.json` (everything) and `ablation.svg` (learning curves and
 tokens saved; needs matplotlib, in the extra `dev`).
+
+  --grid=optimizer.learning_rate=3e-4,1e-3,3e-3 --grid=train.mini_batches=1,4
+
+does so in every setting of a grid of keys, for a map of where training is
+stable: a row per preset and setting, and `stability.svg`. What counts as
+collapsed is written in `results.py`.
 """
 
 from collections.abc import Sequence
+import dataclasses
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -23,7 +31,8 @@ import time
 
 from absl import app, flags
 
-from t2po_jax.experiments import comparison
+from t2po_jax import keys
+from t2po_jax.experiments import comparison, results
 from t2po_jax.setup import validate
 
 
@@ -36,6 +45,9 @@ def define_flags() -> None:
     "presets", None, "What is compared; each is added to the configuration."
   )
   flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each preset.")
+  flags.DEFINE_multi_string(
+    "grid", [], "key=value,value,...: another axis; may be repeated."
+  )
   flags.DEFINE_string("workdir", "runs/ablation", "Folder of all.")
   flags.DEFINE_integer(
     "jobs",
@@ -74,36 +86,159 @@ def _shares(jobs: int) -> list[set[int]]:
   ]
 
 
-def plan_command(
-  config: str, preset: str, seed: int, folder: pathlib.Path, options
-) -> list[str]:
+# What a value of a key is called in messages.
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One run of the plan.
+
+  Attributes:
+    preset: what is compared.
+    setting: where in the grid.
+    seed: of the run.
+    folder: where it is written.
+  """
+
+  preset: str
+  setting: results.Setting
+  seed: int
+  folder: pathlib.Path
+
+  def read(self) -> results.Result | None:
+    """What the run has written so far."""
+    return results.read_run(self.preset, self.seed, self.folder, self.setting)
+
+
+def parse_grid(axes: Sequence[str]) -> list[results.Setting]:
+  """All settings of a grid.
+
+  Args:
+    axes: `key=value,value,...`; a leading `config.` of the key is dropped.
+
+  Returns:
+    Every combination, the last axis fastest; one empty setting without axes.
+
+  Raises:
+    ValueError: for an axis without values, or anything named twice.
+  """
+  parsed: dict[str, list[str]] = {}
+  for axis in axes:
+    key, equals, values = axis.partition("=")
+    key = key.strip().removeprefix("config.")
+    chosen = [value.strip() for value in values.split(",")]
+    if not key or not equals or not all(chosen):
+      raise ValueError(f"--grid: found {axis!r}, expected key=value,value,...")
+    if key in parsed or len(set(chosen)) < len(chosen):
+      raise ValueError(
+        f"--grid: found {axis!r}, expected no key and no value twice"
+      )
+    parsed[key] = chosen
+  return [
+    tuple(zip(parsed, values, strict=True))
+    for values in itertools.product(*parsed.values())
+  ]
+
+
+def plan_runs(
+  workdir: pathlib.Path,
+  presets: Sequence[str],
+  settings: Sequence[results.Setting],
+  seeds: Sequence[int],
+) -> list[Entry]:
+  """Every run, in the order in which it is started.
+
+  All seeds of a preset come first: their cold starts differ, and whatever
+  follows finds them done.
+  """
+  return [
+    Entry(preset, setting, seed, workdir / _name(preset, setting, seed))
+    for setting in settings
+    for preset in presets
+    for seed in seeds
+  ]
+
+
+def _name(preset: str, setting: results.Setting, seed: int) -> str:
+  """The folder of a run."""
+  parts = [f"{key}={value}" for key, value in setting]
+  return "-".join([preset, *parts, f"seed{seed}"]).replace("/", "_")
+
+
+def plan_command(config: str, entry: Entry, options) -> list[str]:
   """The command line of one run."""
   joint = "," if ":" in config else ":"
   return [
     sys.executable,
     "-m",
     "t2po_jax.experiments.main",
-    f"--config={config}{joint}{preset.replace('+', ',')}",
-    f"--workdir={folder}",
-    f"--config.seed={seed}",
+    f"--config={config}{joint}{entry.preset.replace('+', ',')}",
+    f"--workdir={entry.folder}",
+    f"--config.seed={entry.seed}",
     *options,
+    *(f"--config.{key}={value}" for key, value in entry.setting),
   ]
 
 
-def check_presets(config: str, presets: Sequence[str]) -> None:
+def check_plan(
+  config: str,
+  presets: Sequence[str],
+  settings: Sequence[results.Setting],
+  options: Sequence[str] = (),
+) -> None:
   """Builds every configuration once, so that a mistake shows at once.
 
+  Args:
+    config: path and presets, as on the command line.
+    presets: what is compared.
+    settings: of the grid.
+    options: `--config.key=value` of all runs.
+
   Raises:
-    ValueError: for a configuration or preset that does not exist.
+    ValueError: for a configuration, preset, key or value that does not exist.
   """
   path, _, first = config.partition(":")
   if not pathlib.Path(path).is_file():
     raise ValueError(f"--config: there is no file {path}")
   spec = importlib.util.spec_from_file_location("config", path)
+  if spec is None or spec.loader is None:
+    raise ValueError(f"--config: {path} is not a Python file")
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   for preset in presets:
-    validate.check(module.get_config(f"{first},{preset.replace('+', ',')}"))
+    for setting in settings:
+      built = module.get_config(f"{first},{preset.replace('+', ',')}")
+      for option in options:
+        key, equals, value = option.removeprefix("--config.").partition("=")
+        if equals:
+          _set(built, key, value, flag="--config")
+      for key, value in setting:
+        _set(built, key, value, flag="--grid")
+      validate.check(built)
+
+
+def _set(config, key: str, text: str, *, flag: str) -> None:
+  """Sets a dotted key from the command line's text."""
+  section, name = config, key
+  while "." in name and section is not None:
+    head, name = name.split(".", 1)
+    section = section.get(head)
+    section = section if hasattr(section, "keys") else None
+  if section is None or name not in section:
+    near = keys.nearest(name, section.keys()) if section is not None else ""
+    raise ValueError(f"{flag}: there is no key {key!r}{near}")
+  kind = type(section[name])
+  try:
+    if kind is bool:
+      section[name] = {"true": True, "false": False}[text.lower()]
+    else:
+      section[name] = kind(text)
+  except (KeyError, ValueError):
+    wanted = _KINDS.get(kind, kind.__name__)
+    raise ValueError(
+      f"{flag}: {key}: found {text!r}, expected {wanted}"
+    ) from None
 
 
 def check_commands(
@@ -163,7 +298,7 @@ def run_all(
 
 def _was_stopped(folder: pathlib.Path) -> bool:
   """Whether the collapse guard ended a run: a result, not a failure."""
-  found = comparison.read_run("", 0, folder)
+  found = results.read_run("", 0, folder)
   return found is not None and found.finished
 
 
@@ -201,43 +336,50 @@ def main(argv: list[str]) -> None:
   for name, values in (("presets", presets), ("seeds", seeds)):
     if len(set(values)) < len(values):
       sys.exit(f"error: --{name}: found {values}, expected no value twice")
-  # All seeds of a preset first: their cold starts differ, and the presets that
-  # follow find them done.
-  plan = [
-    (preset, seed, workdir / f"{preset}-seed{seed}")
-    for preset in presets
-    for seed in seeds
-  ]
-  workdir.mkdir(parents=True, exist_ok=True)
   failed = []
-  if given.jobs:
-    commands = [
-      (entry[2], plan_command(given.config, *entry, options)) for entry in plan
-    ]
-    try:
-      check_presets(given.config, presets)
-      check_commands(commands)
-    except ValueError as error:
-      sys.exit(f"error: {error}")
-    done = {
-      entry[2]
-      for entry in plan
-      if (found := comparison.read_run(*entry)) and found.finished
-    }
-    print(f"{len(done)} of {len(plan)} runs are finished", flush=True)
-    failed = run_all(
-      [pair for pair in commands if pair[0] not in done], jobs=given.jobs
-    )
-  found = [result for entry in plan if (result := comparison.read_run(*entry))]
-  for result in found:
-    if not result.finished:
-      print(f"{result.preset} seed {result.seed} is not finished: left out")
-  found = [result for result in found if result.finished]
+  try:
+    settings = parse_grid(given.grid)
+    plan = plan_runs(workdir, presets, settings, seeds)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if given.jobs:
+      check_plan(given.config, presets, settings, options)
+      failed = train_all(plan, given.config, options, jobs=given.jobs)
+  except ValueError as error:
+    sys.exit(f"error: {error}")
+  found = []
+  for entry in plan:
+    result = entry.read()
+    if result is not None and result.finished:
+      found.append(result)
+    elif result is not None:
+      print(f"{entry.folder.name} is not finished: left out")
   if not found:
     sys.exit(f"error: no run under {workdir} is finished")
   comparison.report(workdir, found, baseline)
   if failed:
     sys.exit(f"error: {len(failed)} runs failed; their logs are in {workdir}")
+
+
+def train_all(
+  plan: Sequence[Entry], config: str, options: Sequence[str], *, jobs: int
+) -> list[pathlib.Path]:
+  """Trains what is not finished; returns the folders of runs that failed.
+
+  Raises:
+    ValueError: if a folder holds a run of another command.
+  """
+  commands = {
+    entry.folder: plan_command(config, entry, options) for entry in plan
+  }
+  check_commands(list(commands.items()))
+  done = {
+    entry.folder
+    for entry in plan
+    if (result := entry.read()) and result.finished
+  }
+  print(f"{len(done)} of {len(plan)} runs are finished", flush=True)
+  waiting = [pair for pair in commands.items() if pair[0] not in done]
+  return run_all(waiting, jobs=jobs)
 
 
 def run() -> None:

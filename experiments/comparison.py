@@ -1,90 +1,29 @@
-"""What runs of several algorithms and seeds say.
+"""What runs of several algorithms, settings and seeds say together.
 
-A table of means with deviations and intervals, learning curves, the tokens
-saved, and one JSON file with everything.
+Runs of one preset in one setting of the grid are a *cell*. A table with one
+row per cell, means with deviations and intervals, and one JSON file with
+everything; `drawing` has the pictures.
 """
 
 from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 
-from t2po_jax.training import metrics
+from t2po_jax.experiments import drawing, results
 
-# Column -> metric of the last evaluation.
-SCORES = {
-  "success": "eval/success",
-  "return": "eval/return",
-  "tokens": "eval/tokens",
-  "turns": "eval/turns",
-}
-COLUMNS = (*SCORES, "sampled", "minutes")
-# A run has collapsed if it ends below this fraction of its own best score.
-COLLAPSE = 0.5
 RESAMPLES = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-  """One run.
-
-  Attributes:
-    preset: what was compared.
-    seed: of the run.
-    scores: a number per entry of `COLUMNS`: the last evaluation; thousands of
-      tokens sampled in training, whatever became of them; minutes without the
-      cold start.
-    curve: per evaluation the update, success and tokens.
-    collapsed: whether it ended far below its best, or the guard stopped it.
-    alarms: alarms of the collapse guard.
-    finished: whether all updates were made, or the guard stopped it.
-  """
-
-  preset: str
-  seed: int
-  scores: Mapping[str, float]
-  curve: tuple[tuple[float, float, float], ...]
-  collapsed: bool
-  alarms: int
-  finished: bool
-
-
-def read_run(preset: str, seed: int, folder: pathlib.Path) -> Result | None:
-  """Reads what a run has written; None if it has no evaluation yet."""
-  if not (folder / metrics.FILE).is_file():
-    return None
-  lines = metrics.read(folder / metrics.FILE)
-  evaluations = [line for line in lines if "eval/success" in line]
-  if not evaluations:
-    return None
-  settings = json.loads((folder / "config.json").read_text())
-  stopped = any(line.get("guard/stopped", 0.0) for line in lines)
-  alarms = int(sum(line.get("guard/alarms", 0.0) for line in lines))
-  success = [line["eval/success"] for line in evaluations]
-  scores = {name: evaluations[-1][key] for name, key in SCORES.items()}
-  sampled = sum(line.get("sampler/slot_steps_used", 0.0) for line in lines)
-  scores["sampled"] = sampled / 1000
-  seconds = sum(
-    value
-    for line in lines
-    for key, value in line.items()
-    if key.startswith("seconds/") and key != "seconds/cold_start"
-  )
-  scores["minutes"] = seconds / 60
-  return Result(
-    preset=preset,
-    seed=seed,
-    scores=scores,
-    curve=tuple(
-      (line["step"], line["eval/success"], line["eval/tokens"])
-      for line in evaluations
-    ),
-    collapsed=stopped or success[-1] < COLLAPSE * max(success),
-    alarms=alarms,
-    finished=stopped or lines[-1]["step"] >= settings["train.updates"],
-  )
+# Columns that compare at equal tokens: everything that was compared in one
+# setting is cut to the tokens of its cheapest run.
+AT_BUDGET = ("area", "success_at_budget")
+COLUMNS = (*results.COLUMNS, *AT_BUDGET)
+# Columns of the table: the rest is in the JSON file.
+SHOWN = ("success", "best", "tokens", "turns", "area", "yield", "sampled")
+SHOWN = (*SHOWN, "minutes")
+_RATES = ("success", "return", "best", "area", "success_at_budget")
 
 
 def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
@@ -98,162 +37,217 @@ def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
     Its ends; equal for a single value. With few seeds it is too narrow: three
     values can only be drawn in ten ways.
   """
-  values = np.asarray(values, float)
-  drawn = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values)))
+  numbers = np.asarray(values, float)
+  drawn = np.random.default_rng(seed).choice(numbers, (RESAMPLES, len(numbers)))
   low, high = np.quantile(drawn.mean(axis=1), (0.025, 0.975))
   return float(low), float(high)
 
 
-def summarise(results: Sequence[Result]) -> dict[str, dict[str, dict]]:
-  """Mean, deviation and interval per preset and column.
+def difference(
+  values: Sequence[float], others: Sequence[float], *, seed: int = 0
+) -> tuple[float, float, float]:
+  """How much larger one mean is, with its 95 % bootstrap interval.
+
+  Both sides are resampled independently: runs of equal seed share their cold
+  start only.
 
   Args:
-    results: finished runs.
+    values: one per seed.
+    others: likewise, of what it is compared with.
+    seed: of the resampling.
 
   Returns:
-    preset -> column -> `mean`, `std` (ddof 1, 0 for one seed), `low`, `high`;
-    and under `runs` the number of `seeds`, `collapsed` and `alarms`.
+    The difference of the means and the ends of its interval.
   """
-  summary: dict[str, dict[str, dict]] = {}
-  for preset in dict.fromkeys(result.preset for result in results):
-    runs = [result for result in results if result.preset == preset]
-    columns: dict[str, dict] = {}
-    for column in COLUMNS:
-      values = [run.scores[column] for run in runs]
-      low, high = interval(values)
-      columns[column] = {
-        "mean": float(np.mean(values)),
-        "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
-        "low": low,
-        "high": high,
-      }
-    columns["runs"] = {
-      "seeds": len(runs),
-      "collapsed": sum(run.collapsed for run in runs),
-      "alarms": sum(run.alarms for run in runs),
+  generator = np.random.default_rng(seed)
+  one, two = np.asarray(values, float), np.asarray(others, float)
+  drawn = generator.choice(one, (RESAMPLES, len(one))).mean(axis=1)
+  drawn = drawn - generator.choice(two, (RESAMPLES, len(two))).mean(axis=1)
+  low, high = np.quantile(drawn, (0.025, 0.975))
+  return float(one.mean() - two.mean()), float(low), float(high)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """All runs of one preset in one setting.
+
+  Attributes:
+    preset: what was compared.
+    setting: where in the grid.
+    runs: one per seed.
+    budget: thousands of sampled tokens that columns `AT_BUDGET` are cut to.
+    columns: column -> `mean`, `std` (ddof 1, 0 for one seed), `low`, `high`.
+  """
+
+  preset: str
+  setting: results.Setting
+  runs: tuple[results.Result, ...]
+  budget: float
+  columns: Mapping[str, Mapping[str, float]]
+
+  def count(self, attribute: str) -> int:
+    """Runs of which something is true, e.g. `collapsed` or `alarms`."""
+    return sum(bool(getattr(run, attribute)) for run in self.runs)
+
+  def record(self) -> dict[str, Any]:
+    """Everything but the runs, for JSON."""
+    return {
+      "preset": self.preset,
+      "setting": dict(self.setting),
+      "budget": self.budget,
+      "seeds": [run.seed for run in self.runs],
+      **{
+        name: self.count(attribute)
+        for name, attribute in (
+          ("collapsed", "collapsed"),
+          ("fell", "fell"),
+          ("stopped", "stopped"),
+          ("alarmed", "alarms"),
+          ("rolled_back", "rollbacks"),
+        )
+      },
+      "columns": dict(self.columns),
     }
-    summary[preset] = columns
-  return summary
 
 
-def table(summary: Mapping[str, Mapping[str, Mapping]], baseline: str) -> str:
-  """The summary as a Markdown table: mean ± deviation [interval]."""
-  head = ["preset", *COLUMNS, f"tokens vs {baseline}", "collapsed", "alarms"]
+def cells(runs: Sequence[results.Result]) -> list[Cell]:
+  """The runs by setting and preset, in the order in which they appear.
+
+  Args:
+    runs: finished runs.
+  """
+  found = []
+  for setting in dict.fromkeys(run.setting for run in runs):
+    here = [run for run in runs if run.setting == setting]
+    budget = min(run.scores["sampled"] for run in here)
+    for preset in dict.fromkeys(run.preset for run in here):
+      members = tuple(run for run in here if run.preset == preset)
+      found.append(
+        Cell(preset, setting, members, budget, _describe(members, budget))
+      )
+  return found
+
+
+def _describe(runs, budget: float) -> dict[str, dict[str, float]]:
+  """Mean, deviation and interval of every column."""
+  described = {}
+  for column in COLUMNS:
+    if column == "area":
+      values = [results.mean_over_tokens(run, budget) for run in runs]
+    elif column == "success_at_budget":
+      values = [results.success_at(run, budget) for run in runs]
+    else:
+      values = [run.scores[column] for run in runs]
+    low, high = interval(values)
+    described[column] = {
+      "mean": float(np.mean(values)),
+      "std": float(np.std(values, ddof=1)) if len(values) > 1 else 0.0,
+      "low": low,
+      "high": high,
+    }
+  return described
+
+
+def table(found: Sequence[Cell], baseline: str) -> str:
+  """One row per cell as a Markdown table: mean ± deviation [interval].
+
+  `collapsed` counts runs, and says in brackets how many of them fell and how
+  many the guard stopped; `alarms` counts runs with an alarm of the guard.
+
+  Args:
+    found: the cells.
+    baseline: the preset whose tokens the others are compared with.
+  """
+  keys = [key for key, _ in found[0].setting] if found else []
+  head = ["preset", *(_short(key) for key in keys), *SHOWN]
+  head += [f"tokens vs {baseline}", "collapsed", "alarms"]
   rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-  for preset, columns in summary.items():
-    cells = [preset]
-    for column in COLUMNS:
-      c = columns[column]
-      digits = 3 if column in ("success", "return") else 1
+  base = {cell.setting: cell for cell in found if cell.preset == baseline}
+  for cell in found:
+    texts = [cell.preset, *(value for _, value in cell.setting)]
+    for column in SHOWN:
+      c = cell.columns[column]
+      digits = 3 if column in _RATES else 1
       mean, std, low, high = (
         f"{c[key]:.{digits}f}" for key in ("mean", "std", "low", "high")
       )
-      cells.append(f"{mean} ± {std} [{low}, {high}]")
-    base = summary.get(baseline)
+      texts.append(f"{mean} ± {std} [{low}, {high}]")
     saved = "-"
-    if base is not None:
-      change = columns["tokens"]["mean"] / base["tokens"]["mean"] - 1
-      saved = f"{100 * change:+.0f} %"
-    runs = columns["runs"]
-    collapsed = f"{runs['collapsed']} of {runs['seeds']}"
-    cells += [saved, collapsed, str(runs["alarms"])]
-    rows.append("| " + " | ".join(cells) + " |")
+    if cell.setting in base:
+      usual = base[cell.setting].columns["tokens"]["mean"]
+      saved = f"{100 * (cell.columns['tokens']['mean'] / usual - 1):+.0f} %"
+    total = len(cell.runs)
+    collapsed = f"{cell.count('collapsed')} of {total}"
+    if cell.count("collapsed"):
+      collapsed += f" (fell {cell.count('fell')}"
+      collapsed += f", stopped {cell.count('stopped')})"
+    texts += [saved, collapsed, f"{cell.count('alarms')} of {total}"]
+    rows.append("| " + " | ".join(texts) + " |")
   return "\n".join(rows)
 
 
-def savings(
-  results: Sequence[Result], baseline: str
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Response tokens that each preset saves against another, by update.
+def _short(key: str) -> str:
+  """The last part of a dotted key."""
+  return key.rsplit(".", 1)[-1]
+
+
+def differences(found: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
+  """Every cell against the baseline's in the same setting.
 
   Args:
-    results: finished runs.
-    baseline: the preset that the others are compared with.
+    found: the cells.
+    baseline: the preset to compare with.
 
   Returns:
-    preset -> updates [n] and saved fraction [n] of the baseline's tokens, both
-    means over seeds; only updates that every run of both has evaluated.
-    Without the baseline: nothing. Negative where more tokens are used.
+    Per cell of another preset the differences of `success`, `area` (at equal
+    tokens) and `sampled`, each with its interval.
   """
-  tokens = {
-    preset: [
-      {update: used for update, _, used in result.curve}
-      for result in results
-      if result.preset == preset
-    ]
-    for preset in dict.fromkeys(result.preset for result in results)
-  }
-  base = tokens.pop(baseline, None)
-  if base is None:
-    return {}
-  saved = {}
-  for preset, runs in tokens.items():
-    shared = sorted(set.intersection(*map(set, (*runs, *base))))
-    used, usual = (
-      np.array([[run[update] for update in shared] for run in group]).mean(0)
-      for group in (runs, base)
-    )
-    saved[preset] = np.array(shared), 1.0 - used / usual
-  return saved
-
-
-def draw(results: Sequence[Result], path: pathlib.Path, baseline: str) -> None:
-  """Learning curves and saved tokens.
-
-  Success and tokens are means over seeds in the band of all seeds.
-
-  Raises:
-    ImportError: without matplotlib.
-  """
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(1, 3, figsize=(14, 3.6), layout="constrained")
-  colours = {}
-  for preset in dict.fromkeys(result.preset for result in results):
-    curves = [np.array(r.curve) for r in results if r.preset == preset]
-    size = min(len(curve) for curve in curves)
-    stacked = np.stack([curve[:size] for curve in curves])
-    for axis, column in zip(axes[:2], (1, 2), strict=True):
-      values, updates = stacked[:, :, column], stacked[0, :, 0]
-      (line,) = axis.plot(
-        updates, values.mean(0), label=preset, color=colours.get(preset)
+  base = {cell.setting: cell for cell in found if cell.preset == baseline}
+  compared = []
+  for cell in found:
+    other = base.get(cell.setting)
+    if other is None or other is cell:
+      continue
+    entry: dict[str, Any] = {
+      "preset": cell.preset,
+      "setting": dict(cell.setting),
+      "baseline": baseline,
+    }
+    for column, read in {
+      "success": lambda run: run.scores["success"],
+      "area": lambda run, x=cell.budget: results.mean_over_tokens(run, x),
+      "sampled": lambda run: run.scores["sampled"],
+    }.items():
+      mean, low, high = difference(
+        [read(run) for run in cell.runs], [read(run) for run in other.runs]
       )
-      colours[preset] = line.get_color()
-      axis.fill_between(
-        updates,
-        values.min(0),
-        values.max(0),
-        alpha=0.12,
-        color=colours[preset],
-      )
-  for preset, (updates, saved) in savings(results, baseline).items():
-    axes[2].plot(updates, 100 * saved, label=preset, color=colours[preset])
-  titles = (
-    "held-out success",
-    "response tokens per episode",
-    f"tokens saved against {baseline}, %",
-  )
-  for axis, title in zip(axes, titles, strict=True):
-    axis.set(xlabel="update", title=title)
-    axis.grid(alpha=0.3)
-  axes[0].set_ylim(0, 1)
-  axes[1].set_ylim(0, None)
-  axes[2].axhline(0, color="black", linewidth=0.8)
-  axes[0].legend(fontsize=8)
-  figure.savefig(path)
-  pyplot.close(figure)
+      entry[column] = {"mean": mean, "low": low, "high": high}
+    compared.append(entry)
+  return compared
 
 
-def report(workdir: pathlib.Path, results: Sequence[Result], base: str) -> None:
-  """Prints the table; writes the JSON file and the picture."""
-  summary = summarise(results)
-  print(table(summary, base))
+def report(
+  workdir: pathlib.Path, runs: Sequence[results.Result], base: str
+) -> None:
+  """Prints the table; writes the JSON file and the pictures."""
+  found = cells(runs)
+  print(table(found, base))
   record = {
-    "summary": summary,
-    "runs": [dataclasses.asdict(result) for result in results],
+    "collapse": (
+      f"fell: last held-out success below {results.COLLAPSE:g} of the run's "
+      "best; stopped: by the collapse guard; collapsed: either"
+    ),
+    "cells": [cell.record() for cell in found],
+    "differences": differences(found, base),
+    "runs": [
+      dataclasses.asdict(run) | {"fell": run.fell, "collapsed": run.collapsed}
+      for run in runs
+    ],
   }
   (workdir / "ablation.json").write_text(json.dumps(record, indent=2) + "\n")
   try:
-    draw(results, workdir / "ablation.svg", base)
+    drawing.curves(runs, workdir / "ablation.svg", base)
+    if any(run.setting for run in runs):
+      drawing.stability(runs, workdir / "stability.svg")
   except ImportError:
     print("no picture: pip install matplotlib")
