@@ -106,7 +106,7 @@ def to_record(
         ),
         "format_valid": turn.format_valid,
         "action_valid": turn.action_valid,
-        "phi_change": _rounded(turn.gamma, 6),
+        "phi_change": _rounded(turn.phi_change, 6),
         "discarded": [attempt(other) for other in turn.discarded],
         **({"info": turn.info} if turn.info else {}),
       }

@@ -68,7 +68,7 @@ class Turn:
     penalty: what format and validity cost, >= 0; subtracted for learning.
     format_valid: whether the response followed the grammar.
     action_valid: whether the action was well formed and possible.
-    gamma: |Phi^k - Phi^{k-1}|, NaN at the first turn.
+    phi_change: |Phi^k - Phi^{k-1}|, NaN at the first turn.
     prompt_shortened: whether memory or observation had to be cut.
     discarded: attempts that turn-level resampling threw away.
     info: the environment's numbers of this step.
@@ -82,10 +82,15 @@ class Turn:
   penalty: float
   format_valid: bool
   action_valid: bool
-  gamma: float
+  phi_change: float
   prompt_shortened: bool
   discarded: tuple[Attempt, ...] = ()
   info: dict[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def net_reward(self) -> float:
+    """What is learned from: the reward less the penalty."""
+    return self.reward - self.penalty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Trajectory:
   @property
   def episode_return(self) -> float:
     """Undiscounted sum of rewards less penalties."""
-    return float(sum(turn.reward - turn.penalty for turn in self.turns))
+    return float(sum(turn.net_reward for turn in self.turns))
 
 
 @flax.struct.dataclass

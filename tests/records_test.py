@@ -44,7 +44,7 @@ def trajectory(member=0, *, tokens=(0, 1, 4), success=True):
       penalty=0.25,
       format_valid=True,
       action_valid=False,
-      gamma=float("nan") if not k else 0.125,
+      phi_change=float("nan") if not k else 0.125,
       prompt_shortened=False,
       discarded=(attempt([0]),) if k else (),
       info={"score": 0.5},

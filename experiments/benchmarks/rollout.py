@@ -156,7 +156,7 @@ class Scheduler(scheduler.Scheduler):
 class LockStep(collect.Loop):
   """Plays as many episodes as there are slots, turn by turn."""
 
-  def run(
+  def episodes(
     self, tasks: Sequence[tuple[str, int, int]]
   ) -> Iterator[types.Trajectory]:
     for first in range(0, len(tasks), _SLOTS.value):
@@ -191,7 +191,7 @@ def play(loop, benchmark, pool, under) -> dict[str, float]:
   start = time.perf_counter()
   running = loop(benchmark, pool, Numbers(), under, rules, (0,))
   plan = [(f"task {i}", i, 0) for i in range(_EPISODES.value)]
-  found = list(running.run(plan))
+  found = running.run(plan).trajectories
   seconds = time.perf_counter() - start
   work = under.counters - before
   return {

@@ -15,7 +15,7 @@ from t2po_jax import types
 Scalars = float | types.Array
 
 
-def turn_gap(phi: Scalars, previous_phi: Scalars) -> Scalars:
+def phi_change(phi: Scalars, previous_phi: Scalars) -> Scalars:
   """Gamma^k = |Phi^k - Phi^{k-1}|.
 
   Args:
@@ -24,21 +24,21 @@ def turn_gap(phi: Scalars, previous_phi: Scalars) -> Scalars:
       the first turn.
 
   Returns:
-    The gap; NaN at the first turn.
+    The change; NaN at the first turn.
   """
   return abs(phi - previous_phi)
 
 
 def should_resample(
-  gap: Scalars, *, eta: Scalars, tries: int | types.Array, max_tries: int
+  change: Scalars, *, eta: Scalars, tries: int | types.Array, max_tries: int
 ) -> bool | types.Array:
   """Whether a response is discarded: 0 < Gamma^k < eta and a try is left.
 
-  A gap of exactly 0 (the same response again) does not ask for another try,
+  A change of exactly 0 (the same response again) does not ask for another try,
   and NaN (the first turn) never does.
 
   Args:
-    gap: Gamma^k, from `turn_gap`.
+    change: Gamma^k, from `phi_change`.
     eta: threshold; 0 turns resampling off.
     tries: responses of this turn discarded so far.
     max_tries: B_max, discarded responses a turn may have; 0 turns it off.
@@ -46,4 +46,4 @@ def should_resample(
   Returns:
     Bool, or an array of bool.
   """
-  return (gap > 0) & (gap < eta) & (tries < max_tries)
+  return (change > 0) & (change < eta) & (tries < max_tries)

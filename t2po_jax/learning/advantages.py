@@ -111,7 +111,7 @@ def episodes(trajectories: Sequence[types.Trajectory]) -> Episodes:
   return Episodes(
     groups=np.array([t.group for t in trajectories], int),
     rewards=tuple(
-      np.array([turn.reward - turn.penalty for turn in t.turns], float)
+      np.array([turn.net_reward for turn in t.turns], float)
       for t in trajectories
     ),
     aborted=np.array([t.aborted for t in trajectories], bool),

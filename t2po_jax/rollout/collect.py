@@ -65,20 +65,20 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """What one call of `collect` gives.
+  """All episodes of some tasks, and what was measured on the way.
 
   Attributes:
     trajectories: all episodes, by group and member.
     deltas: [n] float32, windowed mean |dM| at steps where the thinking
       intervention was allowed to fire; calibrates epsilon.
-    gammas: [n] float32, |Phi^k - Phi^{k-1}| of every first attempt at a turn
-      after the first; calibrates eta.
+    phi_changes: [n] float32, |Phi^k - Phi^{k-1}| of every first attempt at
+      a turn after the first; calibrates eta.
     aborted: number of episodes that the infrastructure ended.
   """
 
   trajectories: list[types.Trajectory]
   deltas: np.ndarray
-  gammas: np.ndarray
+  phi_changes: np.ndarray
   aborted: int
 
 
@@ -97,7 +97,7 @@ class _Episode:
   shortened: bool = False
   discarded: list[types.Attempt] = dataclasses.field(default_factory=list)
   attempt: types.Attempt | None = None
-  gamma: float = float("nan")
+  phi_change: float = float("nan")
   extremes: np.ndarray = dataclasses.field(
     default_factory=schedulers.fresh_extremes
   )
@@ -105,14 +105,14 @@ class _Episode:
 
 
 class Loop:
-  """One rollout; `run` drives it to the end.
+  """One rollout; `run` plays it to the end.
 
   Attributes:
     scheduler: samples the responses.
     rules: how episodes are played.
     waiting: episodes whose environment has been asked, by its answer.
     deltas: see `Rollout`, one array per response.
-    gammas: see `Rollout`.
+    phi_changes: see `Rollout`.
   """
 
   def __init__(
@@ -134,12 +134,39 @@ class Loop:
     self.waiting: dict[futures.Future, _Episode] = {}
     self._sampling: dict[int, _Episode] = {}
     self.deltas: list[np.ndarray] = []
-    self.gammas: list[float] = []
+    self.phi_changes: list[float] = []
 
   def run(
+    self,
+    tasks: Sequence[tuple[str, int, int]],
+    progress: Callable[[int], None] = lambda count: None,
+  ) -> Rollout:
+    """Plays one episode of every (task id, group, member).
+
+    Args:
+      tasks: the numbers belong to the randomness, so that an episode is the
+        same whoever plays it.
+      progress: called with the number of finished episodes.
+
+    Returns:
+      The rollout; the same for any number of slots and any order of serving.
+    """
+    trajectories = []
+    for trajectory in self.episodes(tasks):
+      trajectories.append(trajectory)
+      progress(len(trajectories))
+    trajectories.sort(key=lambda t: (t.group, t.member))
+    return Rollout(
+      trajectories=trajectories,
+      deltas=np.sort(np.concatenate([*self.deltas, np.zeros(0, np.float32)])),
+      phi_changes=np.sort(np.asarray(self.phi_changes, np.float32)),
+      aborted=sum(trajectory.aborted for trajectory in trajectories),
+    )
+
+  def episodes(
     self, tasks: Sequence[tuple[str, int, int]]
   ) -> Iterator[types.Trajectory]:
-    """Plays (task id, group, member) episodes; yields them as they end."""
+    """The episodes of `run` as they end."""
     for task in tasks:
       self.start(*task)
     while self.waiting or self._sampling:
@@ -197,11 +224,11 @@ class Loop:
     )
     self.deltas.append(completion.deltas)
     before = episode.turns[-1].response.phi if episode.turns else float("nan")
-    gamma = resampling.turn_gap(attempt.phi, before)
+    phi_change = resampling.phi_change(attempt.phi, before)
     if episode.turns and not episode.discarded:
-      self.gammas.append(gamma)
+      self.phi_changes.append(phi_change)
     again = resampling.should_resample(
-      gamma,
+      phi_change,
       eta=self.rules.eta,
       tries=len(episode.discarded),
       max_tries=self.rules.max_tries,
@@ -211,7 +238,7 @@ class Loop:
       self.scheduler.retry(completion.ticket, self._request(episode))
       return
     self.scheduler.release(completion.ticket)
-    episode.attempt, episode.gamma = attempt, gamma
+    episode.attempt, episode.phi_change = attempt, phi_change
     episode.extremes = completion.extremes
     future = self._pool.step(episode.seat, attempt.text)
     self.waiting[future] = episode
@@ -231,7 +258,7 @@ class Loop:
         penalty=float(penalty),
         format_valid=result.format_valid,
         action_valid=result.action_valid,
-        gamma=episode.gamma,
+        phi_change=episode.phi_change,
         prompt_shortened=episode.shortened,
         discarded=tuple(episode.discarded),
         info=dict(result.info),
@@ -373,55 +400,3 @@ def fit_prompt(
     view, lambda candidate: len(encode(candidate)) <= rules.max_prompt
   )
   return np.asarray(encode(view), np.int32), shortened
-
-
-def collect(
-  tasks: Sequence[str],
-  *,
-  group_size: int,
-  benchmark: base.Benchmark,
-  pool: environments.Pool,
-  tokenizer: tokenizers.Tokenizer,
-  scheduler: schedulers.Scheduler,
-  rules: Rules,
-  seed: tuple[int, ...],
-  groups: Sequence[int] | None = None,
-  progress: Callable[[int], None] = lambda count: None,
-) -> Rollout:
-  """Plays every task `group_size` times with the scheduler's parameters.
-
-  Args:
-    tasks: task ids, one per group.
-    group_size: trajectories per task, G.
-    benchmark: what words the prompts.
-    pool: the environments.
-    tokenizer: the policy's tokenizer.
-    scheduler: samples the responses.
-    rules: how episodes are played.
-    seed: non-negative integers that name this rollout, e.g. (seed, update).
-    groups: the groups' numbers, ascending; by default from 0. They belong to
-      the randomness, so that a group is the same whoever plays it.
-    progress: called with the number of finished episodes.
-
-  Returns:
-    The rollout; the same for any number of slots and any order of serving.
-  """
-  scheduler.forget()
-  loop = Loop(benchmark, pool, tokenizer, scheduler, rules, seed)
-  groups = range(len(tasks)) if groups is None else groups
-  plan = [
-    (task, group, member)
-    for group, task in zip(groups, tasks, strict=True)
-    for member in range(group_size)
-  ]
-  trajectories = []
-  for trajectory in loop.run(plan):
-    trajectories.append(trajectory)
-    progress(len(trajectories))
-  trajectories.sort(key=lambda t: (t.group, t.member))
-  return Rollout(
-    trajectories=trajectories,
-    deltas=np.sort(np.concatenate([*loop.deltas, np.zeros(0, np.float32)])),
-    gammas=np.sort(np.asarray(loop.gammas, np.float32)),
-    aborted=sum(trajectory.aborted for trajectory in trajectories),
-  )

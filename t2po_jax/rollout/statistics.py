@@ -47,7 +47,9 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
   turns = [turn for t in played for turn in t.turns]
   kept = [turn.response for turn in turns]
   fired = [attempt for attempt in kept if attempt.fired_at >= 0]
-  gammas = [turn.gamma for turn in turns if np.isfinite(turn.gamma)]
+  phi_changes = [
+    turn.phi_change for turn in turns if np.isfinite(turn.phi_change)
+  ]
   sampled = [attempt.entropy[~attempt.forced] for attempt in kept]
   numbers = {
     "episodes": float(len(trajectories)),
@@ -78,7 +80,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     "resample_rate": _mean([bool(turn.discarded) for turn in turns]),
     "entropy": _mean(np.concatenate([*sampled, np.zeros(0)])),
     **_spread("phi", [attempt.phi for attempt in kept]),
-    **_spread("gamma", gammas),
+    **_spread("phi_change", phi_changes),
   }
   for name in sorted({name for turn in turns for name in turn.info}):
     numbers[name] = _mean(

@@ -36,6 +36,7 @@ from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import critic as critics
 from t2po_jax.models import decoder, tokenizer, weights
+from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import (
   collect,
   draw,
@@ -85,25 +86,6 @@ CRITIC_ESTIMATORS = ("gae", "gae_turn")
 
 # How the episodes are sampled that `remax` compares with.
 GREEDY = draw.Sampling(temperature=0.0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Actor:
-  """Everything that plays episodes.
-
-  Attributes:
-    benchmark: tasks and wording.
-    pool: the environments.
-    tokenizer: the policy's tokenizer.
-    sampler: the device side.
-    scheduler: the host side.
-  """
-
-  benchmark: base.Benchmark
-  pool: environments.Pool
-  tokenizer: tokenizer.Tokenizer
-  sampler: sampler.Sampler
-  scheduler: scheduler.Scheduler
 
 
 def cache_dir(config: ConfigDict) -> pathlib.Path:
@@ -207,7 +189,9 @@ def control(config: ConfigDict) -> sampler.Control:
   )
 
 
-def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
+def actor(
+  config: ConfigDict, made: base.Benchmark, which: Agent
+) -> actors.Actor:
   """Slots and environments; the sampler still lacks parameters."""
   tokens = which.tokenizer
   closing = tuple(tokens.encode(made.grammar.closing))
@@ -236,7 +220,7 @@ def actor(config: ConfigDict, made: base.Benchmark, which: Agent) -> Actor:
     mesh=sampling_mesh(config),
   )
   pool = environment_pool(config, made)
-  return Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+  return actors.Actor(made, pool, tokens, device, scheduler.Scheduler(device))
 
 
 def sampling_mesh(config: ConfigDict) -> jax.sharding.Mesh:

@@ -27,9 +27,10 @@ from t2po_jax.learning import (
   optimizers,
 )
 from t2po_jax.models import decoder, weights
+from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import demonstrate, statistics
 from t2po_jax.setup import build
-from t2po_jax.training import metrics, play
+from t2po_jax.training import metrics
 
 # Rollouts of training are named by their update, from 1; those of the cold
 # start by 0 and this.
@@ -60,7 +61,7 @@ def name(config: build.ConfigDict, kind: str) -> str:
 
 
 def cold_start(
-  config: build.ConfigDict, actor: build.Actor, agent: build.Agent
+  config: build.ConfigDict, actor: actors.Actor, agent: build.Agent
 ) -> build.Agent:
   """The agent after its cold start; each stage from the cache if it is there.
 
@@ -221,8 +222,7 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
     total = len(processes.share(chosen)) * config.rollout.group_size
     actor.sampler.load(agent.params)
     with metrics.progress(f"rft round {number + 1}", total) as advance:
-      rollout = play.play(
-        actor,
+      rollout = actor.play(
         [split[i] for i in chosen],
         group_size=config.rollout.group_size,
         rules=rules,

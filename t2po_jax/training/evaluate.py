@@ -1,9 +1,9 @@
 """Scores of a policy on a fixed panel of held-out tasks."""
 
 from t2po_jax import types
+from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import statistics
 from t2po_jax.setup import build
-from t2po_jax.training import play
 
 # Rollouts of training are named by their update; evaluation stands apart.
 _EVALUATION = 1 << 32
@@ -16,7 +16,7 @@ def panel(config: build.ConfigDict, benchmark) -> tuple[str, ...]:
 
 def evaluate(
   config: build.ConfigDict,
-  actor: build.Actor,
+  actor: actors.Actor,
   *,
   epsilon: float,
   eta: float,
@@ -37,8 +37,7 @@ def evaluate(
   Returns:
     `eval/...` numbers, success per category among them, and the episodes.
   """
-  rollout = play.play(
-    actor,
+  rollout = actor.play(
     panel(config, actor.benchmark),
     group_size=1,
     rules=build.rules(

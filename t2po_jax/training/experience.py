@@ -15,9 +15,10 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.distributed import processes
 from t2po_jax.learning import advantages
+from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import collect, statistics
 from t2po_jax.setup import build
-from t2po_jax.training import metrics, play
+from t2po_jax.training import metrics
 
 # Names the greedy episodes of an update, which no try of sampling reaches.
 _GREEDY = 1 << 16
@@ -33,7 +34,7 @@ class Experience:
     baselines: [E] float64, the return of a greedy episode of each
       trajectory's task; None unless the estimator needs it.
     deltas: see `collect.Rollout`, of everything that was sampled.
-    gammas: likewise.
+    phi_changes: likewise.
     cursor: number of tasks taken from the split so far, these included.
     numbers: what to log.
   """
@@ -42,7 +43,7 @@ class Experience:
   played: list[types.Trajectory]
   baselines: np.ndarray | None
   deltas: np.ndarray
-  gammas: np.ndarray
+  phi_changes: np.ndarray
   cursor: int
   numbers: dict[str, float]
 
@@ -90,7 +91,7 @@ def greedy_baselines(
   """
 
   def score(episode: types.Trajectory) -> float:
-    rewards = [turn.reward - turn.penalty for turn in episode.turns]
+    rewards = [turn.net_reward for turn in episode.turns]
     found = advantages.returns_to_go(np.array(rewards), discount=discount)
     return float(found[0]) if len(found) else 0.0
 
@@ -104,7 +105,7 @@ def greedy_baselines(
 
 def gather(
   config: config_dict.ConfigDict,
-  actor: build.Actor,
+  actor: actors.Actor,
   *,
   update: int,
   cursor: int,
@@ -180,7 +181,7 @@ def gather(
     played=played,
     baselines=baselines,
     deltas=np.concatenate([found.deltas for found in rounds]),
-    gammas=np.concatenate([found.gammas for found in rounds]),
+    phi_changes=np.concatenate([found.phi_changes for found in rounds]),
     cursor=cursor,
     numbers=numbers,
   )
@@ -190,8 +191,7 @@ def _play(config, actor, rules, tasks, group_size, name) -> collect.Rollout:
   """One call of the loop, under a progress bar; `name` is (update, ...)."""
   total = len(processes.share(tasks)) * group_size
   with metrics.progress(f"update {name[0]}", total) as advance:
-    return play.play(
-      actor,
+    return actor.play(
       tasks,
       group_size=group_size,
       rules=rules,

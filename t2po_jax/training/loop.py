@@ -318,7 +318,7 @@ class Run:
     )
     self.cursor = found.cursor
     self.thresholds["epsilon"].add(found.deltas)
-    self.thresholds["eta"].add(found.gammas)
+    self.thresholds["eta"].add(found.phi_changes)
     self._dump("train", update, found.trajectories)
     described = statistics.describe(found.played)
     numbers = {f"train/{name}": value for name, value in described.items()}

@@ -18,8 +18,10 @@ class ResamplingTest(parameterized.TestCase):
     (0.50, float("nan"), 0, False),  # The first turn.
   )
   def test_by_hand(self, phi, previous, tries, expected):
-    gap = resampling.turn_gap(phi, previous)
-    found = resampling.should_resample(gap, eta=0.3, tries=tries, max_tries=2)
+    change = resampling.phi_change(phi, previous)
+    found = resampling.should_resample(
+      change, eta=0.3, tries=tries, max_tries=2
+    )
     self.assertEqual(found, expected)
 
   def test_threshold_itself_is_far_enough(self):
@@ -43,7 +45,7 @@ class ResamplingTest(parameterized.TestCase):
 
     def decide(phi, previous, tries):
       return resampling.should_resample(
-        resampling.turn_gap(phi, previous), eta=0.35, tries=tries, max_tries=2
+        resampling.phi_change(phi, previous), eta=0.35, tries=tries, max_tries=2
       )
 
     expected = [

@@ -13,8 +13,8 @@ from absl.testing import absltest, parameterized
 import numpy as np
 
 from t2po_jax.distributed import processes
-from t2po_jax.rollout import collect
-from t2po_jax.training import metrics, play
+from t2po_jax.rollout import actor, collect
+from t2po_jax.training import metrics
 from tests import places
 from tests.training import experience_test, loop_test
 
@@ -126,13 +126,13 @@ class OneProcessTest(parameterized.TestCase):
       deltas = np.asarray(deltas, np.float32)
       return collect.Rollout(episodes, deltas, deltas[:1], group)
 
-    whole = play.merge([part(1, [0.1, 0.5]), part(0, [0.3]), part(2, [])])
+    whole = actor.merge([part(1, [0.1, 0.5]), part(0, [0.3]), part(2, [])])
     self.assertEqual(
       [(t.task_id, t.member) for t in whole.trajectories],
       [(f"task{group}", member) for group in range(3) for member in range(2)],
     )
     np.testing.assert_allclose(whole.deltas, [0.1, 0.3, 0.5])
-    np.testing.assert_allclose(whole.gammas, [0.1, 0.3])
+    np.testing.assert_allclose(whole.phi_changes, [0.1, 0.3])
     self.assertEqual(whole.aborted, 3)
 
 

@@ -616,7 +616,7 @@ class EpisodesTest(parameterized.TestCase):
       penalty=penalty,
       format_valid=True,
       action_valid=True,
-      gamma=0.1,
+      phi_change=0.1,
       prompt_shortened=False,
     )
 

@@ -36,7 +36,7 @@ def make_turn(prompt, response, *, forced=(), action_valid=True):
     penalty=0.0,
     format_valid=True,
     action_valid=action_valid,
-    gamma=float("nan"),
+    phi_change=float("nan"),
     prompt_shortened=False,
   )
 

@@ -69,7 +69,7 @@ def make_trajectory(responses, *, success=True, aborted=False):
       penalty=0.0,
       format_valid=valid,
       action_valid=True,
-      gamma=0.0,
+      phi_change=0.0,
       prompt_shortened=False,
     )
     for tokens, forced, valid in responses

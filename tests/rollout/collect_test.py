@@ -12,6 +12,7 @@ import numpy as np
 from t2po_jax import envs, types
 from t2po_jax.envs import prompts, toy
 from t2po_jax.rollout import (
+  actor,
   collect,
   draw,
   environments,
@@ -89,19 +90,20 @@ class ScriptedScheduler:
     )
 
 
+def scripted(benchmark, pool, under):
+  """An actor whose scheduler needs no sampler."""
+  return actor.Actor(benchmark, pool, Letters(), None, under)
+
+
 def play(answer, benchmark=None, *, tasks=2, group_size=2, **changes):
   """Runs the loop; returns the rollout and the scheduler."""
   benchmark = benchmark or toy.ToyBenchmark()
   under = ScriptedScheduler(answer)
   options = {"memory": 2, "max_prompt": 200, "max_response": 50} | changes
   pool = environments.EnvironmentPool(benchmark.env, threads=0)
-  rollout = collect.collect(
+  rollout = scripted(benchmark, pool, under).play(
     benchmark.splits["train"][:tasks],
     group_size=group_size,
-    benchmark=benchmark,
-    pool=pool,
-    tokenizer=Letters(),
-    scheduler=under,
     rules=collect.Rules(**options),
     seed=(3, 1),
   )
@@ -231,10 +233,10 @@ class ResamplingTest(parameterized.TestCase):
     rollout, under = play(answer, tasks=1, group_size=1, max_tries=3, eta=0.1)
     first, second, _ = rollout.trajectories[0].turns
     self.assertEmpty(first.discarded)
-    self.assertTrue(np.isnan(first.gamma))
+    self.assertTrue(np.isnan(first.phi_change))
     # Gaps 0.01 and 0.04 are discarded, 0.16 stands.
     self.assertLen(second.discarded, 2)
-    self.assertAlmostEqual(second.gamma, 0.16, delta=1e-6)
+    self.assertAlmostEqual(second.phi_change, 0.16, delta=1e-6)
     self.assertStartsWith(second.response.text, "<think> 4")
     self.assertNotEmpty(under.retries)
 
@@ -250,7 +252,7 @@ class ResamplingTest(parameterized.TestCase):
     self.assertEqual([len(t.discarded) for t in turns], [0, 2, 2])
     self.assertLen(under.retries, 4)
     # Only first attempts calibrate eta.
-    self.assertLen(rollout.gammas, 2)
+    self.assertLen(rollout.phi_changes, 2)
 
   @parameterized.parameters((0, 9.0), (2, 0.0))
   def test_off_means_off(self, max_tries, eta):
@@ -280,13 +282,9 @@ class FailureTest(parameterized.TestCase):
   def test_a_slow_environment_is_given_up(self):
     benchmark = toy.ToyBenchmark(sleep_turn=1, sleep_seconds=5.0)
     pool = environments.EnvironmentPool(benchmark.env, threads=2, timeout=0.05)
-    rollout = collect.collect(
+    rollout = scripted(benchmark, pool, ScriptedScheduler(wrong)).play(
       benchmark.splits["train"][:1],
       group_size=1,
-      benchmark=benchmark,
-      pool=pool,
-      tokenizer=Letters(),
-      scheduler=ScriptedScheduler(wrong),
       rules=collect.Rules(memory=2, max_prompt=200, max_response=50),
       seed=(0,),
     )
@@ -305,13 +303,13 @@ class FailureTest(parameterized.TestCase):
     )
     self.addCleanup(pool.close)
     rollout, expected = (
-      collect.collect(
+      scripted(
+        toy.ToyBenchmark(),
+        which,
+        ScriptedScheduler(lambda *_: (ANSWER, 0.5)),
+      ).play(
         tasks,
         group_size=2,
-        benchmark=toy.ToyBenchmark(),
-        pool=which,
-        tokenizer=Letters(),
-        scheduler=ScriptedScheduler(lambda *_: (ANSWER, 0.5)),
         rules=collect.Rules(memory=2, max_prompt=200, max_response=50),
         seed=(0,),
       )

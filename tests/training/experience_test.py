@@ -40,7 +40,7 @@ def make_episode(task, group, member, rewards, *, aborted=False, tokens=3):
       penalty=0.0,
       format_valid=True,
       action_valid=True,
-      gamma=0.0,
+      phi_change=0.0,
       prompt_shortened=False,
     )
     for reward in rewards
@@ -48,7 +48,7 @@ def make_episode(task, group, member, rewards, *, aborted=False, tokens=3):
   return types.Trajectory(task, "", group, member, turns, False, aborted)
 
 
-class FakeCollect:
+class ScriptedPlay:
   """Plays tasks whose returns a function gives; notes what was asked."""
 
   def __init__(self, returns):
@@ -73,11 +73,11 @@ def gather(returns, *, cursor=0, **changes):
   config.update_from_flattened_dict(changes)
   actor = mock.Mock()
   actor.benchmark.splits = {"train": SPLIT}
-  fake = FakeCollect(returns)
-  with mock.patch.object(experience.collect, "collect", fake):
-    found = experience.gather(
-      config, actor, update=7, cursor=cursor, epsilon=0.1, eta=0.2
-    )
+  fake = ScriptedPlay(returns)
+  actor.play = fake
+  found = experience.gather(
+    config, actor, update=7, cursor=cursor, epsilon=0.1, eta=0.2
+  )
   return found, fake.calls
 
 

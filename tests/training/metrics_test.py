@@ -139,7 +139,7 @@ class RecordTest(MetricsCase):
   def test_lines_are_json_and_read_back(self):
     values = {
       "train/return": jnp.float32(0.1),
-      "gamma": math.nan,
+      "phi_change": math.nan,
       "up": math.inf,
       "down": -math.inf,
     }
@@ -148,11 +148,11 @@ class RecordTest(MetricsCase):
     self.assertEqual(record["step"], 7)
     self.assertAlmostEqual(record["time"], time.time(), delta=60)
     self.assertBetween(record["elapsed"], 0, 60)
-    self.assertIsNone(record["gamma"])
+    self.assertIsNone(record["phi_change"])
     self.assertEqual((record["up"], record["down"]), ("inf", "-inf"))
     (line,) = metrics.read(self.file)
     self.assertEqual(line["train/return"], float(np.float32(0.1)))
-    self.assertTrue(math.isnan(line["gamma"]))
+    self.assertTrue(math.isnan(line["phi_change"]))
     self.assertEqual((line["up"], line["down"]), (math.inf, -math.inf))
 
   def test_a_resumed_file_reads_like_an_uninterrupted_one(self):

@@ -44,7 +44,7 @@ def improve_once(changes, rewards):
     played=trajectories,
     baselines=None,
     deltas=np.zeros(0),
-    gammas=np.zeros(0),
+    phi_changes=np.zeros(0),
     cursor=0,
     numbers={},
   )

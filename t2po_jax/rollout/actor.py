@@ -1,0 +1,97 @@
+"""What plays episodes: tasks in, a rollout out.
+
+With several processes each plays a share, every n-th task group, with its own
+environments and slots, and all get the whole. Because randomness belongs to
+the trajectory, and a group keeps its number, what comes out is what one
+process alone would have got.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+
+import numpy as np
+
+from t2po_jax.distributed import processes
+from t2po_jax.envs import base
+from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.rollout import collect, environments
+from t2po_jax.rollout import sampler as samplers
+from t2po_jax.rollout import scheduler as schedulers
+
+
+@dataclasses.dataclass(frozen=True)
+class Actor:
+  """Everything that plays episodes.
+
+  Attributes:
+    benchmark: tasks and wording.
+    pool: the environments.
+    tokenizer: the policy's tokenizer.
+    sampler: the device side; holds the parameters that are played.
+    scheduler: the host side.
+  """
+
+  benchmark: base.Benchmark
+  pool: environments.Pool
+  tokenizer: tokenizers.Tokenizer
+  sampler: samplers.Sampler
+  scheduler: schedulers.Scheduler
+
+  def play(
+    self,
+    tasks: Sequence[str],
+    *,
+    group_size: int,
+    rules: collect.Rules,
+    seed: tuple[int, ...],
+    progress: Callable[[int], None] = lambda count: None,
+  ) -> collect.Rollout:
+    """Plays every task `group_size` times; all processes must call this.
+
+    Args:
+      tasks: all task ids, one per group.
+      group_size: trajectories per task, G.
+      rules: how episodes are played.
+      seed: non-negative integers that name this rollout, e.g. (seed, update).
+      progress: called with the number of episodes finished here.
+
+    Returns:
+      The rollout of all processes, the same in each, and for any number of
+      slots and any order of serving.
+
+    Raises:
+      ValueError: if the processes were about to play different things.
+    """
+    plan = [
+      (task, group, member)
+      for group, task in processes.share(list(enumerate(tasks)))
+      for member in range(group_size)
+    ]
+    self.scheduler.forget()
+    loop = collect.Loop(
+      self.benchmark, self.pool, self.tokenizer, self.scheduler, rules, seed
+    )
+    rollout = loop.run(plan, progress)
+    if processes.count() == 1:
+      return rollout
+    settings = repr((list(tasks), group_size, rules, seed))
+    parts = processes.gather((settings, rollout))
+    for number, (other, _) in enumerate(parts):
+      if other != settings:
+        raise ValueError(
+          f"rollout {seed}: process {number} played {other}, process "
+          f"{processes.index()} {settings}; all must have the same "
+          "configuration"
+        )
+    return merge([part for _, part in parts])
+
+
+def merge(parts: Sequence[collect.Rollout]) -> collect.Rollout:
+  """Several parts of one rollout as the whole, in the order of one process."""
+  trajectories = [t for part in parts for t in part.trajectories]
+  return collect.Rollout(
+    trajectories=sorted(trajectories, key=lambda t: (t.group, t.member)),
+    deltas=np.sort(np.concatenate([part.deltas for part in parts])),
+    phi_changes=np.sort(np.concatenate([part.phi_changes for part in parts])),
+    aborted=sum(part.aborted for part in parts),
+  )
