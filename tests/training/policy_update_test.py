@@ -6,7 +6,7 @@ import numpy as np
 from t2po_jax.configs import base
 from t2po_jax.learning import batching
 from t2po_jax.training import experience, policy_update
-from tests import experience_test
+from tests.training import experience_test
 
 
 class FakeLearner:
