@@ -1,8 +1,9 @@
-"""Every key of a configuration, with its unit and meaning.
+"""Every key of a configuration: type, default, meaning and bounds.
 
 A task file (`searchqa.py`, `webshop.py`, ...) starts from `get_config()` and
 states only what differs. The result is locked: a key that is not listed here
-is refused, with the nearest name that exists.
+is refused, with the nearest name that exists. `read` turns it into the frozen
+records below, which is what the library works with.
 
 Presets are joined by commas after a colon, later ones win:
 `--config=configs/searchqa.py:smollm2,grpo`. A task brings those of its models,
@@ -10,238 +11,575 @@ Presets are joined by commas after a colon, later ones win:
 """
 
 from collections.abc import Callable, Mapping
-import difflib
+import dataclasses
+from typing import Any
 
 from ml_collections import config_dict
 
+from t2po_jax import keys
 from t2po_jax.configs import algorithms
+from t2po_jax.control import uncertainty
+from t2po_jax.learning import (
+  advantages,
+  collapse_guard,
+  losses,
+  objectives,
+  optimizers,
+)
+from t2po_jax.models import critic, decoder
+from t2po_jax.rollout import collect
 
 ConfigDict = config_dict.ConfigDict
+key = keys.key
+
+_KL = ("off", *losses.KL_KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+  """What is played.
+
+  Attributes:
+    name: of the environment.
+    arguments: of its constructor, by name.
+  """
+
+  name: str = "toy"
+  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Where the policy comes from and how it is computed."""
+
+  source: str = key(
+    "scratch",
+    "A Hugging Face directory or hub id, a GGUF file, or `scratch` for a model "
+    "of `size` trained here from the start.",
+  )
+  size: str = key("tiny", "Named size, for `scratch` only.")
+  vocab_size: int = key(
+    1024, "Most pieces of the tokenizer, for `scratch` only.", least=1
+  )
+  dtype: str = key(
+    "float32",
+    "Compute type; master weights are float32.",
+    choices=("float32", "bfloat16"),
+  )
+  scan_layers: bool = key(True, "Training: scan over layers, or unroll them.")
+  remat: str = key(
+    "none",
+    "Training: what the backward pass computes again: `none`, `full` (layers) "
+    "or `dots` (layers, but not their products with weights).",
+    choices=decoder.REMATS,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Lora:
+  """Low-rank adapters over the policy."""
+
+  rank: int = key(
+    0, "Train adapters of this rank alone; 0 = all weights.", least=0
+  )
+  alpha: float = key(32.0, "Their strength is alpha / rank.", above=0)
+  targets: str = key(
+    "all",
+    "`all` projections of the layers, or some of `query,key,value,out,gate,up,"
+    "down,head`.",
+  )
+  cold_start: bool = key(
+    False,
+    "Train adapters in the cold start too and merge them after it; else it "
+    "trains all weights.",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollout:
+  """How episodes are played for training.
+
+  Programs are compiled for sizes that double from the smallest on: tokens of
+  a prompt, prompts per call (these in fours), cache length attended to.
+  Environments answer on the spot, or in threads if they wait for a server, or
+  in processes if they are not safe between threads, crash or leak.
+  """
+
+  tasks: int = key(16, "Task groups per update.", least=1)
+  group_size: int = key(8, "Trajectories per group, G.", least=1)
+  filter_groups: bool = key(
+    False, "Replace groups whose returns are all equal by fresh ones (DAPO)."
+  )
+  filter_tries: int = key(3, "Most rounds of replacement per update.", least=1)
+  context: str = key(
+    "window",
+    "`window`: a prompt shows the last turns. `append`: it is the whole "
+    "dialogue, word for word, and starts over from the window when it gets "
+    "too long.",
+    choices=collect.CONTEXTS,
+  )
+  memory: int = key(4, "(observation, action) pairs in the window.", least=0)
+  prefix: str = key("<think>", "Text that every response is begun with.")
+  max_prompt: int = key(192, "Tokens, the prefix included.", least=2)
+  max_response: int = key(48, "Tokens.", least=1)
+  slots: int = key(
+    64, "Responses decoded at the same time, per process.", least=1
+  )
+  tensor: int = key(
+    1,
+    "Devices of a process that share every product; the slots are split over "
+    "as many groups of them as divide their number.",
+    least=1,
+  )
+  chunk: int = key(
+    16,
+    "Most tokens decoded per device call; measured in docs/performance.md.",
+    least=1,
+  )
+  prefill_tokens: int = key(32, "Smallest prompt size.", least=1)
+  prefill_rows: int = key(16, "Most prompts per call.", least=1)
+  live_tokens: int = key(128, "Smallest cache length.", least=1)
+  env_threads: int = key(
+    0, "Environment calls at the same time; 0 = no threads.", least=0
+  )
+  env_workers: int = key(0, "Worker processes; 0 = none.", least=0)
+  env_memory: float = key(
+    2000.0, "MB a worker may grow; 0 = no limit.", least=0
+  )
+  env_timeout: float = key(
+    0.0, "Seconds per environment call; 0 = no limit.", least=0
+  )
+  temperature: float = key(1.0, "Of sampling.", least=0)
+  top_k: int = key(0, "Most likely tokens to draw from; 0 = all.", least=0)
+  top_p: float = key(1.0, "Probability to draw from; 1 = all.", above=0, most=1)
+  min_p: float = key(
+    0.0,
+    "Least probability of a token, as a part of the largest; 0 = none.",
+    least=0,
+    most=1,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Thinking:
+  """The token-level thinking intervention."""
+
+  enabled: bool = key(True, "Whether it acts.")
+  epsilon: str = key(
+    "auto(0.2)",
+    "Threshold of mean |dM|: a number in quotes, or `auto(q)`, the q-quantile "
+    "of what is measured.",
+  )
+  window: int = key(8, "N: the mean is over N + 1 changes.", least=0)
+  min_tokens: int = key(8, "L_min: never fires before.", least=0)
+  max_tokens: int = key(
+    450, "L_max: always fires here; the hard budget.", least=1
+  )
+  require_past_peak: bool = key(True, "Only after the signal's peak.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Resampling:
+  """Turn-level resampling."""
+
+  eta: str = key("auto(0.1)", "Threshold of |dPhi|, as `thinking.epsilon`.")
+  max_tries: int = key(
+    2, "B_max: samplings beyond the first; 0 = off.", least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """When `auto` thresholds are set."""
+
+  rollouts: int = key(1, "Rollouts that one waits for.", least=0)
+  every: int = key(10, "Updates between recalibrations; 0 = never.", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Control:
+  """Exploration control (arXiv 2605.02178)."""
+
+  signal: str = key(
+    "calibrated", "Uncertainty signal.", choices=uncertainty.SIGNALS
+  )
+  normalizer: str = key(
+    "running",
+    "`running` extremes, or `vocab`.",
+    choices=uncertainty.NORMALIZERS,
+  )
+  alpha: float = key(
+    0.4, "Weight of the entropy in the calibrated signal.", least=0, most=1
+  )
+  top_j: int = key(20, "Tokens the confidence averages over.", least=1)
+  tempered: bool = key(False, "Measure after the temperature.")
+  thinking: Thinking = Thinking()
+  resampling: Resampling = Resampling()
+  calibration: Calibration = Calibration()
+
+
+@dataclasses.dataclass(frozen=True)
+class Reward:
+  """What is added to and left out of the environment's reward."""
+
+  format_penalty: float = key(
+    0.1, "Per response that breaks the grammar.", least=0
+  )
+  invalid_penalty: float = key(0.1, "Per action that is not possible.", least=0)
+  drop_void: bool = key(False, "Leave out episodes with a turn without action.")
+  drop_overlong: bool = key(False, "Leave out responses that were cut off.")
+  kl: str = key("off", "KL to the reference, charged per turn.", choices=_KL)
+  kl_coefficient: float = key(0.0, "Of that KL.", least=0)
+  kl_target: float = key(
+    0.0, "nats per token; the coefficient follows; 0 = fixed.", least=0
+  )
+  kl_horizon: float = key(
+    10_000.0, "Trajectories over which it follows.", least=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Advantage:
+  """How good a turn was; each estimator reads some of these."""
+
+  estimator: str = key(
+    "gigpo",
+    "`grpo`, `gigpo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, "
+    "`remax`, `empg`, or with a critic `gae` (of tokens) and `gae_turn`.",
+    choices=lambda: advantages.ESTIMATORS,
+  )
+  discount: float = key(0.95, "beta, per turn.", least=0, most=1)
+  norm_std: bool = key(True, "Divide by the group's standard deviation.")
+  step_weight: float = key(1.0, "gigpo: weight of the step advantage.")
+  step_norm: str = key(
+    "mean_norm", "gigpo: or `mean_std_norm`.", choices=advantages.STEP_MODES
+  )
+  similarity: float = key(
+    1.0, "gigpo: anchors match from this ratio; 1 = equal.", least=0, most=1
+  )
+  per: str = key(
+    "trajectory",
+    "grpo, gigpo: group statistics; or `turn`.",
+    choices=advantages.PER,
+  )
+  trace: float = key(0.95, "gae, gae_turn: lambda, per turn.", least=0, most=1)
+  token_discount: float = key(
+    1.0, "gae: gamma, per token of a turn.", least=0, most=1
+  )
+  token_trace: float = key(
+    1.0, "gae: lambda, per token of a turn.", least=0, most=1
+  )
+  whiten: bool = key(True, "gae, gae_turn: mean 0 and deviation 1.")
+  entropy_scale: float = key(1.0, "empg: k, how much sure turns learn more.")
+  clarity_scale: float = key(
+    1.0, "empg: k', of the bonus for a sure next turn."
+  )
+  clarity_weight: float = key(0.05, "empg: zeta, of that bonus.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Critic:
+  """The value network of `gae` and `gae_turn`."""
+
+  kind: str = key(
+    "trunk",
+    "Shares the policy's layers; or `separate`.",
+    choices=critic.KINDS,
+  )
+  rate: float = key(
+    10.0, "Learning rate of its own parameters, per policy's.", above=0
+  )
+  coefficient: float = key(0.5, "trunk: weight of its loss.", above=0)
+  clip: float = key(0.0, "Range around its old values; 0 = off.", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What an update minimises."""
+
+  kind: str = key("ppo", "Of the policy.", choices=lambda: losses.POLICY_LOSSES)
+  clip_low: float = key(0.2, "Range below a ratio of 1.", least=0, most=1)
+  clip_high: float = key(
+    0.2, "Range above it; above clip_low: clip-higher (DAPO).", least=0
+  )
+  dual_clip: float = key(
+    3.0, "ppo: bound for negative advantages; 0 = off.", least=0
+  )
+  temperature_positive: float = key(
+    1.0, "sapo: of the gate where A > 0.", above=0
+  )
+  temperature_negative: float = key(
+    1.05, "sapo: of the gate elsewhere.", above=0
+  )
+  aggregation: str = key(
+    "token_mean", "How tokens are averaged.", choices=losses.AGGREGATIONS
+  )
+  kl: str = key(
+    "off",
+    "Term against the reference; `k1+`, `k3+` have the gradient of k2.",
+    choices=_KL,
+  )
+  kl_coefficient: float = key(0.0, "Of that term.", least=0)
+  entropy_coefficient: float = key(0.0, "Of the entropy bonus.", least=0)
+  old_logprobs: str = key(
+    "sampler",
+    "Or `recompute` before each update.",
+    choices=objectives.OLD_LOGPROBS,
+  )
+  importance: str = key(
+    "truncate",
+    "With `recompute`: w = old / sampler, `truncate` to at most the cap, "
+    "`mask` tokens beyond it, or `off`.",
+    choices=("off", *losses.IMPORTANCE),
+  )
+  importance_cap: float = key(2.0, "Of the importance weight.", above=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """AdamW."""
+
+  learning_rate: float = key(3e-4, "Peak of the schedule.", above=0)
+  schedule: str = key(
+    "constant",
+    "Or `linear`, `cosine`: decay to 0.",
+    choices=optimizers.SCHEDULES,
+  )
+  warmup: int = key(0, "Steps of linear warm-up.", least=0)
+  b1: float = key(0.9, "Decay of the gradient's mean.", least=0, most=1)
+  b2: float = key(0.95, "Decay of its square.", least=0, most=1)
+  weight_decay: float = key(0.0, "Per step, times the learning rate.", least=0)
+  clip_norm: float = key(1.0, "Global gradient norm; 0 = off.", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+  """The loop of rollouts and updates."""
+
+  updates: int = key(30, "Rollouts, each followed by gradient steps.", least=0)
+  mini_batches: int = key(
+    1, "Optimizer steps per pass over a rollout.", least=1
+  )
+  epochs: int = key(1, "Passes over a rollout.", least=1)
+  row_tokens: int = key(
+    256, "Length of packed rows; at least prompt + response.", least=1
+  )
+  micro_rows: int = key(
+    8,
+    "Rows per gradient accumulation step; few, because a part is computed "
+    "whole.",
+    least=1,
+  )
+  eval_every: int = key(
+    5, "Updates between evaluations; 0 = only at the end.", least=0
+  )
+  save_every: int = key(
+    5, "Updates between checkpoints; 0 = only at the end.", least=0
+  )
+  keep: int = key(2, "Newest checkpoints kept, beside the best.", least=1)
+  checkpoints: str = key(
+    "",
+    "Folder of the checkpoints, a path or `gs://...`, that all processes "
+    "reach; empty = in the workdir.",
+  )
+  split: str = key("train", "Where tasks come from.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+  """Limits whose violation means that training collapses; 0 = no limit."""
+
+  action: str = key(
+    "warn",
+    "What follows an alarm: `off`, `warn`, `stop`, or `rollback` to the last "
+    "good checkpoint with a lower learning rate.",
+    choices=collapse_guard.ACTIONS,
+  )
+  patience: int = key(
+    3, "Updates in a row beyond a limit that make an alarm.", least=1
+  )
+  min_entropy: float = key(0.002, "nats per token.", least=0)
+  max_entropy: float = key(5.0, "nats per token.", least=0)
+  max_kl: float = key(
+    0.5, "Old policy against new within an update, nats.", least=0
+  )
+  max_reference_kl: float = key(
+    0.0, "With `loss.kl`: from the reference, nats.", least=0
+  )
+  max_grad_norm: float = key(50.0, "Before clipping.", least=0)
+  max_repetition: float = key(0.8, "Of a response's 4-grams.", least=0)
+  min_format: float = key(0.3, "Responses that follow the grammar.", least=0)
+  max_mismatch: float = key(
+    0.1, "Sampler against trainer, mean, nats.", least=0
+  )
+  max_skipped: float = key(
+    0.5, "Steps skipped because a gradient was not finite.", least=0
+  )
+  rate_factor: float = key(0.5, "rollback: of the learning rate.", above=0)
+  rollbacks: int = key(3, "rollback: most of them; then stop.", least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColdStart:
+  """Supervised start of the policy."""
+
+  kind: str = key(
+    "none",
+    "Imitate the expert, then the policy's own successes, or one of them.",
+    choices=("expert", "rft", "expert+rft", "none"),
+  )
+  episodes: int = key(512, "Demonstrations of the scripted expert.", least=1)
+  only_successes: bool = key(False, "Leave out demonstrations that failed.")
+  epochs: int = key(1, "Passes over the demonstrations.", least=1)
+  learning_rate: float = key(1e-3, "Peak; cosine decay.", above=0)
+  batch_size: int = key(32, "Turns per optimizer step.", least=1)
+  micro_rows: int = key(8, "Rows per gradient accumulation step.", least=1)
+  rft_rounds: int = key(
+    1, "Rounds of sampling and fine-tuning on successes.", least=1
+  )
+  rft_tasks: int = key(
+    64, "Tasks per round, `rollout.group_size` tries each.", least=1
+  )
+  rft_epochs: int = key(1, "Passes over the successes of a round.", least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+  """The fixed panel of held-out tasks."""
+
+  split: str = key("valid", "Where its tasks come from.")
+  tasks: int = key(64, "Its size, from the split's start.", least=1)
+  temperature: float = key(0.6, "Of sampling; 0 = greedy.", least=0)
+  top_k: int = key(20, "As `rollout.top_k`.", least=0)
+  top_p: float = key(0.95, "As `rollout.top_p`.", above=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """Devices per axis of the update; one may be -1, the rest."""
+
+  data: int = key(-1, "Rows are split over these.", least=-1)
+  fsdp: int = key(1, "Rows and parameters are split over these.", least=-1)
+  tensor: int = key(1, "Products are split over these.", least=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """The plan of a device's memory."""
+
+  check: bool = key(True, "Say what a run needs; refuse it if that cannot fit.")
+  limit: float = key(
+    0.0, "GB of a device that may be used; 0 = what it has.", least=0
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Log:
+  """What a run reports."""
+
+  tensorboard: bool = key(True, "Write `tensorboard/`.")
+  wandb: str = key("", "Weights & Biases project; empty = off.")
+  mlflow: str = key("", "MLflow experiment; empty = off.")
+  trajectories: int = key(
+    4,
+    "Training episodes written to `trajectories/` per update, for reading; "
+    "those of evaluations are written whole. 0 = none at all.",
+    least=0,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """All settings of a run."""
+
+  name: str = key("base", "Names the run and its directory.")
+  seed: int = key(0, "Everything random derives from it.", least=0)
+  env: Environment = Environment()
+  model: Model = Model()
+  lora: Lora = Lora()
+  rollout: Rollout = Rollout()
+  control: Control = Control()
+  reward: Reward = Reward()
+  advantage: Advantage = Advantage()
+  critic: Critic = Critic()
+  loss: Loss = Loss()
+  optimizer: Optimizer = Optimizer()
+  train: Train = Train()
+  guard: Guard = Guard()
+  cold_start: ColdStart = ColdStart()
+  eval: Eval = Eval()
+  mesh: Mesh = Mesh()
+  memory: Memory = Memory()
+  log: Log = Log()
+  cache_dir: str = key(
+    "",
+    "Cold starts, search indexes and compiled programs; relative to the home "
+    "directory's cache unless absolute. Empty = `~/.cache/t2po_jax`.",
+  )
 
 
 def get_config() -> ConfigDict:
   """All keys with defaults that train a tiny model on a CPU."""
-  c = ConfigDict()
-  c.name = "base"  # Names the run and its directory.
-  c.seed = 0  # Everything random derives from it.
+  return ConfigDict(to_dict(Config()))
 
-  # The environment: `name` and its constructor's own arguments.
-  c.env = ConfigDict({"name": "toy"})
 
-  c.model = model = ConfigDict()
-  # Where the policy comes from: a Hugging Face directory or hub id, a GGUF
-  # file, or `scratch` for a model of `size` trained here from the start.
-  model.source = "scratch"
-  model.size = "tiny"  # Named size, for `scratch` only.
-  model.vocab_size = 1024  # Most pieces of the tokenizer, for `scratch` only.
-  model.dtype = "float32"  # Compute type; master weights are float32.
-  model.scan_layers = True  # Training: scan over layers, or unroll them.
-  # Training: what the backward pass computes again: `none`, `full` (layers) or
-  # `dots` (layers, but not their products with weights).
-  model.remat = "none"
+def to_dict(config: Any) -> dict[str, Any]:
+  """A configuration, or a section of one, as nested dicts of plain values."""
+  if isinstance(config, Environment):
+    return {"name": config.name, **config.arguments}
+  return {
+    field.name: to_dict(value) if dataclasses.is_dataclass(value) else value
+    for field in dataclasses.fields(config)
+    for value in [getattr(config, field.name)]
+  }
 
-  c.lora = lora = ConfigDict()  # Low-rank adapters over the policy.
-  lora.rank = 0  # Train adapters of this rank alone; 0 = all weights.
-  lora.alpha = 32.0  # Their strength is alpha / rank.
-  # `all` projections of the layers, or some of `query,key,value,out,gate,up,
-  # down,head`.
-  lora.targets = "all"
-  # Train adapters in the cold start too and merge them after it; else it
-  # trains all weights.
-  lora.cold_start = False
 
-  c.rollout = rollout = ConfigDict()
-  rollout.tasks = 16  # Task groups per update.
-  rollout.group_size = 8  # Trajectories per group, G.
-  # Replace groups whose returns are all equal by fresh ones (DAPO).
-  rollout.filter_groups = False
-  rollout.filter_tries = 3  # Most rounds of replacement per update.
-  # `window`: a prompt shows the last turns. `append`: it is the whole dialogue,
-  # word for word, and starts over from the window when it gets too long.
-  rollout.context = "window"
-  rollout.memory = 4  # (observation, action) pairs in the window.
-  rollout.prefix = "<think>"  # Text that every response is begun with.
-  rollout.max_prompt = 192  # Tokens, the prefix included.
-  rollout.max_response = 48  # Tokens.
-  rollout.slots = 64  # Responses decoded at the same time, per process.
-  # Devices of a process that share every product; the slots are split over as
-  # many groups of them as divide their number.
-  rollout.tensor = 1
-  # Most tokens decoded per device call; measured in docs/performance.md.
-  rollout.chunk = 16
-  # Programs are compiled for sizes that double from the smallest on: tokens of
-  # a prompt, prompts per call (these in fours), cache length attended to.
-  rollout.prefill_tokens = 32  # Smallest prompt size.
-  rollout.prefill_rows = 16  # Most prompts per call.
-  rollout.live_tokens = 128  # Smallest cache length.
-  # Environments answer on the spot, or in threads if they wait for a server,
-  # or in processes if they are not safe between threads, crash or leak.
-  rollout.env_threads = 0  # Calls at the same time; 0 = no threads.
-  rollout.env_workers = 0  # Worker processes; 0 = none.
-  rollout.env_memory = 2000.0  # MB a process may grow; 0 = no limit.
-  rollout.env_timeout = 0.0  # Seconds per environment call; 0 = no limit.
-  rollout.temperature = 1.0
-  rollout.top_k = 0  # 0 = off.
-  rollout.top_p = 1.0  # 1 = off.
-  rollout.min_p = 0.0  # 0 = off.
+def read(config: ConfigDict) -> Config:
+  """The frozen record of a configuration.
 
-  c.control = control = ConfigDict()
-  # Uncertainty signal: `calibrated`, `entropy`, `confidence`, `released`.
-  control.signal = "calibrated"
-  control.normalizer = "running"  # `running` extremes, or `vocab`.
-  control.alpha = 0.4  # Weight of the entropy in the calibrated signal.
-  control.top_j = 20  # Tokens the confidence averages over.
-  control.tempered = False  # Measure after the temperature.
-  control.thinking = thinking = ConfigDict()
-  thinking.enabled = True  # The token-level thinking intervention.
-  # Threshold of mean |dM|: a number in quotes, or `auto(q)`, the q-quantile of
-  # what is measured.
-  thinking.epsilon = "auto(0.2)"
-  thinking.window = 8  # N: the mean is over N + 1 changes.
-  thinking.min_tokens = 8  # L_min: never fires before.
-  thinking.max_tokens = 450  # L_max: always fires here; the hard budget.
-  thinking.require_past_peak = True  # Only after the signal's peak.
-  control.resampling = again = ConfigDict()
-  again.eta = "auto(0.1)"  # Threshold of |dPhi|, likewise.
-  again.max_tries = 2  # B_max: samplings beyond the first; 0 = off.
-  control.calibration = calibration = ConfigDict()
-  calibration.rollouts = 1  # Rollouts that an `auto` threshold waits for.
-  calibration.every = 10  # Updates between recalibrations; 0 = never.
+  Args:
+    config: from a task's `get_config`, perhaps changed since.
 
-  c.reward = reward = ConfigDict()
-  reward.format_penalty = 0.1  # Per response that breaks the grammar.
-  reward.invalid_penalty = 0.1  # Per action that is not possible.
-  reward.drop_void = False  # Leave out episodes with a turn without action.
-  reward.drop_overlong = False  # Leave out responses that were cut off.
-  reward.kl = "off"  # KL to the reference, charged per turn: `k1`, `k2`, `k3`.
-  reward.kl_coefficient = 0.0
-  reward.kl_target = 0.0  # nats per token; the coefficient follows; 0 = fixed.
-  reward.kl_horizon = 10_000.0  # Trajectories over which it follows.
+  Returns:
+    The same settings.
 
-  c.advantage = advantage = ConfigDict()
-  # `grpo`, `gigpo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, `remax`,
-  # `empg`, or with a critic `gae` (of tokens) and `gae_turn`.
-  advantage.estimator = "gigpo"
-  advantage.discount = 0.95  # beta, per turn.
-  advantage.norm_std = True  # Divide by the group's standard deviation.
-  advantage.step_weight = 1.0  # gigpo: weight of the step advantage.
-  advantage.step_norm = "mean_norm"  # gigpo: or `mean_std_norm`.
-  advantage.similarity = 1.0  # gigpo: anchors match from this ratio; 1 = equal.
-  advantage.per = "trajectory"  # grpo, gigpo: group statistics; or `turn`.
-  advantage.trace = 0.95  # gae, gae_turn: lambda, per turn.
-  advantage.token_discount = 1.0  # gae: gamma, per token of a turn.
-  advantage.token_trace = 1.0  # gae: lambda, per token of a turn.
-  advantage.whiten = True  # gae, gae_turn: mean 0 and deviation 1.
-  advantage.entropy_scale = 1.0  # empg: k, how much sure turns learn more.
-  advantage.clarity_scale = 1.0  # empg: k', of the bonus for a sure next turn.
-  advantage.clarity_weight = 0.05  # empg: zeta, of that bonus.
+  Raises:
+    ValueError: for a key that does not exist, or a value out of its bounds.
+  """
+  return _read(Config, config.to_dict(), "")
 
-  c.critic = critic = ConfigDict()  # gae, gae_turn.
-  critic.kind = "trunk"  # Shares the policy's layers; or `separate`.
-  critic.rate = 10.0  # Learning rate of its own parameters, per policy's.
-  critic.coefficient = 0.5  # trunk: weight of its loss.
-  critic.clip = 0.0  # Range around its old values; 0 = off.
 
-  c.loss = loss = ConfigDict()
-  loss.kind = "ppo"  # Or `gspo`, `cispo`, `sapo`.
-  loss.clip_low = 0.2
-  loss.clip_high = 0.2  # Above clip_low: clip-higher (DAPO).
-  loss.dual_clip = 3.0  # ppo; 0 = off.
-  loss.temperature_positive = 1.0  # sapo: of the gate where A > 0.
-  loss.temperature_negative = 1.05  # sapo: of the gate elsewhere.
-  loss.aggregation = "token_mean"
-  # Loss term against the reference: `k1`, `k2`, `k3`; `k1+`, `k3+` have the
-  # gradient of k2.
-  loss.kl = "off"
-  loss.kl_coefficient = 0.0
-  loss.entropy_coefficient = 0.0
-  loss.old_logprobs = "sampler"  # Or `recompute` before each update.
-  # With `recompute`: w = old / sampler, `truncate` to at most the cap, `mask`
-  # tokens beyond it, or `off`.
-  loss.importance = "truncate"
-  loss.importance_cap = 2.0
+def _read(section: type, values: Mapping[str, Any], name: str) -> Any:
+  """One section and those inside it."""
+  if section is Environment:
+    arguments = dict(values)
+    return Environment(arguments.pop("name"), arguments)
+  fields = {field.name: field for field in dataclasses.fields(section)}
+  for unknown in sorted(values.keys() - fields.keys()):
+    place = f"{name}.{unknown}" if name else unknown
+    raise ValueError(f"{place}: unknown key{keys.nearest(unknown, fields)}")
+  keys.check(section, values, name=name)
+  return section(
+    **{
+      key: _read(
+        type(fields[key].default), value, f"{name}.{key}" if name else key
+      )
+      if dataclasses.is_dataclass(fields[key].default)
+      else value
+      for key, value in values.items()
+    }
+  )
 
-  c.optimizer = optimizer = ConfigDict()
-  optimizer.learning_rate = 3e-4
-  optimizer.schedule = "constant"  # Or `linear`, `cosine`: decay to 0.
-  optimizer.warmup = 0  # Steps of linear warm-up.
-  optimizer.b1 = 0.9
-  optimizer.b2 = 0.95
-  optimizer.weight_decay = 0.0
-  optimizer.clip_norm = 1.0  # Global gradient norm; 0 = off.
 
-  c.train = train = ConfigDict()
-  train.updates = 30  # Rollouts, each followed by gradient steps.
-  train.mini_batches = 1  # Optimizer steps per pass over a rollout.
-  train.epochs = 1  # Passes over a rollout.
-  train.row_tokens = 256  # Length of packed rows; at least prompt + response.
-  # Rows per gradient accumulation step; few, because a part is computed whole.
-  train.micro_rows = 8
-  train.eval_every = 5  # Updates between evaluations; 0 = only at the end.
-  train.save_every = 5  # Updates between checkpoints; 0 = only at the end.
-  train.keep = 2  # Newest checkpoints kept, beside the best.
-  # Folder of the checkpoints, a path or `gs://...`, that all processes reach;
-  # empty = in the workdir.
-  train.checkpoints = ""
-  train.split = "train"
-
-  c.guard = guard = ConfigDict()
-  # What follows an alarm: `off`, `warn`, `stop`, or `rollback` to the last
-  # good checkpoint with a lower learning rate.
-  guard.action = "warn"
-  guard.patience = 3  # Updates in a row beyond a limit that make an alarm.
-  guard.min_entropy = 0.002  # nats per token; 0 = off, as for every limit.
-  guard.max_entropy = 5.0
-  guard.max_kl = 0.5  # Old policy against new within an update, nats.
-  guard.max_reference_kl = 0.0  # With `loss.kl`: from the reference, nats.
-  guard.max_grad_norm = 50.0  # Before clipping.
-  guard.max_repetition = 0.8  # Of a response's 4-grams.
-  guard.min_format = 0.3  # Responses that follow the grammar.
-  guard.max_mismatch = 0.1  # Sampler against trainer, mean, nats.
-  guard.max_skipped = 0.5  # Steps skipped because a gradient was not finite.
-  guard.rate_factor = 0.5  # rollback: of the learning rate.
-  guard.rollbacks = 3  # rollback: most of them; then stop.
-
-  c.cold_start = cold = ConfigDict()
-  cold.kind = "none"  # `expert`, `rft`, `expert+rft` or `none`.
-  cold.episodes = 512  # Demonstrations of the scripted expert.
-  cold.only_successes = False  # Leave out demonstrations that failed.
-  cold.epochs = 1  # Passes over the demonstrations.
-  cold.learning_rate = 1e-3  # Peak; cosine decay.
-  cold.batch_size = 32  # Turns per optimizer step.
-  cold.micro_rows = 8  # Rows per gradient accumulation step.
-  cold.rft_rounds = 1  # Rounds of sampling and fine-tuning on successes.
-  cold.rft_tasks = 64  # Tasks per round, `rollout.group_size` tries each.
-  cold.rft_epochs = 1
-
-  c.eval = evaluation = ConfigDict()
-  evaluation.split = "valid"
-  evaluation.tasks = 64  # Tasks of the fixed panel, from the split's start.
-  evaluation.temperature = 0.6
-  evaluation.top_k = 20
-  evaluation.top_p = 0.95
-
-  c.mesh = mesh = ConfigDict()
-  mesh.data = -1  # Devices per axis; one of them may be -1, the rest.
-  mesh.fsdp = 1
-  mesh.tensor = 1
-
-  c.memory = memory = ConfigDict()
-  memory.check = True  # Say what a run needs; refuse it if that cannot fit.
-  memory.limit = 0.0  # GB of a device that may be used; 0 = what it has.
-
-  c.log = log = ConfigDict()
-  log.tensorboard = True
-  log.wandb = ""  # Weights & Biases project; empty = off.
-  log.mlflow = ""  # MLflow experiment; empty = off.
-  # Training episodes written to `trajectories/` per update, for reading; those
-  # of evaluations are written whole. 0 = none at all.
-  log.trajectories = 4
-
-  # Cold starts, search indexes and compiled programs; relative to the home
-  # directory's cache unless absolute. Empty = `~/.cache/t2po_jax`.
-  c.cache_dir = ""
-  return c
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """Nested settings as one dict of dotted keys."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
 
 
 def apply_presets(
@@ -262,11 +600,8 @@ def apply_presets(
   presets = {"tiny": lambda c: None, **algorithms.PRESETS, **presets}
   for name in filter(None, (part.strip() for part in names.split(","))):
     if name not in presets:
-      near = difflib.get_close_matches(name, presets, n=1)
-      hint = f"; did you mean {near[0]!r}?" if near else ""
       raise ValueError(
-        f"config preset {name!r} is unknown{hint} "
-        f"(known: {', '.join(sorted(presets))})"
+        f"config preset {name!r} is unknown{keys.nearest(name, presets)}"
       )
     presets[name](config)
   return config.lock()

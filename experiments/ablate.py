@@ -215,7 +215,7 @@ def check_plan(
           _set(built, key, value, flag="--config")
       for key, value in setting:
         _set(built, key, value, flag="--grid")
-      validate.check(built)
+      validate.read(built)
 
 
 def _set(config, key: str, text: str, *, flag: str) -> None:

@@ -17,8 +17,8 @@ from ml_collections import config_flags
 
 from t2po_jax.distributed import processes
 from t2po_jax.experiments import command_line
-from t2po_jax.setup import build
-from t2po_jax.training import loop, metrics
+from t2po_jax.setup import build, validate
+from t2po_jax.training import loop
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -52,9 +52,9 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   logging.set_verbosity(logging.WARNING)
-  config = _CONFIG.value
+  name = _CONFIG.value.name
   workdir = _WORKDIR.value or str(
-    pathlib.Path("runs") / f"{config.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
   )
   try:
     processes.start(
@@ -63,8 +63,8 @@ def main(argv: list[str]) -> None:
       _PROCESS_ID.value,
       heartbeat=_HEARTBEAT.value,
     )
+    config = validate.read(_CONFIG.value)
     workdir = processes.gather(workdir)[0]
-    metrics.say(f"workdir: {workdir}")
     cache = build.cache_dir(config) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

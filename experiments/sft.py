@@ -31,11 +31,11 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
   logging.set_verbosity(logging.WARNING)
-  config, out = _CONFIG.value, pathlib.Path(_OUT.value)
+  out = pathlib.Path(_OUT.value)
   try:
     if out.exists():
       raise ValueError(f"--out: {out} exists already; name a new folder")
-    validate.check(config)
+    config = validate.read(_CONFIG.value)
     agent = build.agent(config, build.benchmark(config))
     pairs = chats.read_pairs(
       _DATA.value, agent.tokenizer, max_length=config.train.row_tokens

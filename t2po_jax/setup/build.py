@@ -1,7 +1,7 @@
 """From the configuration to the parts of a run.
 
-The only translation between config keys and plain arguments; `checks.py` has
-looked at them before.
+The only translation between config keys and plain arguments; `validate.py`
+has looked at them before.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import config_dict
 
 from t2po_jax import envs
+from t2po_jax.configs import base as settings
 from t2po_jax.control import thinking, thresholds
 from t2po_jax.distributed import sharding
 from t2po_jax.envs import base
@@ -47,8 +47,6 @@ from t2po_jax.rollout import (
 )
 
 Agent = agents.Agent
-ConfigDict = config_dict.ConfigDict
-
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # The keys of `config.advantage` that each estimator reads, and its names for
@@ -88,7 +86,7 @@ CRITIC_ESTIMATORS = ("gae", "gae_turn")
 GREEDY = draw.Sampling(temperature=0.0)
 
 
-def cache_dir(config: ConfigDict) -> pathlib.Path:
+def cache_dir(config: settings.Config) -> pathlib.Path:
   """Where cold starts, indexes and compiled programs are kept."""
   given = config.cache_dir or os.environ.get("T2PO_CACHE", "")
   place = pathlib.Path(given or "~/.cache/t2po_jax").expanduser()
@@ -106,13 +104,13 @@ def fingerprint(*parts: Any) -> str:
   """A short name for settings: equal for equal settings."""
 
   def plain(part):
-    return part.to_dict() if isinstance(part, ConfigDict) else part
+    return settings.to_dict(part) if dataclasses.is_dataclass(part) else part
 
   text = json.dumps([plain(part) for part in parts], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def benchmark(config: ConfigDict) -> base.Benchmark:
+def benchmark(config: settings.Config) -> base.Benchmark:
   """The benchmark that `config.env` describes.
 
   A benchmark that keeps files of its own keeps them in the run's cache unless
@@ -122,9 +120,8 @@ def benchmark(config: ConfigDict) -> base.Benchmark:
     ValueError: if a split is missing or empty.
   """
   made = envs.make(config.env.name, **_arguments(config))
-  for key in ("train.split", "eval.split"):
-    section, name = key.split(".")
-    split = config[section][name]
+  chosen = {"train.split": config.train.split, "eval.split": config.eval.split}
+  for key, split in chosen.items():
     if not made.splits.get(split):
       raise ValueError(
         f"{key}: split {split!r} is missing or empty, expected one of "
@@ -133,7 +130,7 @@ def benchmark(config: ConfigDict) -> base.Benchmark:
   return made
 
 
-def agent(config: ConfigDict, made: base.Benchmark) -> Agent:
+def agent(config: settings.Config, made: base.Benchmark) -> Agent:
   """The policy that `config.model` describes, before any training here.
 
   A model from scratch gets a tokenizer trained on the benchmark's own text;
@@ -168,7 +165,7 @@ def agent(config: ConfigDict, made: base.Benchmark) -> Agent:
   return Agent(policy, params, tokens)
 
 
-def control(config: ConfigDict) -> sampler.Control:
+def control(config: settings.Config) -> sampler.Control:
   """Settings of the exploration control inside the decode loop."""
   c = config.control
   rule = "released" if c.signal == "released" else "calibrated"
@@ -190,7 +187,7 @@ def control(config: ConfigDict) -> sampler.Control:
 
 
 def actor(
-  config: ConfigDict, made: base.Benchmark, which: Agent
+  config: settings.Config, made: base.Benchmark, which: Agent
 ) -> actors.Actor:
   """Slots and environments; the sampler still lacks parameters."""
   tokens = which.tokenizer
@@ -223,7 +220,7 @@ def actor(
   return actors.Actor(made, pool, tokens, device, scheduler.Scheduler(device))
 
 
-def sampling_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+def sampling_mesh(config: settings.Config) -> jax.sharding.Mesh:
   """The mesh of the sampler: as many of this process's devices as can share.
 
   Groups of `rollout.tensor` devices share the slots evenly.
@@ -248,7 +245,7 @@ def sampling_mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def environment_pool(
-  config: ConfigDict, made: base.Benchmark
+  config: settings.Config, made: base.Benchmark
 ) -> environments.Pool:
   """The environments: on the spot, in threads, or in worker processes.
 
@@ -263,10 +260,13 @@ def environment_pool(
       timeout=rollout.env_timeout,
       memory=rollout.env_memory,
     )
-  for name in ("env_threads", "env_timeout"):
-    if rollout[name] and not made.threadsafe:
+  for name, value in (
+    ("env_threads", rollout.env_threads),
+    ("env_timeout", rollout.env_timeout),
+  ):
+    if value and not made.threadsafe:
       raise ValueError(
-        f"rollout.{name}: found {rollout[name]}, but {config.env.name} with "
+        f"rollout.{name}: found {value}, but {config.env.name} with "
         "these settings is not safe between threads; expected 0, or "
         "rollout.env_workers of at least 1"
       )
@@ -275,27 +275,27 @@ def environment_pool(
   )
 
 
-def _arguments(config: ConfigDict) -> dict[str, Any]:
+def _arguments(config: settings.Config) -> dict[str, Any]:
   """The constructor's arguments of the benchmark."""
-  arguments = {k: v for k, v in config.env.items() if k != "name"}
+  arguments = dict(config.env.arguments)
   if arguments.get("cache_dir") == "":
     arguments["cache_dir"] = str(cache_dir(config))
   return arguments
 
 
-def train_sampling(config: ConfigDict) -> draw.Sampling:
+def train_sampling(config: settings.Config) -> draw.Sampling:
   """How tokens are drawn for training."""
   r = config.rollout
   return draw.Sampling(r.temperature, r.top_k, r.top_p, r.min_p)
 
 
-def eval_sampling(config: ConfigDict) -> draw.Sampling:
+def eval_sampling(config: settings.Config) -> draw.Sampling:
   """How tokens are drawn for evaluation."""
   e = config.eval
   return draw.Sampling(e.temperature, e.top_k, e.top_p)
 
 
-def samplings(config: ConfigDict) -> list[draw.Sampling]:
+def samplings(config: settings.Config) -> list[draw.Sampling]:
   """All ways of drawing that a run uses, to compile them ahead."""
   found = [train_sampling(config), eval_sampling(config)]
   if config.advantage.estimator == "remax":
@@ -304,7 +304,7 @@ def samplings(config: ConfigDict) -> list[draw.Sampling]:
 
 
 def rules(
-  config: ConfigDict,
+  config: settings.Config,
   sampling: draw.Sampling,
   *,
   epsilon: float = 0.0,
@@ -326,7 +326,7 @@ def rules(
   )
 
 
-def calibrators(config: ConfigDict) -> Mapping[str, thresholds.Quantile]:
+def calibrators(config: settings.Config) -> Mapping[str, thresholds.Quantile]:
   """The thresholds by name: `epsilon` and `eta`."""
   schedule = config.control.calibration
 
@@ -348,7 +348,7 @@ def calibrators(config: ConfigDict) -> Mapping[str, thresholds.Quantile]:
   )
 
 
-def mesh(config: ConfigDict) -> jax.sharding.Mesh:
+def mesh(config: settings.Config) -> jax.sharding.Mesh:
   """The mesh of the update, over all devices."""
   return sharding.create_mesh(
     data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
@@ -356,7 +356,7 @@ def mesh(config: ConfigDict) -> jax.sharding.Mesh:
 
 
 def _optimizer(
-  config: ConfigDict, learning_rate: float
+  config: settings.Config, learning_rate: float
 ) -> optimizers.OptimizerConfig:
   o = config.optimizer
   steps = config.train.updates * config.train.mini_batches * config.train.epochs
@@ -373,7 +373,7 @@ def _optimizer(
 
 
 def adapters(
-  config: ConfigDict, policy: decoder.Policy
+  config: settings.Config, policy: decoder.Policy
 ) -> lora.Adapters | None:
   """The low-rank adapters that are trained, None to train the policy whole."""
   if not config.lora.rank:
@@ -387,7 +387,7 @@ def adapters(
   )
 
 
-def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
+def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
   """The learner of the policy-gradient update."""
   loss = config.loss
   objective = objectives.PolicyObjective(
@@ -430,7 +430,7 @@ def policy_learner(config: ConfigDict, which: Agent) -> learner.Learner:
   )
 
 
-def kl_controller(config: ConfigDict) -> kl_control.KLController:
+def kl_controller(config: settings.Config) -> kl_control.KLController:
   """The coefficient of the KL penalty in the reward."""
   return kl_control.KLController(
     config.reward.kl_coefficient,
@@ -439,19 +439,20 @@ def kl_controller(config: ConfigDict) -> kl_control.KLController:
   )
 
 
-def watch(config: ConfigDict) -> collapse_guard.Guard:
+def watch(config: settings.Config) -> collapse_guard.Guard:
   """The collapse guard with the configured limits."""
-  limits = {name: config.guard[name] for name in collapse_guard.LIMITS}
+  values = settings.to_dict(config.guard)
+  limits = {name: values[name] for name in collapse_guard.LIMITS}
   return collapse_guard.Guard(limits, patience=config.guard.patience)
 
 
 def estimate(
-  config: ConfigDict, data: advantages.Episodes
+  config: settings.Config, data: advantages.Episodes
 ) -> advantages.Advantages:
   """Advantages of a rollout by the configured estimator."""
   name = config.advantage.estimator
+  values = settings.to_dict(config.advantage)
   options = {
-    argument: config.advantage[key]
-    for key, argument in ESTIMATOR_KEYS[name].items()
+    argument: values[key] for key, argument in ESTIMATOR_KEYS[name].items()
   }
   return advantages.ESTIMATORS[name](data, **options)

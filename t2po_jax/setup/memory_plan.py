@@ -16,9 +16,9 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from ml_collections import config_dict
 
 from t2po_jax import types
+from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import learner as learners
 from t2po_jax.models import decoder
@@ -111,7 +111,7 @@ _REMEDIES = {
 
 
 def plan(
-  config: config_dict.ConfigDict,
+  config: settings.Config,
   policy: decoder.Policy,
   learner: learners.Learner,
 ) -> Plan:

@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from t2po_jax import types
+from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes, sharding
 from t2po_jax.learning import (
   batching,
@@ -37,14 +38,14 @@ from t2po_jax.training import metrics
 _ROUNDS = 2
 
 
-def name(config: build.ConfigDict, kind: str) -> str:
+def name(config: settings.Config, kind: str) -> str:
   """A name for everything that a stage of the cold start depends on.
 
   Args:
     config: the run's configuration.
     kind: `expert`, or what comes after it as well.
   """
-  cold = config.cold_start.to_dict()
+  cold = settings.to_dict(config.cold_start)
   rollout = config.rollout
   if "rft" not in kind:
     cold = {k: v for k, v in cold.items() if not k.startswith("rft")}
@@ -61,7 +62,7 @@ def name(config: build.ConfigDict, kind: str) -> str:
 
 
 def cold_start(
-  config: build.ConfigDict, actor: actors.Actor, agent: build.Agent
+  config: settings.Config, actor: actors.Actor, agent: build.Agent
 ) -> build.Agent:
   """The agent after its cold start; each stage from the cache if it is there.
 
@@ -156,7 +157,7 @@ def write(place: pathlib.Path, agent: build.Agent) -> None:
 
 
 def begun(
-  config: build.ConfigDict, agent: build.Agent
+  config: settings.Config, agent: build.Agent
 ) -> tuple[str, types.Params]:
   """What reinforcement learning of this configuration began with.
 
@@ -247,7 +248,7 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
 
 
 def imitate(
-  config: build.ConfigDict,
+  config: settings.Config,
   agent: build.Agent,
   segments: list[batching.Segment],
   epochs: int,

@@ -1,6 +1,7 @@
 """Scores of a policy on a fixed panel of held-out tasks."""
 
 from t2po_jax import types
+from t2po_jax.configs import base as settings
 from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import statistics
 from t2po_jax.setup import build
@@ -9,13 +10,13 @@ from t2po_jax.setup import build
 _EVALUATION = 1 << 32
 
 
-def panel(config: build.ConfigDict, benchmark) -> tuple[str, ...]:
+def panel(config: settings.Config, benchmark) -> tuple[str, ...]:
   """The first `eval.tasks` tasks of the split, the same in every run."""
   return tuple(benchmark.splits[config.eval.split][: config.eval.tasks])
 
 
 def evaluate(
-  config: build.ConfigDict,
+  config: settings.Config,
   actor: actors.Actor,
   *,
   epsilon: float,

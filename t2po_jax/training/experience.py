@@ -9,10 +9,10 @@ nothing. Estimators that compare with a greedy episode get one per task here.
 
 import dataclasses
 
-from ml_collections import config_dict
 import numpy as np
 
 from t2po_jax import types
+from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
 from t2po_jax.learning import advantages
 from t2po_jax.rollout import actor as actors
@@ -104,7 +104,7 @@ def greedy_baselines(
 
 
 def gather(
-  config: config_dict.ConfigDict,
+  config: settings.Config,
   actor: actors.Actor,
   *,
   update: int,

@@ -15,11 +15,10 @@ from typing import Any
 
 from etils import epath
 import jax
-from ml_collections import config_dict
 import numpy as np
 
 from t2po_jax import types
-from t2po_jax.configs import base as base_config
+from t2po_jax.configs import base as settings
 from t2po_jax.learning import lora
 from t2po_jax.models import decoder
 from t2po_jax.setup import build
@@ -102,37 +101,36 @@ def export(
   return number
 
 
-def load_config(workdir: pathlib.Path) -> config_dict.ConfigDict:
+def load_config(workdir: pathlib.Path) -> settings.Config:
   """The configuration that a run noted in its workdir.
 
   Args:
     workdir: of the run.
 
   Returns:
-    The configuration, locked; keys that are newer than the run have their
-    defaults.
+    The configuration; keys that are newer than the run have their defaults.
 
   Raises:
     ValueError: if there is none.
   """
   path = workdir / "config.json"
   try:
-    settings = json.loads(path.read_text())
+    noted = json.loads(path.read_text())
   except (OSError, json.JSONDecodeError) as error:
     raise ValueError(
       f"--workdir: {path} cannot be read ({error}); name the folder of a run"
     ) from None
   nested: dict[str, Any] = {}
-  for key, value in settings.items():
+  for key, value in noted.items():
     *sections, name = key.split(".")
     place = nested
     for section in sections:
       place = place.setdefault(section, {})
     place[name] = value
-  config = base_config.get_config()
-  config.env = config_dict.ConfigDict(nested.pop("env"))
+  config = settings.get_config()
+  config.env = settings.ConfigDict(nested.pop("env"))
   config.update(nested)
-  return config.lock()
+  return settings.read(config)
 
 
 def _agent(config) -> build.Agent:
@@ -188,18 +186,18 @@ def _choose(store: checkpoint.Checkpoints, step: str) -> int:
 def _say_how_to_sample(path: pathlib.Path, config) -> None:
   """Adds the sampling of the evaluation to a generation config."""
   sampling = build.eval_sampling(config)
-  settings = json.loads(path.read_text()) if path.is_file() else {}
-  settings |= {
+  options = json.loads(path.read_text()) if path.is_file() else {}
+  options |= {
     "do_sample": sampling.temperature > 0,
     "max_new_tokens": config.rollout.max_response,
   }
   if sampling.temperature > 0:
-    settings |= {
+    options |= {
       "temperature": sampling.temperature,
       "top_k": sampling.top_k,
       "top_p": sampling.top_p,
     }
-  _write_json(path, settings)
+  _write_json(path, options)
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

@@ -23,9 +23,9 @@ from typing import Any
 
 from absl import logging
 import jax
-from ml_collections import config_dict
 
 from t2po_jax import records, types
+from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
 from t2po_jax.envs import base
 from t2po_jax.learning import collapse_guard
@@ -76,7 +76,7 @@ class CollapseError(RuntimeError):
 class Run:
   """One training run in one workdir."""
 
-  def __init__(self, config: config_dict.ConfigDict, workdir: pathlib.Path):
+  def __init__(self, config: settings.Config, workdir: pathlib.Path):
     """Builds everything up to the first update; see the module docstring.
 
     Raises:
@@ -86,7 +86,7 @@ class Run:
     self.config, self.workdir = config, workdir
     self.compiles = CompileCounter()
     self.timer = metrics.Timer()
-    processes.require_equal(flatten(config.to_dict()))
+    processes.require_equal(settings.flatten(settings.to_dict(config)))
     benchmark, agent = processes.first_alone(self._make_agent)
     self.learner = build.policy_learner(config, agent)
     if config.memory.check:
@@ -95,6 +95,9 @@ class Run:
       needs.require()
     self.actor = build.actor(config, benchmark, agent)
     self._check_first_prompt()
+    # Nothing was written so far: a start that is refused leaves no folder.
+    metrics.say(f"workdir: {workdir}")
+    workdir.mkdir(parents=True, exist_ok=True)
     self.thresholds = build.calibrators(config)
     self.checkpoints = checkpoint.Checkpoints(
       config.train.checkpoints or workdir / "checkpoints",
@@ -161,18 +164,18 @@ class Run:
   def _check_workdir(self) -> None:
     """Notes the configuration; says what differs from an earlier start."""
     path = self.workdir / "config.json"
-    settings = flatten(self.config.to_dict())
+    values = settings.flatten(settings.to_dict(self.config))
     if path.is_file():
       earlier = json.loads(path.read_text())
-      for key in sorted(settings.keys() | earlier.keys()):
-        if settings.get(key) != earlier.get(key):
+      for key in sorted(values.keys() | earlier.keys()):
+        if values.get(key) != earlier.get(key):
           logging.warning(
             "%s was %r when this workdir was started and is %r now",
             key,
             earlier.get(key),
-            settings.get(key),
+            values.get(key),
           )
-    path.write_text(json.dumps(settings, indent=2) + "\n")
+    path.write_text(json.dumps(values, indent=2) + "\n")
 
   def warm_up(self) -> None:
     """Compiles all sampling programs."""
@@ -192,7 +195,7 @@ class Run:
       tensorboard=config.log.tensorboard,
       wandb_project=config.log.wandb,
       mlflow_experiment=config.log.mlflow,
-      settings=flatten(config.to_dict()),
+      settings=settings.flatten(settings.to_dict(config)),
     ) as writer:
       with self.timer.stage("warm_up"):
         self.warm_up()
@@ -397,19 +400,8 @@ def _due(update: int, every: int, last: int) -> bool:
   return update == last or (every > 0 and update % every == 0)
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """Nested settings as one dict of dotted keys."""
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= flatten(value, f"{prefix}{key}.")
-    else:
-      flat[prefix + key] = value
-  return flat
-
-
 def train(
-  config: config_dict.ConfigDict, workdir: str | pathlib.Path
+  config: settings.Config, workdir: str | pathlib.Path
 ) -> dict[str, float]:
   """Trains as configured; goes on where an earlier run in workdir stopped.
 
@@ -424,6 +416,4 @@ def train(
     ValueError: if the configuration or something it names is wrong.
     CollapseError: if the collapse guard was set to stop the run, and did.
   """
-  workdir = pathlib.Path(workdir).absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
-  return Run(config, workdir).train()
+  return Run(config, pathlib.Path(workdir).absolute()).train()

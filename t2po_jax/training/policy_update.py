@@ -9,10 +9,10 @@ what it finds is laid out on the same rows, and the learner steps on them.
 from collections.abc import Sequence
 import dataclasses
 
-from ml_collections import config_dict
 import numpy as np
 
 from t2po_jax import types
+from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import advantages, batching, losses
 from t2po_jax.learning import learner as learners
@@ -29,7 +29,7 @@ class Improver:
 
   def __init__(
     self,
-    config: config_dict.ConfigDict,
+    config: settings.Config,
     learner: learners.Learner,
     reference: types.Params | None,
   ):

@@ -8,6 +8,7 @@ from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 
+from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.training import checkpoint, loop, metrics
 
@@ -34,7 +35,7 @@ def play(names, changes, *, updates=2, workdir=None):
   config.train.eval_every = 0
   config.update_from_flattened_dict(changes)
   workdir = workdir or pathlib.Path(tempfile.mkdtemp())
-  loop.train(config.lock(), workdir)
+  loop.train(settings.read(config), workdir)
   return workdir, metrics.read(workdir / "metrics.jsonl")
 
 

@@ -6,7 +6,6 @@ from absl.testing import absltest, parameterized
 
 from t2po_jax.configs import algorithms, base, searchqa
 from t2po_jax.setup import build, validate
-from t2po_jax.training import loop
 
 TASKS = ("smoke", "searchqa", "webshop", "alfworld")
 
@@ -25,15 +24,15 @@ class ConfigTest(parameterized.TestCase):
   @parameterized.parameters(*all_presets())
   def test_passes_the_checks(self, task, preset):
     config = importlib.import_module(f"configs.{task}").get_config(preset)
-    validate.check(config)
+    validate.read(config)
     self.assertTrue(config.is_locked)
     self.assertEqual(config.env.name, "toy" if task == "smoke" else task)
 
   @parameterized.parameters(*all_presets())
   def test_adds_no_key_outside_the_environment(self, task, preset):
     config = importlib.import_module(f"configs.{task}").get_config(preset)
-    known = loop.flatten(base.get_config().to_dict()).keys()
-    used = loop.flatten(config.to_dict()).keys()
+    known = base.flatten(base.get_config().to_dict()).keys()
+    used = base.flatten(config.to_dict()).keys()
     self.assertEqual(
       {key for key in used if not key.startswith("env.")},
       {key for key in known if not key.startswith("env.")},
@@ -58,7 +57,7 @@ class ConfigTest(parameterized.TestCase):
       ("hard_budget,t2po", "control.thinking.epsilon", "auto(0.2)"),
     ):
       config = searchqa.get_config(names)
-      self.assertEqual(loop.flatten(config.to_dict())[key], value, names)
+      self.assertEqual(base.flatten(config.to_dict())[key], value, names)
 
   def test_t2po_is_the_default(self):
     for task in TASKS:
@@ -144,7 +143,7 @@ class ConfigTest(parameterized.TestCase):
     config = base.get_config()
     config.update(changes)
     with self.assertRaisesRegex(ValueError, key):
-      validate.check(config)
+      validate.read(config)
 
 
 class PoolTest(absltest.TestCase):
@@ -156,7 +155,7 @@ class PoolTest(absltest.TestCase):
       config = base.get_config()
       config.rollout[name] = value
       with self.assertRaisesRegex(ValueError, f"rollout.{name}.*env_workers"):
-        build.environment_pool(config, Fragile())
+        build.environment_pool(base.read(config), Fragile())
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from t2po_jax.configs import base
+from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes, sharding
 from t2po_jax.learning import learner, objectives
 from t2po_jax.models import config as config_lib
@@ -33,9 +34,9 @@ def check_exchange() -> None:
   shares = processes.gather(processes.share(range(5)))
   assert sorted(sum(shares, [])) == [0, 1, 2, 3, 4]
   processes.require_equal({"same": 1})
-  for settings, message in (({"a.b": index}, "a.b: found 1 in process 1"),):
+  for values, message in (({"a.b": index}, "a.b: found 1 in process 1"),):
     try:
-      processes.require_equal(settings)
+      processes.require_equal(values)
     except ValueError as error:
       assert str(error).startswith(message), error
     else:
@@ -101,7 +102,7 @@ def update_three_times(folder: pathlib.Path) -> None:
   policy, trainer = make_learner()
   params = jax.jit(policy.init)(jax.random.key(0))
   state = trainer.init_state(params)
-  improver = policy_update.Improver(config, trainer, None)
+  improver = policy_update.Improver(settings.read(config), trainer, None)
   for update in (1, 2, 3):
     state, numbers = improver.improve(
       state, make_experience(update), update=update

@@ -18,6 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from t2po_jax.configs import base as base_config
+from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import batching, learner, lora, objectives
@@ -307,7 +308,7 @@ class ColdStartTest(chex.TestCase):
     agent = build.Agent(POLICY, base_params(), None)
     pairs = [(np.arange(1, 5), np.arange(5, 9))] * 4
     found = cold_start.imitate(
-      config, agent, batching.pair_segments(pairs), 3, {}
+      settings.read(config), agent, batching.pair_segments(pairs), 3, {}
     ).params
     before, after = (
       params["layers"]["mlp"].pop("up")["kernel"]
@@ -320,11 +321,11 @@ class ColdStartTest(chex.TestCase):
   def test_its_name_depends_on_the_adapters(self):
     config = smoke.get_config().unlock()
     config.lora.rank = 2
-    plain = cold_start.name(config, "expert")
+    plain = cold_start.name(settings.read(config), "expert")
     config.lora.cold_start = True
-    adapted = cold_start.name(config, "expert")
+    adapted = cold_start.name(settings.read(config), "expert")
     config.lora.rank = 4
-    names = {plain, adapted, cold_start.name(config, "expert")}
+    names = {plain, adapted, cold_start.name(settings.read(config), "expert")}
     self.assertLen(names, 3)
 
 
@@ -359,7 +360,7 @@ class SettingsTest(parameterized.TestCase):
     config = base_config.get_config()
     config.update(changes)
     with self.assertRaisesRegex(ValueError, message):
-      validate.check(config)
+      validate.read(config)
 
   def test_the_spec_is_that_of_the_configuration(self):
     config = base_config.get_config()

@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 import chex
 import jax
 
+from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder
@@ -29,6 +30,7 @@ def make(**changes):
   for key, value in changes.items():
     section, name = key.split("__")
     config[section][name] = value
+  config = settings.read(config)
   policy = decoder.Policy(
     MODEL,
     dtype=build.DTYPES[config.model.dtype],
@@ -149,10 +151,10 @@ class LimitTest(chex.TestCase):
   def test_a_limit_that_nothing_reads_is_refused(self):
     config = smoke.get_config().unlock()
     config.memory.limit = 3.0
-    validate.check(config)
+    validate.read(config)
     config.memory.check = False
     with self.assertRaisesRegex(ValueError, "memory.limit: found 3.0"):
-      validate.check(config)
+      validate.read(config)
 
 
 if __name__ == "__main__":

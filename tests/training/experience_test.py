@@ -8,6 +8,7 @@ import numpy as np
 
 from t2po_jax import types
 from t2po_jax.configs import base
+from t2po_jax.configs import base as settings
 from t2po_jax.rollout import collect
 from t2po_jax.training import experience
 
@@ -76,7 +77,7 @@ def gather(returns, *, cursor=0, **changes):
   fake = ScriptedPlay(returns)
   actor.play = fake
   found = experience.gather(
-    config, actor, update=7, cursor=cursor, epsilon=0.1, eta=0.2
+    settings.read(config), actor, update=7, cursor=cursor, epsilon=0.1, eta=0.2
   )
   return found, fake.calls
 

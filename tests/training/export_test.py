@@ -15,10 +15,11 @@ import numpy as np
 import safetensors.numpy
 
 from t2po_jax import types
+from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.models import tokenizer, weights
 from t2po_jax.setup import build
-from t2po_jax.training import checkpoint, export, loop
+from t2po_jax.training import checkpoint, export
 from tests import places
 
 ROOT = places.ROOT
@@ -49,8 +50,9 @@ class ExportTest(absltest.TestCase):
     config.update(changes)
     workdir = self.place / "run"
     workdir.mkdir()
-    text = json.dumps(loop.flatten(config.to_dict()))
+    text = json.dumps(settings.flatten(config.to_dict()))
     (workdir / "config.json").write_text(text)
+    config = settings.read(config)
     agent = build.agent(config, build.benchmark(config))
     spec = build.adapters(config, agent.policy)
     shapes = agent.params if spec is None else spec.init()

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from t2po_jax.configs import base as base_config
+from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.models import weights
 from t2po_jax.setup import build
@@ -169,7 +170,7 @@ class LearningTest(absltest.TestCase):
     config.train.updates = 25
     config.train.eval_every = config.train.save_every = 0
     config.optimizer.learning_rate = 5e-4
-    loop.train(config.lock(), place / "run")
+    loop.train(settings.read(config), place / "run")
     lines = metrics.read(place / "run" / "metrics.jsonl")
     returns = [line["train/return"] for line in lines[1:]]
     self.assertGreater(sum(returns[-5:]) / 5, sum(returns[:5]) / 5 + 0.1)
@@ -190,9 +191,9 @@ class AdaptersTest(absltest.TestCase):
     config.lora.targets = "value,down"
     config.loss.kl, config.loss.kl_coefficient = "k3", 0.01
     config.train.updates = 1
-    loop.train(config, place / "run")
+    loop.train(settings.read(config), place / "run")
     config.train.updates = 2
-    loop.train(config, place / "run")
+    loop.train(settings.read(config), place / "run")
     lines = metrics.read(place / "run" / "metrics.jsonl")
     self.assertEqual([line["step"] for line in lines], [0, 1, 2])
     self.assertLess(lines[1]["learn/mismatch_max"], 1e-4)
@@ -201,7 +202,9 @@ class AdaptersTest(absltest.TestCase):
     self.assertGreater(lines[2]["learn/kl"], 1e-9)
     export.export(place / "run", place / "out", step="latest")
     _, params = weights.load(place / "out")
-    base = build.agent(config, build.benchmark(config)).params
+    base = build.agent(
+      settings.read(config), build.benchmark(settings.read(config))
+    ).params
     changed = jax.tree.map(
       lambda x, y: bool(np.any(np.asarray(x) != y)), base, params
     )

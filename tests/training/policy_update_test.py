@@ -4,6 +4,7 @@ from absl.testing import absltest
 import numpy as np
 
 from t2po_jax.configs import base
+from t2po_jax.configs import base as settings
 from t2po_jax.learning import batching
 from t2po_jax.training import experience, policy_update
 from tests.training import experience_test
@@ -49,7 +50,7 @@ def improve_once(changes, rewards):
     numbers={},
   )
   under = FakeLearner()
-  improver = policy_update.Improver(config, under, reference={})
+  improver = policy_update.Improver(settings.read(config), under, reference={})
   _, numbers = improver.improve("state", found, update=1)
   turns = sum(len(of_turns) for of_turns in rewards)
 
@@ -136,9 +137,9 @@ class NothingLeftTest(absltest.TestCase):
       trajectories, trajectories, None, np.zeros(0), np.zeros(0), 0, {}
     )
     under = FakeLearner()
-    state, numbers = policy_update.Improver(config, under, None).improve(
-      "state", found, update=1
-    )
+    state, numbers = policy_update.Improver(
+      settings.read(config), under, None
+    ).improve("state", found, update=1)
     self.assertEqual((state, numbers), ("state", {"pack/segments": 0.0}))
     self.assertIsNone(under.batches)
 
