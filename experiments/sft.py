@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     pairs = chats.read_pairs(
       _DATA.value, agent.tokenizer, max_length=config.train.row_tokens
     )
-    metrics.say(f"{len(pairs)} messages to learn from")
+    metrics.print_line(f"{len(pairs)} messages to learn from")
     report = {"source": config.model.source, "messages": len(pairs)}
     agent = cold_start.imitate(
       config,

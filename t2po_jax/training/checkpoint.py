@@ -241,16 +241,16 @@ class Checkpoints:
     """One item of a checkpoint; nothing is read before the shapes agree."""
     place = self.directory / str(step)
     try:
-      found = self._manager.item_metadata(step)[name]
-      found = _shapes(found.tree, name)
+      stored = self._manager.item_metadata(step)[name]
+      stored = _shapes(stored.tree, name)
     except Exception as error:
       raise self._damaged(step, error) from error
-    asked = _shapes(like, name)
-    for path in [*asked, *found]:
-      if found.get(path) != asked.get(path):
+    wanted = _shapes(like, name)
+    for path in [*wanted, *stored]:
+      if stored.get(path) != wanted.get(path):
         raise ValueError(
-          f"checkpoint {place}: {path} is {found.get(path, 'missing')}; the "
-          f"config asks for {asked.get(path, 'no such array')}"
+          f"checkpoint {place}: {path} is {stored.get(path, 'missing')}; the "
+          f"config asks for {wanted.get(path, 'no such array')}"
         )
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),

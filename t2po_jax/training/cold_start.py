@@ -86,7 +86,7 @@ def cold_start(
       agent = _imitate_successes(config, actor, agent, report)
       _store_for_all(place, agent, report)
   else:
-    metrics.say(f"cold start from {place}")
+    metrics.print_line(f"cold start from {place}")
   _, params = weights.load(place)
   return dataclasses.replace(agent, params=params)
 
@@ -118,7 +118,7 @@ def _expert_stage(config, actor, agent, report) -> build.Agent:
   """The agent after imitating the expert, from the cache if it is there."""
   place = _place(config, "expert")
   if _all_have(place):
-    metrics.say(f"imitation of the expert from {place}")
+    metrics.print_line(f"imitation of the expert from {place}")
   else:
     agent = _imitate_expert(config, actor, agent, report)
     _store_for_all(place, agent, report)
@@ -156,7 +156,7 @@ def write(place: pathlib.Path, agent: build.Agent) -> None:
   agent.tokenizer.save(place)
 
 
-def begun(
+def initial_parameters(
   config: settings.Config, agent: build.Agent
 ) -> tuple[str, types.Params]:
   """What reinforcement learning of this configuration began with.
@@ -200,7 +200,7 @@ def _imitate_expert(config, actor, agent, report) -> build.Agent:
       progress=advance,
     )
   report |= {"expert_success": success, "expert_turns": len(pairs)}
-  metrics.say(f"expert: {len(pairs)} turns, success {success:.3f}")
+  metrics.print_line(f"expert: {len(pairs)} turns, success {success:.3f}")
   if not pairs:
     raise ValueError(
       f"cold_start.episodes: found no success among {len(tasks)} "
@@ -235,7 +235,7 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
     )
     success = statistics.describe(rollout.trajectories)["success"]
     report[f"rft_success_{number + 1}"] = success
-    metrics.say(
+    metrics.print_line(
       f"rft round {number + 1}: success {success:.3f}, {len(segments)} segments"
     )
     if not segments:
@@ -302,7 +302,7 @@ def imitate(
     )
   loss = float(found[-1]["loss"])
   report["finetune_loss"] = loss
-  metrics.say(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
+  metrics.print_line(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
   params = sharding.gather(state.params)
   if adapters is not None:
     # On the host, where the base is in full precision.

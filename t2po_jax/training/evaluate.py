@@ -36,7 +36,7 @@ def evaluate(
     progress: called with the number of finished episodes.
 
   Returns:
-    `eval/...` numbers, success per category among them, and the episodes.
+    `eval/...` scalars, success per category among them, and the episodes.
   """
   rollout = actor.play(
     panel(config, actor.benchmark),
@@ -47,11 +47,11 @@ def evaluate(
     seed=(config.seed, _EVALUATION),
     progress=progress,
   )
-  numbers = statistics.describe(rollout.trajectories)
-  found = {f"eval/{name}": value for name, value in numbers.items()}
+  described = statistics.describe(rollout.trajectories)
+  scalars = {f"eval/{name}": value for name, value in described.items()}
   for name, (success, episodes) in statistics.by_category(
     rollout.trajectories
   ).items():
-    found[f"eval/success/{name}"] = success
-    found[f"eval/episodes/{name}"] = float(episodes)
-  return found, rollout.trajectories
+    scalars[f"eval/success/{name}"] = success
+    scalars[f"eval/episodes/{name}"] = float(episodes)
+  return scalars, rollout.trajectories

@@ -36,7 +36,7 @@ class Experience:
     deltas: see `collect.Rollout`, of everything that was sampled.
     phi_changes: likewise.
     cursor: number of tasks taken from the split so far, these included.
-    numbers: what to log.
+    scalars: what to log.
   """
 
   trajectories: list[types.Trajectory]
@@ -45,7 +45,7 @@ class Experience:
   deltas: np.ndarray
   phi_changes: np.ndarray
   cursor: int
-  numbers: dict[str, float]
+  scalars: dict[str, float]
 
 
 def tasks_of(
@@ -92,8 +92,8 @@ def greedy_baselines(
 
   def score(episode: types.Trajectory) -> float:
     rewards = [turn.net_reward for turn in episode.turns]
-    found = advantages.returns_to_go(np.array(rewards), discount=discount)
-    return float(found[0]) if len(found) else 0.0
+    to_go = advantages.returns_to_go(np.array(rewards), discount=discount)
+    return float(to_go[0]) if len(to_go) else 0.0
 
   scores = []
   for group, episode in enumerate(greedy):
@@ -143,9 +143,9 @@ def gather(
     cursor += len(chosen)
     # The first try keeps the plain name of its update.
     name = (update, attempt) if attempt else (update,)
-    found = _play(config, actor, rules, chosen, rollout.group_size, name)
-    rounds.append(found)
-    groups = _groups(found.trajectories)
+    played_now = _play(config, actor, rules, chosen, rollout.group_size, name)
+    rounds.append(played_now)
+    groups = _groups(played_now.trajectories)
     if not rollout.filter_groups:
       kept, tasks = groups, chosen
       break
@@ -153,7 +153,7 @@ def gather(
       if statistics.mixed_groups(group) > 0:
         kept.append(group)
         tasks.append(task)
-    metrics.say(
+    metrics.print_line(
       f"update {update}, try {attempt + 1}: {len(kept)} of {rollout.tasks} "
       "groups with unequal returns"
     )
@@ -162,12 +162,12 @@ def gather(
   if not kept:
     kept, tasks = groups, chosen
   played = _numbered(
-    [group for found in rounds for group in _groups(found.trajectories)]
+    [group for part in rounds for group in _groups(part.trajectories)]
   )
   trajectories = _numbered(kept)
-  numbers = {}
+  scalars = {}
   if rollout.filter_groups:
-    numbers = _cost(rounds, played, trajectories, groups_left=len(kept))
+    scalars = _cost(rounds, played, trajectories, groups_left=len(kept))
   baselines = None
   if config.advantage.estimator == "remax":
     rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
@@ -175,15 +175,15 @@ def gather(
     baselines = greedy_baselines(
       trajectories, greedy.trajectories, discount=config.advantage.discount
     )
-    numbers["train/greedy_return"] = float(np.mean(baselines))
+    scalars["train/greedy_return"] = float(np.mean(baselines))
   return Experience(
     trajectories=trajectories,
     played=played,
     baselines=baselines,
-    deltas=np.concatenate([found.deltas for found in rounds]),
-    phi_changes=np.concatenate([found.phi_changes for found in rounds]),
+    deltas=np.concatenate([part.deltas for part in rounds]),
+    phi_changes=np.concatenate([part.phi_changes for part in rounds]),
     cursor=cursor,
-    numbers=numbers,
+    scalars=scalars,
   )
 
 

@@ -79,7 +79,7 @@ def export(
   )
   base = config.model.source
   if spec is not None:
-    base, params = cold_start.begun(config, agent)
+    base, params = cold_start.initial_parameters(config, agent)
     agent = dataclasses.replace(agent, params=params)
   report = {"workdir": str(workdir), "update": number, "score": score}
   out.parent.mkdir(parents=True, exist_ok=True)

@@ -91,12 +91,12 @@ class Run:
     self.learner = build.policy_learner(config, agent)
     if config.memory.check:
       needs = memory_plan.plan(config, agent.policy, self.learner)
-      metrics.say(needs.table())
+      metrics.print_line(needs.table())
       needs.require()
     self.actor = build.actor(config, benchmark, agent)
     self._check_first_prompt()
     # Nothing was written so far: a start that is refused leaves no folder.
-    metrics.say(f"workdir: {workdir}")
+    metrics.print_line(f"workdir: {workdir}")
     workdir.mkdir(parents=True, exist_ok=True)
     self.thresholds = build.calibrators(config)
     self.checkpoints = checkpoint.Checkpoints(
@@ -113,7 +113,7 @@ class Run:
     self.improver = policy_update.Improver(config, self.learner, reference)
     self.guard = build.watch(config)
     self.cursor = 0  # Tasks taken from the training split.
-    self.rate = 1.0  # Multiplies the learning rate.
+    self.lr_scale = 1.0  # Multiplies the learning rate.
     self.rollbacks = 0
     self.token_bytes = self.actor.tokenizer.token_bytes()
     self.episodes: records.Writer | None = None
@@ -126,7 +126,7 @@ class Run:
     else:
       self.learner.load_base(agent.params)
       self.state = self._restore(newest)
-      metrics.say(f"resuming after update {newest}")
+      metrics.print_line(f"resuming after update {newest}")
 
   def _make_agent(self) -> tuple[base.Benchmark, build.Agent]:
     benchmark = build.benchmark(self.config)
@@ -142,7 +142,7 @@ class Run:
     self.guard.load(position["guard"])
     self.improver.kl.load(position["kl"])
     self.cursor = position["cursor"]
-    self.rate = position["rate"]
+    self.lr_scale = position["lr_scale"]
     self.rollbacks = position["rollbacks"]
     return state
 
@@ -210,27 +210,29 @@ class Run:
     newest = self.checkpoints.latest()
     self.checkpoints.close()
     self.actor.pool.close()
-    self._say_scores()
+    self._print_scores()
     if self.collapse:
       raise CollapseError(f"{self.collapse}; newest good checkpoint: {newest}")
     return self.scores
 
-  def _say_scores(self) -> None:
+  def _print_scores(self) -> None:
     """Prints the first and the last evaluation by category."""
     if processes.index():
       return
     lines = metrics.read(self.workdir / metrics.FILE)
-    found = [line for line in lines if "eval/success" in line]
-    if found:
-      metrics.say(statistics.score_table(*found[:1], *found[1:][-1:]))
+    evaluations = [line for line in lines if "eval/success" in line]
+    if evaluations:
+      metrics.print_line(
+        statistics.score_table(*evaluations[:1], *evaluations[1:][-1:])
+      )
 
   def _round(self, update: int) -> dict[str, float]:
     """One update, and whatever is due after it."""
     config, compiled = self.config, self.compiles.count
-    numbers = self._update(update)
-    verdict = self.guard.judge(numbers)
+    scalars = self._update(update)
+    verdict = self.guard.judge(scalars)
     good = self._heed(update, verdict)
-    numbers |= {
+    scalars |= {
       "guard/passed": float(len(verdict.passed)),
       "guard/alarms": float(len(verdict.alarms)),
       "guard/rollbacks": float(self.rollbacks),
@@ -238,15 +240,15 @@ class Run:
     }
     last, score = config.train.updates, None
     if self.collapse or _due(update, config.train.eval_every, last):
-      numbers |= self._evaluate(update)
-      score = numbers["eval/success"]
-    numbers["compiles"] = self.compiles.count - compiled
+      scalars |= self._evaluate(update)
+      score = scalars["eval/success"]
+    scalars["compiles"] = self.compiles.count - compiled
     save = score is not None or _due(update, config.train.save_every, last)
     if save and (good or update == last) and not self.collapse:
       with self.timer.stage("save"):
         self._save(update, score)
     seconds = self.timer.take()
-    return numbers | seconds | self._speed(numbers, seconds)
+    return scalars | seconds | self._speed(scalars, seconds)
 
   def _heed(self, update: int, verdict: collapse_guard.Verdict) -> bool:
     """Acts on alarms as configured; returns whether the state may be saved."""
@@ -254,7 +256,7 @@ class Run:
     if action == "off":
       return True
     for line in verdict.alarms:
-      metrics.say(f"alarm at update {update}: {line}")
+      metrics.print_line(f"alarm at update {update}: {line}")
     if action == "warn":
       return True
     if verdict.alarms:
@@ -267,30 +269,30 @@ class Run:
 
   def _roll_back(self) -> None:
     """Back to the newest checkpoint, on with fresh tasks and smaller steps."""
-    cursor, rate, rollbacks = self.cursor, self.rate, self.rollbacks
+    cursor, lr_scale, rollbacks = self.cursor, self.lr_scale, self.rollbacks
     step = self.checkpoints.latest()
     self.state = self._restore(step)
     self.cursor, self.rollbacks = cursor, rollbacks + 1
-    self.rate = rate * self.config.guard.rate_factor
+    self.lr_scale = lr_scale * self.config.guard.rate_factor
     self.guard.forget()
-    metrics.say(
-      f"rolled back to update {step}, learning rate now {self.rate:g} of the "
-      "configured one"
+    metrics.print_line(
+      f"rolled back to update {step}, learning rate now {self.lr_scale:g} of "
+      "the configured one"
     )
 
   def _update(self, update: int) -> dict[str, float]:
     """Collects the episodes of an update and learns from them."""
     with self.timer.stage("collect"):
-      found, numbers = self._collect(update)
+      gathered, scalars = self._collect(update)
     self.actor.pool.prepare(self._upcoming(update))
     with self.timer.stage("update"):
       self.state, learned = self.improver.improve(
-        self.state, found, update=update, rate=self.rate
+        self.state, gathered, update=update, lr_scale=self.lr_scale
       )
     for name, threshold in self.thresholds.items():
       threshold.advance()
-      numbers[f"control/{name}"] = threshold.value
-    return numbers | learned
+      scalars[f"control/{name}"] = threshold.value
+    return scalars | learned
 
   def _upcoming(self, update: int) -> list[str]:
     """The tasks of the episodes here that follow an update's rollout."""
@@ -312,31 +314,31 @@ class Run:
     """Plays the update's tasks with the current parameters."""
     before = self.actor.scheduler.counters.copy()
     self.actor.sampler.load(self.learner.policy_params(self.state))
-    found = experience.gather(
+    gathered = experience.gather(
       self.config,
       self.actor,
       update=update,
       cursor=self.cursor,
       **self._thresholds(),
     )
-    self.cursor = found.cursor
-    self.thresholds["epsilon"].add(found.deltas)
-    self.thresholds["eta"].add(found.phi_changes)
-    self._dump("train", update, found.trajectories)
-    described = statistics.describe(found.played)
-    numbers = {f"train/{name}": value for name, value in described.items()}
-    numbers["train/mixed_groups"] = statistics.mixed_groups(found.played)
+    self.cursor = gathered.cursor
+    self.thresholds["epsilon"].add(gathered.deltas)
+    self.thresholds["eta"].add(gathered.phi_changes)
+    self._dump("train", update, gathered.trajectories)
+    described = statistics.describe(gathered.played)
+    scalars = {f"train/{name}": value for name, value in described.items()}
+    scalars["train/mixed_groups"] = statistics.mixed_groups(gathered.played)
     work = self.actor.scheduler.counters - before
     work = sum(processes.gather(work), collections.Counter())
-    numbers |= {f"sampler/{name}": value for name, value in work.items()}
-    return found, numbers | found.numbers
+    scalars |= {f"sampler/{name}": value for name, value in work.items()}
+    return gathered, scalars | gathered.scalars
 
   def _speed(
-    self, numbers: Mapping[str, float], seconds: Mapping[str, float]
+    self, scalars: Mapping[str, float], seconds: Mapping[str, float]
   ) -> dict[str, float]:
     """Tokens per second of sampling and of learning."""
-    trained = numbers.get("pack/tokens", 0.0) * self.config.train.epochs
-    sampled = numbers["sampler/slot_steps_used"]
+    trained = scalars.get("pack/tokens", 0.0) * self.config.train.epochs
+    sampled = scalars["sampler/slot_steps_used"]
     return {
       "speed/sampled_tokens": sampled / seconds["seconds/collect"],
       "speed/trained_tokens": trained / seconds["seconds/update"],
@@ -345,12 +347,12 @@ class Run:
   def _evaluate(self, update: int) -> dict[str, float]:
     with self.timer.stage("evaluate"):
       self.actor.sampler.load(self.learner.policy_params(self.state))
-      numbers, trajectories = evaluate.evaluate(
+      scalars, trajectories = evaluate.evaluate(
         self.config, self.actor, **self._thresholds()
       )
       self._dump("eval", update, trajectories)
-    self.scores = numbers
-    return numbers
+    self.scores = scalars
+    return scalars
 
   def _thresholds(self) -> dict[str, float]:
     return {name: t.value for name, t in self.thresholds.items()}
@@ -389,7 +391,7 @@ class Run:
       "guard": self.guard.state_dict(),
       "kl": self.improver.kl.state_dict(),
       "cursor": self.cursor,
-      "rate": self.rate,
+      "lr_scale": self.lr_scale,
       "rollbacks": self.rollbacks,
     }
     self.checkpoints.save(update, self.state, position, score=score)

@@ -124,7 +124,7 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
   ]
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
   """Prints one line in process 0; a log file keeps it whole, however long."""
   if processes.index():
     return
@@ -346,7 +346,7 @@ class _ConsoleLine:
   def write(self, step: int, floats: Mapping[str, float]) -> None:
     shown = [f"{n} {floats[n]:.4g}" for n in self._names if n in floats]
     if shown:
-      say("  ".join([f"step {step}", *shown]))
+      print_line("  ".join([f"step {step}", *shown]))
 
   def close(self) -> None:
     pass

@@ -49,32 +49,32 @@ class Improver:
   def improve(
     self,
     state: types.TrainState,
-    found: experience.Experience,
+    gathered: experience.Experience,
     *,
     update: int,
-    rate: float = 1.0,
+    lr_scale: float = 1.0,
   ) -> tuple[types.TrainState, dict[str, float]]:
     """One update.
 
     Args:
       state: donated.
-      found: the episodes.
+      gathered: the episodes.
       update: number of the update; draws the mini-batches.
-      rate: multiplies the learning rate.
+      lr_scale: multiplies the learning rate.
 
     Returns:
-      The new state and numbers to log.
+      The new state and scalars to log.
     """
     config = self._config
-    packed = self._pack(found.trajectories, update)
+    packed = self._pack(gathered.trajectories, update)
     if not packed.batches:
       return state, {"pack/segments": 0.0}
-    turns = [turn for t in found.trajectories for turn in t.turns]
-    data = advantages.episodes(found.trajectories)
-    data = dataclasses.replace(data, baselines=found.baselines)
-    batches, numbers = packed.batches, {}
+    turns = [turn for t in gathered.trajectories for turn in t.turns]
+    data = advantages.episodes(gathered.trajectories)
+    data = dataclasses.replace(data, baselines=gathered.baselines)
+    batches, scalars = packed.batches, {}
     if config.reward.kl != "off":
-      batches, data, numbers = self._charge_kl(batches, turns, data)
+      batches, data, scalars = self._charge_kl(batches, turns, data)
     values = None
     if config.advantage.estimator in build.CRITIC_ESTIMATORS:
       values = self._values(state, batches, turns)
@@ -87,12 +87,12 @@ class Improver:
       epochs=config.train.epochs,
       # A KL penalty in the reward has filled in the log-probs already.
       ref_params=None if config.reward.kl != "off" else self._reference,
-      rate=rate,
+      rate=lr_scale,
     )
     learned = metrics.to_floats(learned)
-    numbers |= {f"learn/{name}": value for name, value in learned.items()}
-    numbers |= {f"pack/{name}": value for name, value in packed.stats.items()}
-    return state, numbers | estimate.metrics
+    scalars |= {f"learn/{name}": value for name, value in learned.items()}
+    scalars |= {f"pack/{name}": value for name, value in packed.stats.items()}
+    return state, scalars | estimate.metrics
 
   def _pack(self, trajectories, update) -> batching.Packed:
     config = self._config
@@ -144,18 +144,18 @@ class Improver:
     tokens = sum(float(np.sum(batch.mask)) for batch in batches)
     mean = sum(sums) / max(tokens, 1.0)
     self.kl.advance(mean, len(data.rewards))
-    numbers = {"reward/kl": mean, "reward/kl_coefficient": beta}
-    return batches, dataclasses.replace(data, rewards=tuple(rewards)), numbers
+    scalars = {"reward/kl": mean, "reward/kl_coefficient": beta}
+    return batches, dataclasses.replace(data, rewards=tuple(rewards)), scalars
 
   def _values(self, state, batches, turns) -> list[np.ndarray]:
     """The critic's values per turn; 0 for turns that are not learned from."""
     values = [
       sharding.gather(self._learner.values(state, batch)) for batch in batches
     ]
-    found = batching.to_turns(batches, values, turns=len(turns))
+    by_turn = batching.to_turns(batches, values, turns=len(turns))
     return [
       value if len(value) else np.zeros(len(turn.response.tokens))
-      for value, turn in zip(found, turns, strict=True)
+      for value, turn in zip(by_turn, turns, strict=True)
     ]
 
 
@@ -178,10 +178,10 @@ def _fill(
   if estimate.tokens is not None:
     tokens = [turn for of_turns in estimate.tokens for turn in of_turns]
   else:
-    numbers = np.concatenate([np.zeros(0), *estimate.turns])
+    per_turn = np.concatenate([np.zeros(0), *estimate.turns])
     tokens = [
       np.full(len(turn.response.tokens), number)
-      for turn, number in zip(turns, numbers, strict=True)
+      for turn, number in zip(turns, per_turn, strict=True)
     ]
   batch = batch.replace(advantages=batching.from_turns(batch, tokens))
   if values is None:

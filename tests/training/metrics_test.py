@@ -250,7 +250,7 @@ class RecordTest(MetricsCase):
 class SinksTest(MetricsCase):
   def test_other_processes_write_nothing(self):
     with mock.patch.object(metrics.processes, "index", return_value=1):
-      metrics.say("unheard")
+      metrics.print_line("unheard")
       writer = self.writer(tensorboard=True, console=["x"])
       self.assertEqual(writer.write(0, {"x": jnp.ones(())}), {"x": 1.0})
       writer.close()

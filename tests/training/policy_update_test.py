@@ -47,7 +47,7 @@ def improve_once(changes, rewards):
     deltas=np.zeros(0),
     phi_changes=np.zeros(0),
     cursor=0,
-    numbers={},
+    scalars={},
   )
   under = FakeLearner()
   improver = policy_update.Improver(settings.read(config), under, reference={})
