@@ -96,7 +96,7 @@ class GatherTest(absltest.TestCase):
     self.assertEqual(calls[0][:3], (order(3, 4), 2, (0, 7)))
     self.assertEqual(found.cursor, 7)
     self.assertLen(found.trajectories, 8)
-    self.assertEqual(found.numbers, {})
+    self.assertEqual(found.scalars, {})
     self.assertIsNone(found.baselines)
 
   def test_equal_groups_are_replaced_by_fresh_tasks(self):
@@ -124,7 +124,7 @@ class GatherTest(absltest.TestCase):
       sorted({t.group for t in found.played}), [0, 1, 2, 3, 4, 5]
     )
     self.assertEqual(
-      found.numbers,
+      found.scalars,
       {
         "filter/tries": 2.0,
         "filter/groups_left": 4.0,
@@ -142,7 +142,7 @@ class GatherTest(absltest.TestCase):
     self.assertEqual([len(call[0]) for call in calls], [4, 4, 3])
     self.assertEqual({t.task_id for t in found.trajectories}, {lucky})
     self.assertEqual(found.cursor, 11)
-    self.assertEqual(found.numbers["filter/groups_left"], 1.0)
+    self.assertEqual(found.scalars["filter/groups_left"], 1.0)
 
   def test_without_any_lesson_the_last_try_is_returned(self):
     found, calls = gather(lambda task, member: 1.0, **FILTER)
