@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from t2po_jax import types
+from t2po_jax.rollout import mechanism
 
 
 def _mean(values) -> float:
@@ -41,7 +42,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     Numbers by name. `return` is the undiscounted reward less penalties and
     `reward` the environment's own part of it; `tokens` are response tokens of
     kept attempts per trajectory, forced ones included, and `tokens_discarded`
-    those of the others. Rates are per response.
+    those of the others. Rates are per response. `mechanism` adds its own.
   """
   played = [t for t in trajectories if not t.aborted]
   turns = [turn for t in played for turn in t.turns]
@@ -82,6 +83,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     **_spread("phi", [attempt.phi for attempt in kept]),
     **_spread("phi_change", phi_changes),
   }
+  numbers |= mechanism.describe(played)
   for name in sorted({name for turn in turns for name in turn.info}):
     numbers[name] = _mean(
       [turn.info[name] for turn in turns if name in turn.info]

@@ -1,0 +1,227 @@
+"""What control has to go by: `experiments/mechanism.py RUN [RUN ...]`.
+
+Reads the episodes that runs have written (all of every evaluation, and the
+first `log.trajectories` of every rollout) and says, before a training run is
+spent on it, how well turn-level resampling can work: the area under the ROC
+curve with which |dPhi| < eta and simpler signs tell useless, repeated and
+losing turns from the others. At 0.5 a sign knows nothing. A simulation with a
+tabular policy needed about 0.8 for resampling to pay (docs/study.md).
+
+  python experiments/mechanism.py runs/gigpo --update=0 --kind=eval
+
+It also shows the uncertainty M over the positions of a thought, where the
+thinking intervention looks for a hump. `--out=FILE` writes everything as JSON.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags
+import numpy as np
+
+from t2po_jax import records, types
+from t2po_jax.rollout import mechanism, statistics
+
+_UPDATE = flags.DEFINE_integer(
+  "update", None, "Only episodes of this update; default: all."
+)
+_KIND = flags.DEFINE_enum(
+  "kind", None, ["train", "eval"], "Only these episodes; default: both."
+)
+_BINS = flags.DEFINE_integer(
+  "bins", 8, "Parts of a thought in the curve of M.", lower_bound=1
+)
+_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+
+def restore(record: Mapping[str, Any]) -> types.Trajectory:
+  """A trajectory from its record; prompts are kept as text only: empty here."""
+
+  def attempt(found: Mapping[str, Any]) -> types.Attempt:
+    size = len(found["tokens"])
+    forced = np.zeros(size, bool)
+    forced[np.array(found["forced"], int)] = True
+    measures = {
+      name: np.array(
+        [math.nan if x is None else x for x in found[name]], np.float32
+      )
+      for name in records.MEASURES
+    }
+    return types.Attempt(
+      tokens=np.array(found["tokens"], np.int32),
+      forced=forced,
+      text=found["text"],
+      finish=found["finish"],
+      fired_at=found["fired_at"],
+      thinking_tokens=found["thinking_tokens"],
+      phi=math.nan if found["phi"] is None else found["phi"],
+      **measures,
+    )
+
+  return types.Trajectory(
+    task_id=record["task_id"],
+    category=record["category"],
+    group=record["group"],
+    member=record["member"],
+    success=record["success"],
+    aborted=record["aborted"],
+    turns=tuple(
+      types.Turn(
+        prompt=np.zeros(0, np.int32),
+        response=attempt(turn),
+        anchor=turn["observation"],
+        action=turn["action"],
+        reward=turn["reward"],
+        penalty=turn["penalty"],
+        format_valid=turn["format_valid"],
+        action_valid=turn["action_valid"],
+        phi_change=(
+          math.nan if turn["phi_change"] is None else turn["phi_change"]
+        ),
+        prompt_shortened=False,
+        discarded=tuple(attempt(other) for other in turn["discarded"]),
+        info=turn.get("info", {}),
+      )
+      for turn in record["turns"]
+    ),
+  )
+
+
+def _overlap(one: types.Turn, other: types.Turn) -> float:
+  """How much of the tokens of two responses is shared, as sets."""
+  a, b = set(one.response.tokens.tolist()), set(other.response.tokens.tolist())
+  return len(a & b) / max(len(a | b), 1)
+
+
+# Sign -> how suspicious a turn is after the one before it, as both are known
+# when the response stands, before it is executed.
+SIGNS: Mapping[str, Callable[[types.Turn, types.Turn], float]] = {
+  "small change of Phi": lambda turn, last: -turn.phi_change,
+  "small Phi": lambda turn, last: -turn.response.phi,
+  "large Phi": lambda turn, last: turn.response.phi,
+  "same action": lambda turn, last: float(turn.action == last.action),
+  "same observation": lambda turn, last: float(turn.anchor == last.anchor),
+  "alike responses": _overlap,
+  "long response": lambda turn, last: float(len(turn.response.tokens)),
+  "large entropy": lambda turn, last: float(np.mean(turn.response.entropy)),
+}
+LABELS = ("useless", "repeated", "losing")
+
+
+def detect(
+  trajectories: Sequence[types.Trajectory],
+) -> dict[str, dict[str, float]]:
+  """The ROC area of every sign for every label.
+
+  Only turns after the first count: a change needs a turn before.
+
+  Args:
+    trajectories: episodes that were not aborted.
+
+  Returns:
+    sign -> label -> area; under `share` the share of turns with the label.
+    A turn is `losing` if its episode failed.
+  """
+  pairs = [
+    (trajectory, number)
+    for trajectory in trajectories
+    for number in range(1, len(trajectory.turns))
+  ]
+  flags_of = {
+    id(t): {
+      "useless": mechanism.useless_turns(t),
+      "repeated": mechanism.repeats(t),
+      "losing": [not t.success] * len(t.turns),
+    }
+    for t in trajectories
+  }
+  labels = {
+    name: [flags_of[id(t)][name][number] for t, number in pairs]
+    for name in LABELS
+  }
+  found = {
+    "share": {
+      name: float(np.mean(values)) if values else math.nan
+      for name, values in labels.items()
+    }
+  }
+  for sign, score in SIGNS.items():
+    scores = [score(t.turns[n], t.turns[n - 1]) for t, n in pairs]
+    found[sign] = {
+      name: mechanism.roc_area(scores, values)
+      for name, values in labels.items()
+    }
+  return found
+
+
+def load(
+  folder: pathlib.Path, *, update: int | None, kind: str | None
+) -> list[types.Trajectory]:
+  """The recorded episodes of a run that were not aborted.
+
+  Raises:
+    ValueError: if there are none.
+  """
+  place = folder / records.FOLDER
+  chosen = [
+    entry
+    for entry in records.read_index(place)
+    if update in (None, entry["update"]) and kind in (None, entry["kind"])
+  ]
+  found = [restore(records.read_episode(place, entry)) for entry in chosen]
+  found = [trajectory for trajectory in found if not trajectory.aborted]
+  if not found:
+    raise ValueError(f"{place}: no episodes of update {update}, kind {kind}")
+  return found
+
+
+def table(detected: Mapping[str, Mapping[str, float]]) -> str:
+  """The ROC areas as a Markdown table."""
+  rows = [f"| sign | {' | '.join(LABELS)} |", "|---" * (1 + len(LABELS)) + "|"]
+  for sign, areas in detected.items():
+    cells = (f"{areas[name]:.2f}" for name in LABELS)
+    rows.append(f"| {sign} | {' | '.join(cells)} |")
+  return "\n".join(rows)
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) < 2:
+    sys.exit("error: name the folder of a run")
+  record = {}
+  for argument in argv[1:]:
+    try:
+      trajectories = load(
+        pathlib.Path(argument), update=_UPDATE.value, kind=_KIND.value
+      )
+    except ValueError as error:
+      sys.exit(f"error: {error}")
+    attempts = [turn.response for t in trajectories for turn in t.turns]
+    curve = mechanism.thought_curve(attempts, bins=_BINS.value)
+    detected = detect(trajectories)
+    turns = sum(len(t.turns) for t in trajectories)
+    print(f"{argument}: {len(trajectories)} episodes, {turns} turns")
+    print(table(detected))
+    print("M over a thought:", " ".join(f"{value:.3f}" for value in curve))
+    record[argument] = {
+      "episodes": len(trajectories),
+      "turns": turns,
+      "roc": detected,
+      "thought_curve": curve.tolist(),
+      "numbers": statistics.describe(trajectories),
+    }
+  if _OUT.value:
+    text = json.dumps(record, indent=2, allow_nan=True)
+    pathlib.Path(_OUT.value).write_text(text + "\n")
+
+
+def run() -> None:
+  """The command `t2po-mechanism`."""
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()

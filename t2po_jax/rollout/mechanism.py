@@ -1,0 +1,207 @@
+"""What goes on inside a rollout: repeats, alike groups, control at work.
+
+Numbers that say why training is stable or not, from trajectories alone; what
+they are in runs that collapse is in docs/study.md. Generic, as `statistics`
+is: a turn counts as *useless* if it brought the agent nowhere it had not been,
+whatever the environment.
+"""
+
+from collections.abc import Sequence
+import itertools
+
+import numpy as np
+
+from t2po_jax import types
+
+
+def _mean(values) -> float:
+  return float(np.mean(values)) if len(values) else float("nan")
+
+
+def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
+  """Numbers of the mechanism of a rollout.
+
+  Args:
+    trajectories: the episodes that were not aborted.
+
+  Returns:
+    `return_std`, the deviation of episodes' returns, and `group_std`, the
+    mean of that inside the groups (population deviations; groups of one are
+    left out); `repeated_actions` and `useless_turns` as shares of turns;
+    `prompt_dependence`; `intervention_success` and `free_success`, the success
+    of episodes with and without a thinking intervention; `resample_changed`,
+    the share of resampled turns that ended with an action that no discarded
+    attempt had. NaN where there is nothing to describe.
+  """
+  returns = [t.episode_return for t in trajectories]
+  deviations = [
+    np.std([t.episode_return for t in members])
+    for members in by_group(trajectories)
+    if len(members) > 1
+  ]
+  stirred: dict[bool, list[bool]] = {True: [], False: []}
+  for trajectory in trajectories:
+    fired = any(turn.response.fired_at >= 0 for turn in trajectory.turns)
+    stirred[fired].append(trajectory.success)
+  again = [turn for t in trajectories for turn in t.turns if turn.discarded]
+  return {
+    "return_std": float(np.std(returns)) if returns else float("nan"),
+    "group_std": _mean(deviations),
+    "repeated_actions": _mean(
+      [flag for t in trajectories for flag in repeats(t)]
+    ),
+    "useless_turns": _mean(
+      [flag for t in trajectories for flag in useless_turns(t)]
+    ),
+    "prompt_dependence": prompt_dependence(trajectories),
+    "intervention_success": _mean(stirred[True]),
+    "free_success": _mean(stirred[False]),
+    "resample_changed": _mean(
+      [
+        action_part(turn.response.text)
+        not in {action_part(attempt.text) for attempt in turn.discarded}
+        for turn in again
+      ]
+    ),
+  }
+
+
+def by_group(
+  trajectories: Sequence[types.Trajectory],
+) -> list[list[types.Trajectory]]:
+  """The trajectories by their group's number."""
+  groups: dict[int, list[types.Trajectory]] = {}
+  for trajectory in trajectories:
+    groups.setdefault(trajectory.group, []).append(trajectory)
+  return [groups[number] for number in sorted(groups)]
+
+
+def action_part(text: str) -> str:
+  """A response after its thought; the whole of it if the thought is open."""
+  return text.rsplit("</think>", 1)[-1].strip()
+
+
+def repeats(trajectory: types.Trajectory) -> list[bool]:
+  """Per turn, whether its action was done before from an equal observation."""
+  seen: set[tuple[str, str]] = set()
+  flags = []
+  for turn in trajectory.turns:
+    done = (turn.anchor, turn.action)
+    flags.append(bool(turn.action) and done in seen)
+    seen.add(done)
+  return flags
+
+
+def useless_turns(trajectory: types.Trajectory) -> list[bool]:
+  """Per turn, whether it led nowhere new.
+
+  That is a turn without a valid action, or one after which the agent stands
+  before an observation that it has seen in this episode. The last turn leads
+  to no observation: it is useless if the episode failed.
+  """
+  seen: set[str] = set()
+  flags = []
+  following = [turn.anchor for turn in trajectory.turns[1:]]
+  for turn, after in itertools.zip_longest(trajectory.turns, following):
+    seen.add(turn.anchor)
+    if after is None:
+      flags.append(not trajectory.success)
+    else:
+      flags.append(not turn.action_valid or after in seen)
+  return flags
+
+
+def prompt_dependence(trajectories: Sequence[types.Trajectory]) -> float:
+  """How much more alike first responses are within a task than between tasks.
+
+    mean J(own task) - mean J(next task)
+
+  with J the Jaccard similarity of the responses' pairs of neighbouring tokens,
+  over every member and its successor in the group and the same successor in
+  the next group. 0 for a policy that ignores its prompt, whether it always
+  says the same or babbles; a cheap stand-in for the mutual information of
+  prompt and response (RAGEN-2, arXiv 2604.06268).
+
+  Args:
+    trajectories: the episodes of a rollout.
+
+  Returns:
+    From -1 to 1; NaN without two groups of at least two.
+  """
+  groups = [
+    [_pairs(t.turns[0].response.tokens) for t in members if t.turns]
+    for members in by_group(trajectories)
+  ]
+  groups = [members for members in groups if len(members) > 1]
+  if len(groups) < 2:
+    return float("nan")
+  within, between = [], []
+  for number, members in enumerate(groups):
+    others = groups[(number + 1) % len(groups)]
+    for place, grams in enumerate(members):
+      within.append(_jaccard(grams, members[(place + 1) % len(members)]))
+      between.append(_jaccard(grams, others[(place + 1) % len(others)]))
+  return _mean(within) - _mean(between)
+
+
+def _pairs(tokens: np.ndarray) -> frozenset[tuple[int, int]]:
+  """The pairs of neighbouring tokens; of one token, itself twice."""
+  ids = [int(token) for token in tokens]
+  if len(ids) == 1:
+    ids *= 2
+  return frozenset(itertools.pairwise(ids))
+
+
+def _jaccard(one: frozenset, other: frozenset) -> float:
+  """Shared part of two sets; 1 for two empty ones."""
+  return len(one & other) / len(one | other) if one | other else 1.0
+
+
+def roc_area(scores: Sequence[float], labels: Sequence[bool]) -> float:
+  """Chance that a positive scores higher than a negative, ties half.
+
+  Args:
+    scores: larger for what is taken for positive; NaN is left out.
+    labels: what is positive.
+
+  Returns:
+    The area under the ROC curve, 0.5 for a score that knows nothing; NaN
+    without positives or without negatives.
+  """
+  values = np.asarray(scores, float)
+  known = ~np.isnan(values)
+  values, positive = values[known], np.asarray(labels, bool)[known]
+  count, rest = int(positive.sum()), int((~positive).sum())
+  if not count or not rest:
+    return float("nan")
+  distinct, index = np.unique(values, return_inverse=True)
+  sizes = np.bincount(index, minlength=len(distinct))
+  # Mean rank, from 1, of each distinct value.
+  ranks = (np.cumsum(sizes) - (sizes - 1) / 2.0)[index]
+  wins = ranks[positive].sum() - count * (count + 1) / 2.0
+  return float(wins / (count * rest))
+
+
+def thought_curve(
+  attempts: Sequence[types.Attempt], *, bins: int
+) -> np.ndarray:
+  """Mean uncertainty M over the positions of a thought.
+
+  Args:
+    attempts: responses; those whose thought has fewer than `bins` tokens, and
+      forced tokens, are left out.
+    bins: equal parts of a thought from its begin to its end.
+
+  Returns:
+    [bins] float64, each thought counting alike; NaN if there is none.
+  """
+  curves = []
+  for attempt in attempts:
+    sampled = ~attempt.forced[: attempt.thinking_tokens]
+    values = attempt.uncertainty[: attempt.thinking_tokens][sampled]
+    if len(values) >= bins:
+      parts = np.array_split(np.asarray(values, float), bins)
+      curves.append([part.mean() for part in parts])
+  if not curves:
+    return np.full(bins, np.nan)
+  return np.mean(curves, axis=0)
