@@ -391,8 +391,9 @@ class Guard:
 
   action: str = key(
     "warn",
-    "What follows an alarm: `off`, `warn`, `stop`, or `rollback` to the last "
-    "good checkpoint with a lower learning rate.",
+    "What follows an alarm: `off`, `warn`, `stop`, or `rollback` to the "
+    "checkpoint that was measured best, on with a fresh optimizer and with "
+    "more care.",
     choices=collapse_guard.ACTIONS,
   )
   patience: int = key(
@@ -415,7 +416,46 @@ class Guard:
   max_skipped: float = key(
     0.5, "Steps skipped because a gradient was not finite.", least=0
   )
-  rate_factor: float = key(0.5, "rollback: of the learning rate.", above=0)
+  window: int = key(
+    3, "Updates over which falling metrics of training are averaged.", least=1
+  )
+  max_score_fall: float = key(
+    0.4,
+    "Of the held-out success below the run's best, beyond its noise.",
+    least=0,
+  )
+  max_return_fall: float = key(
+    0.4,
+    "Of the training return below the run's best, in standard deviations of an "
+    "episode's.",
+    least=0,
+  )
+  max_deviation_fall: float = key(
+    0.6,
+    "Of the deviation of returns inside the groups below the run's best, while "
+    "the return is not at its own.",
+    least=0,
+  )
+  max_dependence_fall: float = key(
+    0.7,
+    "Of the dependence of first responses on their prompt below the run's "
+    "best.",
+    least=0,
+  )
+  rate_factor: float = key(
+    0.5, "rollback: of the learning rate, per rollback.", above=0, most=1
+  )
+  reuse_factor: float = key(
+    0.5,
+    "rollback: of passes over a rollout and of mini-batches, per rollback.",
+    above=0,
+    most=1,
+  )
+  kl_coefficient: float = key(
+    0.05,
+    "rollback: reward per nat of KL from the good policy, per rollback.",
+    least=0,
+  )
   rollbacks: int = key(3, "rollback: most of them; then stop.", least=0)
 
 

@@ -153,17 +153,17 @@ class Guard:
     self._recent: dict[str, list[float]] = {}
     self._best: dict[str, float] = {}
 
-  def check(self, numbers: Mapping[str, float]) -> Verdict:
+  def check(self, scalars: Mapping[str, float]) -> Verdict:
     """Looks at one update; a metric that is missing or NaN says nothing."""
-    self._remember(numbers)
+    self._remember(scalars)
     violations, alarms = [], []
     for name, limit in self._limits.items():
       if name in LIMITS:
-        line = _passes(name, limit, numbers)
+        line = _passes(name, limit, scalars)
       elif name == "max_score_fall":
-        line = self._score_fall(limit, numbers)
+        line = self._score_fall(limit, scalars)
       else:
-        line = self._fall(name, limit, numbers)
+        line = self._fall(name, limit, scalars)
       if line is None:
         continue
       self._streaks[name] = self._streaks[name] + 1 if line else 0
@@ -174,10 +174,10 @@ class Guard:
           alarms.append(line)
     return Verdict(tuple(violations), tuple(alarms))
 
-  def _remember(self, numbers: Mapping[str, float]) -> None:
+  def _remember(self, scalars: Mapping[str, float]) -> None:
     """Takes what falls are measured on into the windows and the bests."""
     for metric in (*FALLS.values(), "train/return_std"):
-      value = numbers.get(metric, math.nan)
+      value = scalars.get(metric, math.nan)
       if metric == "eval/success" or math.isnan(value):
         continue
       recent = [*self._recent.get(metric, []), float(value)]
@@ -189,7 +189,7 @@ class Guard:
         self._best[metric] = mean
         if metric == "train/return":
           # The scale of what was lost: the deviation at the best.
-          spread = numbers.get("train/return_std", math.nan)
+          spread = scalars.get("train/return_std", math.nan)
           if not math.isnan(spread):
             self._best["train/return_std"] = float(spread)
 
@@ -198,11 +198,11 @@ class Guard:
     return sum(recent) / len(recent)
 
   def _score_fall(
-    self, limit: float, numbers: Mapping[str, float]
+    self, limit: float, scalars: Mapping[str, float]
   ) -> str | None:
     """A line if the held-out score is lost; None if it was not measured."""
-    score = numbers.get("eval/success", math.nan)
-    episodes = numbers.get("eval/episodes", math.nan)
+    score = scalars.get("eval/success", math.nan)
+    episodes = scalars.get("eval/episodes", math.nan)
     if math.isnan(score) or math.isnan(episodes) or episodes < 1:
       return None
     best = self._score.get("best", -math.inf)
@@ -214,11 +214,11 @@ class Guard:
     return _fallen("eval/success", "max_score_fall", score, best, limit, beyond)
 
   def _fall(
-    self, name: str, limit: float, numbers: Mapping[str, float]
+    self, name: str, limit: float, scalars: Mapping[str, float]
   ) -> str | None:
     """A line if a metric of training fell; None if nothing can be said."""
     metric = FALLS[name]
-    missing = math.isnan(numbers.get(metric, math.nan))
+    missing = math.isnan(scalars.get(metric, math.nan))
     if missing or metric not in self._best:
       return None
     mean, best = self._mean(metric), self._best[metric]
@@ -261,11 +261,11 @@ class Guard:
 
 
 def _passes(
-  name: str, limit: float, numbers: Mapping[str, float]
+  name: str, limit: float, scalars: Mapping[str, float]
 ) -> str | None:
   """A line if a fixed limit is passed, "" if not, None without a value."""
   metric, above = LIMITS[name]
-  value = numbers.get(metric, math.nan)
+  value = scalars.get(metric, math.nan)
   if math.isnan(value):
     return None
   if value < limit if above else value > limit:

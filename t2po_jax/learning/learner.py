@@ -258,6 +258,16 @@ class Learner:
       critic=critic,
     )
 
+  def renew_optimizer(self, state: types.TrainState) -> types.TrainState:
+    """The state with an optimizer that has seen no gradient.
+
+    Its schedule begins anew too; `step` goes on counting.
+    """
+    start = jax.jit(
+      self._init_optimizers, out_shardings=self._state_sharding.opt_state
+    )
+    return state.replace(opt_state=start(_join(state.params, state.critic)))
+
   def update(
     self,
     state: types.TrainState,

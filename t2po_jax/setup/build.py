@@ -442,8 +442,22 @@ def kl_controller(config: settings.Config) -> kl_control.KLController:
 def watch(config: settings.Config) -> collapse_guard.Guard:
   """The collapse guard with the configured limits."""
   values = settings.to_dict(config.guard)
-  limits = {name: values[name] for name in collapse_guard.LIMITS}
-  return collapse_guard.Guard(limits, patience=config.guard.patience)
+  names = [*collapse_guard.LIMITS, *collapse_guard.FALLS]
+  return collapse_guard.Guard(
+    {name: values[name] for name in names},
+    patience=config.guard.patience,
+    window=config.guard.window,
+  )
+
+
+def caution(config: settings.Config, rollbacks: int) -> collapse_guard.Caution:
+  """How a run goes on after so many rollbacks."""
+  return collapse_guard.escalate(
+    rollbacks,
+    rate_factor=config.guard.rate_factor,
+    reuse_factor=config.guard.reuse_factor,
+    kl=config.guard.kl_coefficient,
+  )
 
 
 def estimate(

@@ -11,6 +11,10 @@ from t2po_jax.configs import base as settings
 from t2po_jax.learning import collapse_guard, lora, objectives
 from t2po_jax.setup import build
 
+_GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
+# Keys of the guard that only a rollback reads.
+_ROLLBACK = ("rate_factor", "reuse_factor", "kl_coefficient", "rollbacks")
+
 # Estimators that compare the episodes of a task with each other.
 _GROUPED = ("grpo", "gigpo", "rloo", "reinforce_pp_baseline", "empg")
 
@@ -170,12 +174,12 @@ def _check_unused(config: settings.Config) -> None:
     (
       config.guard.action == "off",
       "guard.action 'off'",
-      [f"guard.{key}" for key in (*collapse_guard.LIMITS, "patience")],
+      [f"guard.{key}" for key in (*_GUARD_LIMITS, "patience", "window")],
     ),
     (
       config.guard.action != "rollback",
       f"guard.action {config.guard.action!r}",
-      ["guard.rate_factor", "guard.rollbacks"],
+      [f"guard.{key}" for key in _ROLLBACK],
     ),
     (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
     (not config.memory.check, "memory.check False", ["memory.limit"]),

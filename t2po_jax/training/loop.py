@@ -113,7 +113,6 @@ class Run:
     self.improver = policy_update.Improver(config, self.learner, reference)
     self.guard = build.watch(config)
     self.cursor = 0  # Tasks taken from the training split.
-    self.lr_scale = 1.0  # Multiplies the learning rate.
     self.rollbacks = 0
     self.token_bytes = self.actor.tokenizer.token_bytes()
     self.episodes: records.Writer | None = None
@@ -142,9 +141,27 @@ class Run:
     self.guard.load(position["guard"])
     self.improver.kl.load(position["kl"])
     self.cursor = position["cursor"]
-    self.lr_scale = position["lr_scale"]
-    self.rollbacks = position["rollbacks"]
+    self._be_cautious(position["rollbacks"])
     return state
+
+  def _be_cautious(self, rollbacks: int) -> None:
+    """Goes on as is right after so many rollbacks, near the best policy."""
+    self.rollbacks = rollbacks
+    self.improver.caution = build.caution(self.config, rollbacks)
+    self._stay_near_best()
+
+  def _stay_near_best(self) -> None:
+    """Measures the KL of a cautious run from the best checkpoint."""
+    if not self.improver.caution.kl:
+      return
+    self.improver.good = self.checkpoints.restore_params(
+      self.learner.abstract_state().params, step=self._best_step()
+    )
+
+  def _best_step(self) -> int | None:
+    """The checkpoint that was measured best; the newest if none was."""
+    best = self.checkpoints.best()
+    return self.checkpoints.latest() if best is None else best
 
   def _check_first_prompt(self) -> None:
     """Refuses a prompt length that the split's first task does not fit."""
@@ -207,12 +224,12 @@ class Run:
         writer.write(update, self._round(update))
         if self.collapse:
           break
-    newest = self.checkpoints.latest()
+    best = self._best_step()
     self.checkpoints.close()
     self.actor.pool.close()
     self._print_scores()
     if self.collapse:
-      raise CollapseError(f"{self.collapse}; newest good checkpoint: {newest}")
+      raise CollapseError(f"{self.collapse}; best checkpoint: {best}")
     return self.scores
 
   def _print_scores(self) -> None:
@@ -230,28 +247,39 @@ class Run:
     """One update, and whatever is due after it."""
     config, compiled = self.config, self.compiles.count
     scalars = self._update(update)
-    verdict = self.guard.judge(scalars)
-    good = self._heed(update, verdict)
+    last, rollbacks = config.train.updates, self.rollbacks
+    due = _due(update, config.train.eval_every, last)
+    if due:
+      scalars |= self._evaluate(update)
+    verdict = self.guard.check(scalars)
+    good = self._handle_alarms(update, verdict)
+    if self.rollbacks > rollbacks and due:
+      # The score is that of the policy with which the run goes on.
+      scalars["guard/lost_success"] = scalars["eval/success"]
+      scalars |= self._evaluate(update, record=False)
+    elif self.collapse and not due:
+      scalars |= self._evaluate(update)
     scalars |= {
-      "guard/passed": float(len(verdict.passed)),
+      "guard/violations": float(len(verdict.violations)),
       "guard/alarms": float(len(verdict.alarms)),
       "guard/rollbacks": float(self.rollbacks),
       "guard/stopped": float(bool(self.collapse)),
     }
-    last, score = config.train.updates, None
-    if self.collapse or _due(update, config.train.eval_every, last):
-      scalars |= self._evaluate(update)
-      score = scalars["eval/success"]
     scalars["compiles"] = self.compiles.count - compiled
+    score = scalars.get("eval/success")
     save = score is not None or _due(update, config.train.save_every, last)
-    if save and (good or update == last) and not self.collapse:
+    # A score tells later whether the state was good; without one the limits
+    # must.
+    if save and (good or score is not None) and not self.collapse:
       with self.timer.stage("save"):
         self._save(update, score)
     seconds = self.timer.take()
     return scalars | seconds | self._speed(scalars, seconds)
 
-  def _heed(self, update: int, verdict: collapse_guard.Verdict) -> bool:
-    """Acts on alarms as configured; returns whether the state may be saved."""
+  def _handle_alarms(
+    self, update: int, verdict: collapse_guard.Verdict
+  ) -> bool:
+    """Acts on alarms as configured; returns whether the state looks good."""
     action = self.config.guard.action
     if action == "off":
       return True
@@ -265,19 +293,26 @@ class Run:
         self._roll_back()
         return True
       self.collapse = f"update {update}: {'; '.join(verdict.alarms)}"
-    return not verdict.passed
+    return not verdict.violations
 
   def _roll_back(self) -> None:
-    """Back to the newest checkpoint, on with fresh tasks and smaller steps."""
-    cursor, lr_scale, rollbacks = self.cursor, self.lr_scale, self.rollbacks
-    step = self.checkpoints.latest()
-    self.state = self._restore(step)
-    self.cursor, self.rollbacks = cursor, rollbacks + 1
-    self.lr_scale = lr_scale * self.config.guard.rate_factor
+    """Back to the best checkpoint, on with fresh tasks and more carefully.
+
+    What the optimizer has gathered led astray and is dropped; its schedule,
+    and so its warm-up, begins anew.
+    """
+    cursor, rollbacks, step = self.cursor, self.rollbacks, self._best_step()
+    guard = self.guard.state_dict()
+    self.state = self.learner.renew_optimizer(self._restore(step))
+    self.cursor = cursor
+    self._be_cautious(rollbacks + 1)
+    self.guard.load(guard)
     self.guard.forget()
+    caution = self.improver.caution
     metrics.print_line(
-      f"rolled back to update {step}, learning rate now {self.lr_scale:g} of "
-      "the configured one"
+      f"rolled back to update {step}; learning rate {caution.rate:g} and "
+      f"optimizer steps {caution.reuse:g} of the configured ones, KL to that "
+      f"policy {caution.kl:g}"
     )
 
   def _update(self, update: int) -> dict[str, float]:
@@ -287,7 +322,7 @@ class Run:
     self.actor.pool.prepare(self._upcoming(update))
     with self.timer.stage("update"):
       self.state, learned = self.improver.improve(
-        self.state, gathered, update=update, lr_scale=self.lr_scale
+        self.state, gathered, update=update
       )
     for name, threshold in self.thresholds.items():
       threshold.advance()
@@ -337,20 +372,22 @@ class Run:
     self, scalars: Mapping[str, float], seconds: Mapping[str, float]
   ) -> dict[str, float]:
     """Tokens per second of sampling and of learning."""
-    trained = scalars.get("pack/tokens", 0.0) * self.config.train.epochs
+    epochs = self.improver.caution.steps(self.config.train.epochs)
+    trained = scalars.get("pack/tokens", 0.0) * epochs
     sampled = scalars["sampler/slot_steps_used"]
     return {
       "speed/sampled_tokens": sampled / seconds["seconds/collect"],
       "speed/trained_tokens": trained / seconds["seconds/update"],
     }
 
-  def _evaluate(self, update: int) -> dict[str, float]:
+  def _evaluate(self, update: int, *, record: bool = True) -> dict[str, float]:
     with self.timer.stage("evaluate"):
       self.actor.sampler.load(self.learner.policy_params(self.state))
       scalars, trajectories = evaluate.evaluate(
         self.config, self.actor, **self._thresholds()
       )
-      self._dump("eval", update, trajectories)
+      if record:
+        self._dump("eval", update, trajectories)
     self.scores = scalars
     return scalars
 
@@ -391,10 +428,11 @@ class Run:
       "guard": self.guard.state_dict(),
       "kl": self.improver.kl.state_dict(),
       "cursor": self.cursor,
-      "lr_scale": self.lr_scale,
       "rollbacks": self.rollbacks,
     }
     self.checkpoints.save(update, self.state, position, score=score)
+    if self.checkpoints.best() == update:
+      self._stay_near_best()
 
 
 def _due(update: int, every: int, last: int) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
-from t2po_jax.learning import advantages, batching, losses
+from t2po_jax.learning import advantages, batching, collapse_guard, losses
 from t2po_jax.learning import learner as learners
 from t2po_jax.setup import build
 from t2po_jax.training import experience, metrics
@@ -25,6 +25,9 @@ class Improver:
 
   Attributes:
     kl: holds the coefficient of the KL penalty in the reward.
+    caution: how carefully steps are taken, after the guard rolled back.
+    good: parameters of the policy that a cautious run stays near; None
+      before a rollback.
   """
 
   def __init__(
@@ -45,6 +48,8 @@ class Improver:
     self._learner = learner
     self._reference = reference
     self.kl = build.kl_controller(config)
+    self.caution = collapse_guard.Caution()
+    self.good: types.Params | None = None
 
   def improve(
     self,
@@ -52,7 +57,6 @@ class Improver:
     gathered: experience.Experience,
     *,
     update: int,
-    lr_scale: float = 1.0,
   ) -> tuple[types.TrainState, dict[str, float]]:
     """One update.
 
@@ -60,7 +64,6 @@ class Improver:
       state: donated.
       gathered: the episodes.
       update: number of the update; draws the mini-batches.
-      lr_scale: multiplies the learning rate.
 
     Returns:
       The new state and scalars to log.
@@ -75,6 +78,9 @@ class Improver:
     batches, scalars = packed.batches, {}
     if config.reward.kl != "off":
       batches, data, scalars = self._charge_kl(batches, turns, data)
+    if self.caution.kl and self.good is not None:
+      data, distance = self._charge_distance(batches, turns, data)
+      scalars |= distance
     values = None
     if config.advantage.estimator in build.CRITIC_ESTIMATORS:
       values = self._values(state, batches, turns)
@@ -84,10 +90,10 @@ class Improver:
     state, learned = self._learner.update(
       state,
       batches,
-      epochs=config.train.epochs,
+      epochs=self.caution.steps(config.train.epochs),
       # A KL penalty in the reward has filled in the log-probs already.
       ref_params=None if config.reward.kl != "off" else self._reference,
-      rate=lr_scale,
+      rate=self.caution.rate,
     )
     learned = metrics.to_floats(learned)
     scalars |= {f"learn/{name}": value for name, value in learned.items()}
@@ -106,27 +112,41 @@ class Improver:
       segments,
       lengths=[config.train.row_tokens],
       rows=config.train.micro_rows,
-      minibatches=config.train.mini_batches,
+      minibatches=self.caution.steps(config.train.mini_batches),
       seed=(config.seed, update),
     )
 
   def _charge_kl(self, batches, turns, data):
     """Subtracts beta KL(policy || reference) from the reward of every turn."""
+    batches, sums = self._kl_sums(
+      batches, turns, self._reference, kind=self._config.reward.kl
+    )
+    beta = self.kl.coefficient
+    data = _charged(data, sums, beta)
+    mean = sum(sums) / _tokens(batches)
+    self.kl.advance(mean, len(data.rewards))
+    scalars = {"reward/kl": mean, "reward/kl_coefficient": beta}
+    return batches, data, scalars
+
+  def _charge_distance(self, batches, turns, data):
+    """Subtracts what it costs a cautious run to leave the good policy."""
+    _, sums = self._kl_sums(batches, turns, self.good, kind="k1")
+    mean = sum(sums) / _tokens(batches)
+    scalars = {"guard/kl": mean, "guard/kl_coefficient": self.caution.kl}
+    return _charged(data, sums, self.caution.kl), scalars
+
+  def _kl_sums(self, batches, turns, reference, *, kind):
+    """The batches with a policy's log-probs; per turn the KL from it."""
     batches = [
       batch.replace(
-        ref_logprobs=sharding.gather(
-          self._learner.logprobs(self._reference, batch)
-        )
+        ref_logprobs=sharding.gather(self._learner.logprobs(reference, batch))
       )
       for batch in batches
     ]
     kls = [
       np.asarray(
         losses.kl_penalty(
-          batch.sampler_logprobs,
-          batch.ref_logprobs,
-          batch.mask,
-          kind=self._config.reward.kl,
+          batch.sampler_logprobs, batch.ref_logprobs, batch.mask, kind=kind
         )
       )
       for batch in batches
@@ -135,17 +155,7 @@ class Improver:
       float(np.sum(kl))
       for kl in batching.to_turns(batches, kls, turns=len(turns))
     ]
-    beta = self.kl.coefficient
-    rewards, start = [], 0
-    for reward in data.rewards:
-      charge = np.array(sums[start : start + len(reward)])
-      rewards.append(reward - beta * charge)
-      start += len(reward)
-    tokens = sum(float(np.sum(batch.mask)) for batch in batches)
-    mean = sum(sums) / max(tokens, 1.0)
-    self.kl.advance(mean, len(data.rewards))
-    scalars = {"reward/kl": mean, "reward/kl_coefficient": beta}
-    return batches, dataclasses.replace(data, rewards=tuple(rewards)), scalars
+    return batches, sums
 
   def _values(self, state, batches, turns) -> list[np.ndarray]:
     """The critic's values per turn; 0 for turns that are not learned from."""
@@ -157,6 +167,21 @@ class Improver:
       value if len(value) else np.zeros(len(turn.response.tokens))
       for value, turn in zip(by_turn, turns, strict=True)
     ]
+
+
+def _tokens(batches) -> float:
+  """Sampled tokens of the batches, at least 1."""
+  return max(sum(float(np.sum(batch.mask)) for batch in batches), 1.0)
+
+
+def _charged(data, sums, beta):
+  """The episodes with beta times a sum per turn taken from their rewards."""
+  rewards, start = [], 0
+  for reward in data.rewards:
+    charge = np.array(sums[start : start + len(reward)])
+    rewards.append(reward - beta * charge)
+    start += len(reward)
+  return dataclasses.replace(data, rewards=tuple(rewards))
 
 
 def _by_trajectory(values, data):

@@ -115,7 +115,7 @@ class GuardTest(parameterized.TestCase):
       "guard.rollbacks": 2,
     }
     with self.assertRaisesRegex(
-      loop.CollapseError, "update 3: learn/entropy.*checkpoint: 2"
+      loop.CollapseError, "update 3: learn/entropy.*best checkpoint: 0"
     ):
       play("", changes, updates=9, workdir=workdir)
     lines = metrics.read(workdir / "metrics.jsonl")[1:]
