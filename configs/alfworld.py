@@ -13,40 +13,19 @@ first say what it sees teaches much less: the policy then often takes what is
 not there.
 """
 
-from t2po_jax.configs import base, models
+from t2po_jax.configs import base, environment, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
   """Small generated scenes and a small model; see `PRESETS`."""
   c = base.get_config()
   c.name = "alfworld"
-  c.env = base.ConfigDict(
-    {
-      "name": "alfworld",
-      "data_dir": "",  # Folder or archive of games; empty = generated scenes.
-      "engine": "twin",  # Or the original: `cached`, `stock`.
-      "size": "tiny",  # Of generated scenes: `tiny`, `small` or `full`.
-      "wording": "compact",  # Or `full`, for language models.
-      "max_turns": 12,  # The benchmark has 50.
-      "reward_success": 10.0,
-      # Tasks of a split: scenes to generate (0 = 2000, 60, 120), or how many
-      # games to draw at most (0 = all).
-      "train_tasks": 0,
-      "valid_tasks": 120,
-      "test_tasks": 0,
-      "task_types": (
-        "pick_and_place_simple",
-        "look_at_obj_in_light",
-        "pick_clean_then_place_in_recep",
-        "pick_heat_then_place_in_recep",
-        "pick_cool_then_place_in_recep",
-        "pick_two_obj_and_place",
-      ),
-      "seed": 0,  # Of generated scenes.
-      "expert_mode": "explore",  # Or `walkthrough`.
-      "expert_hesitation": 1.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.5,  # Chance per round to do something else.
-    }
+  c.env = environment.section(
+    "alfworld",
+    size="tiny",
+    max_turns=12,  # The benchmark has 50.
+    valid_tasks=120,
+    expert_doubt=0.5,
   )
   c.rollout.memory = 2
   c.rollout.tasks = 16

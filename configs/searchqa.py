@@ -5,27 +5,18 @@
 trains a small model from scratch on the embedded world.
 """
 
-from t2po_jax.configs import base, models
+from t2po_jax.configs import base, environment, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
   """The embedded default; `presets` are names of `PRESETS`."""
   c = base.get_config()
   c.name = "searchqa"
-  c.env = base.ConfigDict(
-    {
-      "name": "searchqa",
-      "data_dir": "",  # Real questions and corpus; empty = embedded world.
-      "categories": "",  # Question sets, or `1-hop`, ...; empty = all.
-      "reward_f1": 0.0,  # Per unit of F1 of an answer that is not right.
-      "max_turns": 4,
-      "wording": "",  # `compact` or `full`; empty = by the kind of data.
-      "topk": 1,  # Passages per search.
-      "passage_chars": 0,  # Longest passage shown; 0 = no limit.
-      "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.4,  # Chance per round that the expert goes wrong.
-      "expert_slip": 0.0,  # Chance per turn, however much it thought.
-    }
+  c.env = environment.section(
+    "searchqa",
+    topk=1,
+    expert_hesitation=2.0,
+    expert_doubt=0.4,
   )
   c.rollout.max_prompt = 112
   c.control.thinking.window = 4

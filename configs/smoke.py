@@ -3,13 +3,14 @@
 python experiments/main.py --config=configs/smoke.py
 """
 
-from t2po_jax.configs import base
+from t2po_jax.configs import base, environment
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
   """A cold start and a few updates of a very small model."""
   c = base.get_config()
   c.name = "smoke"
+  c.env = environment.section("toy")
   c.model.size = "nano"
   c.model.vocab_size = 512
   c.rollout.tasks = 4

@@ -8,29 +8,19 @@ trains a small model from scratch on the embedded catalogue: held-out success
 an AMD EPYC. Held-out goals are new wishes in the same shop of 100 products.
 """
 
-from t2po_jax.configs import base, models
+from t2po_jax.configs import base, environment, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
   """The embedded default; `presets` are names of `PRESETS`."""
   c = base.get_config()
   c.name = "webshop"
-  c.env = base.ConfigDict(
-    {
-      "name": "webshop",
-      "catalogue": "embedded",  # Or the path of items_shuffle*.json.
-      "goals": "synthetic",  # Or `human`.
-      "products": 100,  # Size of the shop; of a file the first. 0 = all.
-      "nouns": "auto",  # Of real titles: `spacy`, `approximate`, or a table.
-      "storage": "auto",  # Of a real catalogue: `memory` or `disk`.
-      "cache_dir": "",  # Of indexes and catalogues; empty = the run's.
-      "wording": "compact",  # Or `full`, for language models.
-      "max_turns": 10,
-      "reward_success": 10.0,  # For a purchase of score 1.
-      "reward_score": 0.0,  # Per unit of score, for every purchase.
-      "expert_hesitation": 2.0,  # Needless rounds per thought, on average.
-      "expert_doubt": 0.45,  # Chance per round that the expert goes wrong.
-    }
+  c.env = environment.section(
+    "webshop",
+    products=100,
+    max_turns=10,
+    expert_hesitation=2.0,
+    expert_doubt=0.45,
   )
   c.rollout.tasks = 8
   c.rollout.memory = 2

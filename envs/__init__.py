@@ -1,40 +1,102 @@
-"""Environments: strings in, strings out."""
+"""Environments: strings in, strings out.
 
-from collections.abc import Callable
-import difflib
+An environment is found by its name: a built-in one, one that an installed
+package offers under the entry-point group `t2po_jax.environments`, or
+`my_package.my_module:MyBenchmark`. Its class names its settings: `Settings`, a
+dataclass, whose fields are the keys of `config.env`.
+"""
+
+import dataclasses
 import importlib
+from importlib import metadata
+import os
+import sys
+from typing import Any
 
+from t2po_jax import keys
 from t2po_jax.envs import base
 
-# Name -> module and constructor. The module is imported on demand, so that a
-# missing extra of one benchmark never breaks another.
-_BENCHMARKS = {
-  "toy": ("t2po_jax.envs.toy", "ToyBenchmark"),
-  "searchqa": ("t2po_jax.envs.searchqa", "SearchQA"),
-  "webshop": ("t2po_jax.envs.webshop", "WebShop"),
-  "alfworld": ("t2po_jax.envs.alfworld", "ALFWorld"),
+GROUP = "t2po_jax.environments"
+
+# Name -> module and class. The module is imported on demand, so that a missing
+# extra of one environment never breaks another.
+BUILT_IN = {
+  "toy": "t2po_jax.envs.toy:ToyBenchmark",
+  "searchqa": "t2po_jax.envs.searchqa:SearchQA",
+  "webshop": "t2po_jax.envs.webshop:WebShop",
+  "alfworld": "t2po_jax.envs.alfworld:ALFWorld",
 }
 
 
-def make(name: str, **kwargs) -> base.Benchmark:
+def known() -> dict[str, str]:
+  """Where every environment with a name of its own lies, as `module:class`."""
+  offered = {
+    point.name: point.value for point in metadata.entry_points(group=GROUP)
+  }
+  return offered | BUILT_IN
+
+
+def find(name: str) -> type[base.Benchmark]:
+  """The class of an environment.
+
+  Args:
+    name: of a built-in or installed environment, or `module:class`; a module
+      is also looked for in the working directory.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  place = name
+  if ":" not in name:
+    places = known()
+    if name not in places:
+      raise ValueError(
+        f"env.name: unknown environment {name!r}{keys.nearest(name, places)}; "
+        "your own is 'my_package.my_module:MyBenchmark'"
+      )
+    place = places[name]
+  elif os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())
+  module, _, attribute = place.partition(":")
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except ImportError as error:
+    raise ValueError(
+      f"env.name: {name!r} cannot be imported: {error}"
+    ) from None
+  except AttributeError:
+    raise ValueError(
+      f"env.name: {name!r}: module {module} has no {attribute!r}"
+    ) from None
+  section = getattr(found, "Settings", None)
+  if not isinstance(section, type) or not dataclasses.is_dataclass(section):
+    raise ValueError(
+      f"env.name: {name!r} has no dataclass `Settings` with its keys"
+    )
+  return found
+
+
+def settings(name: str) -> type:
+  """The dataclass whose fields are an environment's keys; see `find`."""
+  return find(name).Settings
+
+
+def make(name: str, **values: Any) -> base.Benchmark:
   """Builds a benchmark by name.
 
   Args:
-    name: one of `toy`, `searchqa`, `webshop`, `alfworld`.
-    **kwargs: the constructor's own arguments (`config.env` without `name`).
+    name: see `find`.
+    **values: of its settings, by key (`config.env` without `name`); the rest
+      have their defaults.
 
   Raises:
-    ValueError: if the name is unknown.
+    ValueError: if the name or a key is unknown, or a value is out of bounds.
   """
-  if name not in _BENCHMARKS:
-    near = difflib.get_close_matches(name, _BENCHMARKS, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-      f"env.name: unknown environment {name!r}{hint} "
-      f"(known: {', '.join(sorted(_BENCHMARKS))})"
-    )
-  module, attribute = _BENCHMARKS[name]
-  constructor: Callable[..., base.Benchmark] = getattr(
-    importlib.import_module(module), attribute
-  )
-  return constructor(**kwargs)
+  found = find(name)
+  fields = [field.name for field in dataclasses.fields(found.Settings)]
+  for key in values:
+    if key not in fields:
+      raise ValueError(
+        f"env.{key}: {name} has no such key{keys.nearest(key, fields)}"
+      )
+  return found(found.Settings(**values))

@@ -6,10 +6,12 @@ game files) and the fixed task splits; an `Env` plays one task at a time. The
 rollout loop needs nothing else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Protocol
+import os
+from typing import Any, ClassVar, Protocol
 
+from t2po_jax import keys
 from t2po_jax.envs import prompts
 
 # Task splits are drawn with this seed, the same on every machine.
@@ -22,6 +24,41 @@ class EnvError(RuntimeError):
   The rollout loop ends the trajectory as `aborted`: masked from the loss,
   counted, and never taken for a reward of zero.
   """
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """The settings of an environment; every field is a key of `config.env`.
+
+  A subclass states its fields with `keys.key`. A value of the wrong type or
+  out of bounds is refused when the settings are made.
+  """
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      fitting = _fit(value, field.default)
+      if fitting is None:
+        raise ValueError(
+          f"env.{field.name}: found {value!r}, expected a "
+          f"{type(field.default).__name__}"
+        )
+      object.__setattr__(self, field.name, fitting)
+    keys.check(type(self), vars(self), name="env")
+
+
+def _fit(value: Any, default: Any) -> Any:
+  """The value as the type of its default; None if it is of another kind."""
+  if isinstance(default, str) and isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if isinstance(default, tuple):
+    is_sequence = isinstance(value, Sequence) and not isinstance(value, str)
+    return tuple(value) if is_sequence else None
+  if isinstance(value, bool) != isinstance(default, bool):
+    return None
+  if isinstance(default, float) and isinstance(value, int):
+    return float(value)
+  return value if isinstance(value, type(default)) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,17 +143,24 @@ class Env(Protocol):
 class Benchmark(Protocol):
   """What all environments of one benchmark share.
 
+  Made from its settings alone: `MyBenchmark(MyBenchmark.Settings(...))`.
+
   Attributes:
+    Settings: the dataclass of its settings.
     max_turns: turns until an episode ends by itself.
     grammar: the form that a response must have.
     splits: task ids by split: `train`, `valid`, `test`, disjoint and fixed.
     threadsafe: whether its environments may play in different threads.
   """
 
+  Settings: ClassVar[type]
   max_turns: int
   grammar: prompts.Grammar
   splits: Mapping[str, tuple[str, ...]]
   threadsafe: bool
+
+  def __init__(self, settings: Any):
+    """Loads or draws what all environments share."""
 
   def env(self) -> Env:
     """A new environment; cheap, shares the benchmark's data."""

@@ -9,10 +9,12 @@ memory that leaks.
 """
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import itertools
 import random
 import time
 
+from t2po_jax import keys
 from t2po_jax.envs import base, prompts
 
 TURNS = 3
@@ -45,6 +47,45 @@ def _draw_splits(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
   return {name: tuple(tasks) for name, tasks in splits.items()}
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+  """The keys of `config.env` for the string bandit."""
+
+  reward_success: float = keys.key(
+    1.0,
+    "Reward of an episode without a mistake; every right answer pays an equal "
+    "share at once.",
+  )
+  expert_thoughts: int = keys.key(
+    3,
+    "Longest thought of the expert, in words; the length is uniform between 1 "
+    "and this.",
+    least=1,
+  )
+  expert_slip: float = keys.key(
+    0.0,
+    "Probability per turn that the expert gives a wrong colour.",
+    least=0.0,
+    most=1.0,
+  )
+  error_turn: int = keys.key(
+    0,
+    "Turn, from 1, whose step raises `EnvError`; 0: never.",
+    least=0,
+    most=TURNS,
+  )
+  sleep_turn: int = keys.key(
+    0, "Turn, from 1, whose step sleeps first; 0: never.", least=0, most=TURNS
+  )
+  sleep_seconds: float = keys.key(0.0, "How long that step sleeps.", least=0.0)
+  faulty_tasks: tuple[str, ...] = keys.key(
+    (), "Tasks that the faults hit; empty: all of them."
+  )
+  leak: float = keys.key(
+    0.0, "MB that every reset holds on to for ever.", least=0.0
+  )
+
+
 class ToyBenchmark:
   """The string bandit; implements `envs.base.Benchmark`.
 
@@ -52,60 +93,16 @@ class ToyBenchmark:
   tasks per category, of which 40 train, 8 valid and 16 test.
   """
 
+  Settings = Settings
   max_turns = TURNS
   threadsafe = True
   grammar = prompts.Grammar(actions=("action",), closing="</think><action>")
 
-  def __init__(
-    self,
-    *,
-    reward_success: float = 1.0,
-    expert_thoughts: int = 3,
-    expert_slip: float = 0.0,
-    error_turn: int = 0,
-    sleep_turn: int = 0,
-    sleep_seconds: float = 0.0,
-    faulty_tasks: Sequence[str] = (),
-    leak: float = 0.0,
-  ):
-    """Sets the game up.
-
-    Args:
-      reward_success: reward of an episode without a mistake; every right
-        answer pays an equal share at once.
-      expert_thoughts: longest thought of the expert, in words, >= 1; the
-        length is uniform between 1 and this.
-      expert_slip: probability per turn that the expert gives a wrong colour.
-      error_turn: turn (from 1) whose step raises `EnvError`; 0: never.
-      sleep_turn: turn (from 1) whose step sleeps first; 0: never.
-      sleep_seconds: how long that step sleeps.
-      faulty_tasks: tasks that the faults hit; empty: all of them.
-      leak: MB that every reset holds on to for ever.
-
-    Raises:
-      ValueError: if an argument is out of range.
-    """
-    if expert_thoughts < 1:
-      raise ValueError(
-        f"env.expert_thoughts: {expert_thoughts} words; must be at least 1"
-      )
-    if not 0.0 <= expert_slip <= 1.0:
-      raise ValueError(
-        f"env.expert_slip: {expert_slip} is no probability in [0, 1]"
-      )
-    for name, turn in (("error_turn", error_turn), ("sleep_turn", sleep_turn)):
-      if not 0 <= turn <= TURNS:
-        raise ValueError(f"env.{name}: {turn} is not between 0 and {TURNS}")
+  def __init__(self, settings: Settings | None = None):
+    """Sets the game up."""
+    self.settings = settings or Settings()
     self.splits = _draw_splits({"train": 40, "valid": 8, "test": 16})
     self.tasks = frozenset(itertools.chain(*self.splits.values()))
-    self.reward_success = reward_success
-    self.expert_thoughts = expert_thoughts
-    self.expert_slip = expert_slip
-    self.error_turn = error_turn
-    self.sleep_turn = sleep_turn
-    self.sleep_seconds = sleep_seconds
-    self.faulty_tasks = frozenset(faulty_tasks)
-    self._leak = int(leak * 1e6)
     self._leaked: list[bytes] = []
 
   def env(self) -> "ToyEnv":
@@ -114,8 +111,8 @@ class ToyBenchmark:
 
   def leak(self) -> None:
     """Holds on to memory as ordered."""
-    if self._leak:
-      self._leaked.append(b"x" * self._leak)
+    if self.settings.leak:
+      self._leaked.append(b"x" * int(self.settings.leak * 1e6))
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """One line: the category and the word on display."""
@@ -173,11 +170,11 @@ class ToyEnv:
     """Judges one answer; see `envs.base.Env.step`."""
     if self._done:
       raise RuntimeError("toy: the episode is over; call reset first")
-    benchmark = self._benchmark
-    if not benchmark.faulty_tasks or self._task in benchmark.faulty_tasks:
-      if self.turn + 1 == benchmark.sleep_turn:
-        time.sleep(benchmark.sleep_seconds)
-      if self.turn + 1 == benchmark.error_turn:
+    benchmark, settings = self._benchmark, self._benchmark.settings
+    if not settings.faulty_tasks or self._task in settings.faulty_tasks:
+      if self.turn + 1 == settings.sleep_turn:
+        time.sleep(settings.sleep_seconds)
+      if self.turn + 1 == settings.error_turn:
         self._done = True
         raise base.EnvError(f"toy: ordered failure at turn {self.turn + 1}")
     parsed = prompts.parse(response, benchmark.grammar)
@@ -189,7 +186,7 @@ class ToyEnv:
     return base.StepResult(
       observation=self._observe(),
       action=action,
-      reward=benchmark.reward_success / TURNS if right else 0.0,
+      reward=settings.reward_success / TURNS if right else 0.0,
       done=self._done,
       format_valid=parsed.format_valid,
       action_valid=parsed.format_valid and action in COLOURS,
@@ -210,15 +207,15 @@ class ToyExpert:
 
   def __init__(self, env: ToyEnv, benchmark: ToyBenchmark, seed: int):
     self._env = env
-    self._benchmark = benchmark
+    self._settings = benchmark.settings
     self._random = random.Random(seed)
 
   def respond(self) -> str:
     """The response to the word on display."""
     env = self._env
     answer = right_answer(env.category, env.shown[env.turn])
-    words = self._random.randint(1, self._benchmark.expert_thoughts)
-    if self._random.random() < self._benchmark.expert_slip:
+    words = self._random.randint(1, self._settings.expert_thoughts)
+    if self._random.random() < self._settings.expert_slip:
       wrong = [colour for colour in COLOURS if colour != answer]
       answer = self._random.choice(wrong)
     return _response([answer] * words, answer)

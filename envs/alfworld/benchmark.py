@@ -12,35 +12,26 @@ command must equal one of the listed ones (either dialect of "move X to Y"),
 otherwise nothing happens and the turn counts.
 """
 
-from collections.abc import Sequence
 import random
 import re
 
 from t2po_jax.envs import base, prompts
 from t2po_jax.envs.alfworld import (
+  data,
+  engine,
   expert,
-  games,
   original,
   problem,
-  rooms,
   scenes,
-  twin,
 )
+from t2po_jax.envs.alfworld import settings as settings_lib
 from t2po_jax.envs.alfworld.wordings import compact, full
 
-ENGINES = ("twin", "cached", "stock")
 _WORDINGS = {"compact": compact, "full": full}
 _SCENE_COUNTS = {"train": 2000, "valid": 60, "test": 120}
 # Parsed games that are kept; a large one takes about 100 kB.
 _BOARDS = 128
 _CORPUS_TASKS = 200
-
-
-def _check(name: str, value, known: Sequence[str]) -> None:
-  if value not in known:
-    raise ValueError(
-      f"env.{name}: unknown value {value!r}; known: {', '.join(known)}"
-    )
 
 
 class ALFWorld:
@@ -51,98 +42,43 @@ class ALFWorld:
     threadsafe: whether it may play in different threads.
   """
 
-  def __init__(
-    self,
-    *,
-    wording: str = "compact",
-    engine: str = "twin",
-    data_dir: str = "",
-    cache_dir: str = "",
-    max_turns: int = 16,
-    reward_success: float = 10.0,
-    seed: int = 0,
-    size: str = "small",
-    task_types: Sequence[str] = problem.TASK_TYPES,
-    train_tasks: int = 0,
-    valid_tasks: int = 0,
-    test_tasks: int = 0,
-    expert_mode: str = "explore",
-    expert_hesitation: float = 1.0,
-    expert_doubt: float = 0.45,
-  ):
-    """Sets the benchmark up.
+  Settings = settings_lib.Settings
 
-    Args:
-      wording: `compact` for tiny models, `full` for language models.
-      engine: `twin`, or the original: `cached`, or `stock`.
-      data_dir: folder or archive of the benchmark's games; `~` and
-        `$ALFWORLD_DATA` are expanded; empty for embedded scenes.
-      cache_dir: where an archive is unpacked; empty for the user's cache.
-      max_turns: turns until an episode ends; the benchmark has 50.
-      reward_success: reward of a solved task.
-      seed: of the embedded scenes.
-      size: of the embedded scenes: `tiny`, `small` or `full`.
-      task_types: the task types that are played.
-      train_tasks: tasks of the split at most; 0 for all game files, or for
-        the usual number of scenes. A part of the games is a fixed draw.
-      valid_tasks: likewise.
-      test_tasks: likewise.
-      expert_mode: `explore`, or `walkthrough`, which knows where things are.
-      expert_hesitation: mean number of needless rounds per thought, >= 0.
-      expert_doubt: probability per such round to do something else.
+  def __init__(self, settings: settings_lib.Settings | None = None):
+    """Lists the games, or names the scenes.
 
     Raises:
-      ValueError: if an argument is out of range, the data cannot be read, or
-        the engine is not installed.
+      ValueError: if the data cannot be read, or the engine is not installed.
     """
-    _check("wording", wording, tuple(_WORDINGS))
-    _check("engine", engine, ENGINES)
-    _check("size", size, tuple(rooms.SIZES))
-    _check("expert_mode", expert_mode, expert.MODES)
-    for task_type in task_types:
-      _check("task_types", task_type, problem.TASK_TYPES)
-    if not task_types:
-      raise ValueError("env.task_types: none given; must name at least one")
-    if max_turns < 1:
-      raise ValueError(f"env.max_turns: {max_turns} must be at least 1")
-    if expert_hesitation < 0.0:
-      raise ValueError(
-        f"env.expert_hesitation: {expert_hesitation} must not be negative"
-      )
-    if not 0.0 <= expert_doubt <= 1.0:
-      raise ValueError(
-        f"env.expert_doubt: {expert_doubt} is no probability in [0, 1]"
-      )
-    counts = {"train": train_tasks, "valid": valid_tasks, "test": test_tasks}
-    for split, count in counts.items():
-      if count < 0:
-        raise ValueError(f"env.{split}_tasks: {count} must not be negative")
-    if engine != "twin":
-      original.require(engine)
-    self.wording = _WORDINGS[wording]
+    settings = settings or settings_lib.Settings()
+    self.settings = settings
+    if settings.engine != "twin":
+      original.require(settings.engine)
+    self.wording = _WORDINGS[settings.wording]
     self.grammar = prompts.Grammar(("action",), self.wording.CLOSING)
-    self.engine = engine
-    self.threadsafe = engine == "twin"
-    self.max_turns = max_turns
-    self.reward_success = reward_success
-    self.expert_mode = expert_mode
-    self.expert_hesitation = expert_hesitation
-    self.expert_doubt = expert_doubt
-    self.source: games.Tree | scenes.Scenes
-    if data_dir:
-      self.source = games.Tree(data_dir, cache_dir)
-      self.splits = _cut(self.source, tuple(task_types), counts)
+    self.engine = settings.engine
+    self.threadsafe = settings.engine == "twin"
+    self.max_turns = settings.max_turns
+    counts = {
+      "train": settings.train_tasks,
+      "valid": settings.valid_tasks,
+      "test": settings.test_tasks,
+    }
+    self.source: data.Tree | scenes.Scenes
+    if settings.data_dir:
+      self.source = data.Tree(settings.data_dir, settings.cache_dir)
+      self.splits = _cut(self.source, settings.task_types, counts)
     else:
       self.source = scenes.Scenes(
-        seed,
-        size,
-        tuple(task_types),
+        settings.seed,
+        settings.size,
+        settings.task_types,
         {name: counts[name] or _SCENE_COUNTS[name] for name in counts},
       )
       self.splits = self.source.splits
     self._ids = frozenset(i for ids in self.splits.values() for i in ids)
-    self._boards: dict[str, twin.Board] = {}
-    if data_dir and engine == "twin":
+    self._boards: dict[str, engine.Board] = {}
+    if settings.data_dir and settings.engine == "twin":
       # Unknown rules should be refused now, not in the middle of a rollout.
       self.board(self.splits["train"][0])
 
@@ -196,11 +132,11 @@ class ALFWorld:
       raise KeyError(f"alfworld: unknown task {task_id!r}")
     return self.source.read(task_id)
 
-  def board(self, task_id: str) -> twin.Board:
+  def board(self, task_id: str) -> engine.Board:
     """The parsed game of a task; see `read`."""
     board = self._boards.get(task_id)
     if board is None:
-      board = twin.Board(problem.parse(self.read(task_id), task_id))
+      board = engine.Board(problem.parse(self.read(task_id), task_id))
       if len(self._boards) >= _BOARDS:
         # One atomic call, so that environments in threads need no lock.
         self._boards.clear()
@@ -209,7 +145,7 @@ class ALFWorld:
 
 
 def _cut(
-  tree: games.Tree, task_types: tuple[str, ...], counts: dict[str, int]
+  tree: data.Tree, task_types: tuple[str, ...], counts: dict[str, int]
 ) -> dict[str, tuple[str, ...]]:
   """The games of some types; a part of them is a fixed draw, in file order."""
   splits = {}
@@ -230,8 +166,8 @@ def _cut(
 
 def split_intro(text: str) -> tuple[str, str]:
   """The room and the task in an engine's first observation."""
-  room, _, task = text.rpartition(twin.TASK_PREFIX)
-  room = room.removeprefix(twin.BANNER).strip()
+  room, _, task = text.rpartition(engine.TASK_PREFIX)
+  room = room.removeprefix(engine.BANNER).strip()
   return room, task.strip().removesuffix(".")
 
 
@@ -245,8 +181,8 @@ class HouseEnv:
 
   def __init__(self, benchmark: ALFWorld):
     self._benchmark = benchmark
-    self._engine: twin.Twin | original.Original | None = None
-    self._shadow: twin.Twin | None = None
+    self._engine: engine.Twin | original.Original | None = None
+    self._shadow: engine.Twin | None = None
     self._task_id = ""
     self._task = ""
     self._turn = 0
@@ -259,7 +195,7 @@ class HouseEnv:
     benchmark = self._benchmark
     self._done, self._shadow = True, None
     if benchmark.engine == "twin":
-      self._engine = twin.Twin(benchmark.board(task_id))
+      self._engine = engine.Twin(benchmark.board(task_id))
       intro = self._engine.intro
     else:
       intro = self._load_original(benchmark.read(task_id), task_id)
@@ -297,7 +233,7 @@ class HouseEnv:
     parsed = prompts.parse(response, benchmark.grammar)
     command = self._match(parsed.content.lower())
     possible = command in self.admissible
-    text = twin.NOTHING_HAPPENS
+    text = engine.NOTHING_HAPPENS
     if possible:
       text = self._execute(command)
     elif not command:
@@ -308,7 +244,7 @@ class HouseEnv:
     return base.StepResult(
       observation=self._observe(text),
       action=command,
-      reward=benchmark.reward_success if success else 0.0,
+      reward=benchmark.settings.reward_success if success else 0.0,
       done=self._done,
       format_valid=parsed.format_valid,
       action_valid=parsed.format_valid and possible,
@@ -334,7 +270,7 @@ class HouseEnv:
     try:
       text = self._engine.step(command)
     except Exception as error:
-      if isinstance(self._engine, twin.Twin):
+      if isinstance(self._engine, engine.Twin):
         raise
       self._done, self._engine = True, None
       raise base.EnvError(
@@ -356,14 +292,14 @@ class HouseEnv:
       raise NotImplementedError(
         f"alfworld: no expert for {self._task_id}: {error}"
       ) from None
-    if isinstance(self._engine, twin.Twin):
+    if isinstance(self._engine, engine.Twin):
       self._shadow = self._engine
     else:
       # The original engine hides its state; a twin plays along instead.
-      self._shadow = twin.Twin(board)
+      self._shadow = engine.Twin(board)
       for command in self.trace:
         self._shadow.step(command)
-    explore = benchmark.expert_mode == "explore"
+    explore = benchmark.settings.expert_mode == "explore"
     decider = expert.Decider(
       board.game.goal,
       [board.names[receptacle] for receptacle in board.receptacles],
@@ -373,8 +309,8 @@ class HouseEnv:
       self,
       decider,
       benchmark.wording,
-      hesitation=benchmark.expert_hesitation,
-      doubt=benchmark.expert_doubt,
+      hesitation=benchmark.settings.expert_hesitation,
+      doubt=benchmark.settings.expert_doubt,
       seed=seed,
     )
 

@@ -19,7 +19,7 @@ import random
 import re
 from typing import Protocol
 
-from t2po_jax.envs.alfworld import problem, twin
+from t2po_jax.envs.alfworld import engine, problem
 
 MODES = ("explore", "walkthrough")
 # Needless rounds per turn at most, so that responses stay bounded.
@@ -90,7 +90,7 @@ class Decider:
     self,
     goal: problem.Goal,
     receptacles: Sequence[str],
-    informant: twin.Twin | None,
+    informant: engine.Twin | None,
   ):
     """Binds the decider to a game.
 
@@ -235,7 +235,7 @@ class Decider:
     return later[0] if later else stops[0]
 
 
-def solve(board: twin.Board) -> tuple[str, ...]:
+def solve(board: engine.Board) -> tuple[str, ...]:
   """A solution of a game.
 
   Args:
@@ -244,7 +244,7 @@ def solve(board: twin.Board) -> tuple[str, ...]:
   Returns:
     The commands; empty if none was found.
   """
-  player = twin.Twin(board)
+  player = engine.Twin(board)
   receptacles = [board.names[receptacle] for receptacle in board.receptacles]
   decider = Decider(board.game.goal, receptacles, player)
   trace: list[str] = []

@@ -12,7 +12,7 @@ import json
 import pathlib
 import random
 
-from t2po_jax.envs.alfworld import expert, games, problem, rooms, twin
+from t2po_jax.envs.alfworld import data, engine, expert, problem, rooms
 
 # The words of a task, as the benchmark has them.
 _TASKS = {
@@ -286,8 +286,8 @@ def draw_scene(key: str, task_type: str, size: str) -> Scene:
       ),
       task=words.format(object=goal.object, target=goal.target),
     )
-    board = twin.Board(problem.parse(file, key))
-    if twin.Twin(board).won:
+    board = engine.Board(problem.parse(file, key))
+    if engine.Twin(board).won:
       continue
     walkthrough = expert.solve(board)
     if not walkthrough:
@@ -307,7 +307,7 @@ def draw_scene(key: str, task_type: str, size: str) -> Scene:
 
 
 class Scenes:
-  """All embedded tasks of one seed; the counterpart of `games.Tree`.
+  """All embedded tasks of one seed; the counterpart of `data.Tree`.
 
   Task ids read `split/task type/index`; the task types take turns.
 
@@ -364,7 +364,7 @@ class Scenes:
 def write_tree(
   scenes: Scenes, folder: str, rules: tuple[str, str] = ("", "")
 ) -> None:
-  """Writes all scenes as a tree of game files that `games.Tree` reads.
+  """Writes all scenes as a tree of game files that `data.Tree` reads.
 
   With the rules of the package (`original.read_rules`) the tree is complete
   and other ALFWorld programs can play it.
@@ -384,10 +384,10 @@ def write_tree(
         grammar=grammar.replace("UNKNOWN GOAL", scene.file.task),
       )
       trial = f"trial_{int(task_id.split('/')[-1]):05d}"
-      path = pathlib.Path(folder) / games.FOLDERS[split][0] / scene.folder
+      path = pathlib.Path(folder) / data.FOLDERS[split][0] / scene.folder
       (path / trial).mkdir(parents=True, exist_ok=True)
-      (path / trial / games.FILE).write_text(problem.dump(file))
-      data = {
+      (path / trial / data.FILE).write_text(problem.dump(file))
+      fields = {
         "task_id": trial,
         "task_type": scenes.task_type(task_id),
         "pddl_params": {
@@ -397,4 +397,4 @@ def write_tree(
         },
         "turk_annotations": {"anns": [{"task_desc": file.task}]},
       }
-      (path / trial / "traj_data.json").write_text(json.dumps(data))
+      (path / trial / "traj_data.json").write_text(json.dumps(fields))

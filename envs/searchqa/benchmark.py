@@ -9,7 +9,6 @@ retrieved text.
 """
 
 from collections.abc import Mapping
-import difflib
 import pathlib
 
 from t2po_jax.envs import base, prompts
@@ -22,26 +21,15 @@ from t2po_jax.envs.searchqa import (
   retrieval,
   score,
 )
+from t2po_jax.envs.searchqa import settings as settings_lib
 from t2po_jax.envs.searchqa import world as world_lib
 from t2po_jax.envs.searchqa.wordings import compact, full
 
 _WORDINGS = {"compact": compact, "full": full}
-_RETRIEVERS = ("bm25", "dense", "http")
 _CACHE_DIR = "~/.cache/t2po_jax"
 # Sentences for a tokenizer, at most.
 _CORPUS_EPISODES = 200
 _CORPUS_PASSAGES = 20_000
-
-
-def _choose(key: str, value: str, known) -> str:
-  """The value, if it is known."""
-  if value not in known:
-    near = difflib.get_close_matches(value, known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(
-      f"env.{key}: unknown {value!r}{hint} (known: {', '.join(known)})"
-    )
-  return value
 
 
 class SearchQA:
@@ -57,133 +45,39 @@ class SearchQA:
     wording: the module that words prompts and observations.
   """
 
+  Settings = settings_lib.Settings
   threadsafe = True
   grammar = prompts.Grammar(actions=("search", "answer"), closing="</think>")
 
-  def __init__(
-    self,
-    *,
-    data_dir: str | pathlib.Path | None = None,
-    tfds: str = "",
-    tfds_eval_split: str = "validation",
-    wording: str | None = None,
-    max_turns: int = 4,
-    topk: int = 3,
-    passage_chars: int = 0,
-    reward_success: float = 1.0,
-    reward_f1: float = 0.0,
-    categories: str = "",
-    retriever: str = "bm25",
-    encoder: str = dense.ENCODER,
-    url: str = "http://127.0.0.1:8000/retrieve",
-    dialect: str = "search-r1",
-    timeout: float = 60.0,
-    tries: int = 10,
-    backoff: float = 1.0,
-    cache_dir: str | pathlib.Path | None = None,
-    seed: int = 0,
-    people: int = 48,
-    places: int = 24,
-    works: int = 32,
-    regions: int = 6,
-    train_tasks: int = 1000,
-    valid_tasks: int = 100,
-    test_tasks: int = 200,
-    expert_hesitation: float = 1.0,
-    expert_doubt: float = 0.15,
-    expert_slip: float = 0.0,
-  ):
+  def __init__(self, settings: settings_lib.Settings | None = None):
     """Loads or draws the tasks and builds the index.
 
-    Args:
-      data_dir: directory with `train.jsonl` and `eval.jsonl` (or `.parquet`)
-        and `corpus.jsonl` (or `.jsonl.gz`; not needed with retriever
-        `http`); None or empty: the embedded world.
-      tfds: question set of TensorFlow Datasets to ask instead, e.g.
-        `natural_questions_open`; its split `train` trains, and `data_dir`
-        then needs the corpus only. Empty: none.
-      tfds_eval_split: split of that set to evaluate on.
-      wording: `compact` or `full`; None: compact for the embedded world, full
-        for real data.
-      max_turns: turns until the episode ends, >= 1.
-      topk: passages per search at most, >= 1.
-      passage_chars: longest passage shown, in characters; longer ones lose
-        their middle. 0: no limit.
-      reward_success: reward of a right answer.
-      reward_f1: reward of any other answer per unit of F1, >= 0; a small model
-        that seldom matches exactly has something to learn from.
-      categories: question sets of real data, or `1-hop`, `2-hop`, `3-hop` of
-        the embedded world, joined by commas; empty: all.
-      retriever: `bm25`, `dense` or `http`.
-      encoder: text encoder of `dense`, a Hugging Face name or a directory.
-      url: address of the server of `http`.
-      dialect: protocol of that server, `search-r1` or `verl-agent`.
-      timeout: seconds to wait for one answer of the server.
-      tries: requests per search until the trajectory is aborted, >= 1.
-      backoff: seconds of the first pause between tries; they grow linearly.
-      cache_dir: where indices of real corpora are kept; None or empty:
-        `~/.cache/t2po_jax`.
-      seed: seed of the embedded world, not of the splits.
-      people: size of the embedded world, like the next three; even.
-      places: number of places.
-      works: number of works.
-      regions: number of regions.
-      train_tasks: training questions of the embedded world.
-      valid_tasks: validation questions; with real data a part of `eval`, at
-        most half of each category.
-      test_tasks: test questions of the embedded world; with real data the
-        rest of `eval`.
-      expert_hesitation: needless rounds per turn of the expert, on average.
-      expert_doubt: probability per such round that the expert goes wrong.
-      expert_slip: probability per turn that it goes wrong in any case.
-
     Raises:
-      ValueError: if an argument or a data file is bad.
+      ValueError: if a data file is bad.
     """
-    _choose("retriever", retriever, _RETRIEVERS)
-    for name, value in {"max_turns": max_turns, "topk": topk}.items():
-      if value < 1:
-        raise ValueError(f"env.{name}: {value}; must be at least 1")
-    if valid_tasks < 1:
-      raise ValueError(f"env.valid_tasks: {valid_tasks}; must be at least 1")
-    if reward_f1 < 0.0:
-      raise ValueError(f"env.reward_f1: {reward_f1}; must be at least 0")
-    if expert_hesitation < 0.0:
-      raise ValueError(
-        f"env.expert_hesitation: {expert_hesitation}; must be at least 0"
-      )
-    chances = {"expert_doubt": expert_doubt, "expert_slip": expert_slip}
-    for name, value in chances.items():
-      if not 0.0 <= value <= 1.0:
-        raise ValueError(f"env.{name}: {value} is no probability in [0, 1]")
-    real = bool(data_dir) or bool(tfds)
-    chosen = wording or ("full" if real else "compact")
-    self.wording = _WORDINGS[_choose("wording", chosen, _WORDINGS)]
-    self.max_turns = max_turns
-    self.topk = topk
-    self.passage_chars = passage_chars
-    self.reward_success = reward_success
-    self.reward_f1 = reward_f1
-    self.expert_hesitation = expert_hesitation
-    self.expert_doubt = expert_doubt
-    self.expert_slip = expert_slip
+    settings = settings or settings_lib.Settings()
+    self.settings = settings
+    self.max_turns = settings.max_turns
+    real = bool(settings.data_dir) or bool(settings.tfds)
+    chosen = settings.wording or ("full" if real else "compact")
+    self.wording = _WORDINGS[chosen]
     self.world: world_lib.World | None = None
     self.questions: dict[str, world_lib.Question] = {}
     self.passages: list[retrieval.Passage] = []
-    folder = pathlib.Path(data_dir).expanduser() if data_dir else None
     if real:
-      if retriever != "http":
-        self.passages = _load_passages(folder)
-      splits = _load_splits(folder, tfds, tfds_eval_split, valid_tasks)
+      splits = self._load()
     else:
       self.world = world_lib.build(
-        seed, people=people, places=places, works=works, regions=regions
+        settings.seed,
+        people=settings.people,
+        places=settings.places,
+        works=settings.works,
+        regions=settings.regions,
       )
-      sizes = dict(train=train_tasks, valid=valid_tasks, test=test_tasks)
-      splits = self._ask_world(sizes)
+      splits = self._ask_world()
       self.passages = self._describe_world()
-    if categories:
-      splits = _keep_categories(splits, categories)
+    if settings.categories:
+      splits = _keep_categories(splits, settings.categories)
     self.tasks = {
       task.task_id: task for tasks in splits.values() for task in tasks
     }
@@ -191,23 +85,46 @@ class SearchQA:
       name: tuple(task.task_id for task in tasks)
       for name, tasks in splits.items()
     }
-    cache = pathlib.Path(cache_dir or _CACHE_DIR).expanduser()
-    self.retriever: retrieval.Retriever
-    if retriever == "http":
-      self.retriever = remote.Remote(
-        url, dialect=dialect, timeout=timeout, tries=tries, backoff=backoff
-      )
-    elif retriever == "dense":
-      self.retriever = dense.Dense(
-        self.passages, encoder=encoder, cache_dir=cache
-      )
-    else:
-      self.retriever = retrieval.BM25(
-        self.passages, cache_dir=cache if real else None
-      )
+    self.retriever = self._open_retriever()
 
-  def _ask_world(self, sizes: Mapping[str, int]) -> dict[str, list[data.Task]]:
+  def _load(self) -> dict[str, list[data.Task]]:
+    """The questions of real data; remembers its passages."""
+    settings = self.settings
+    folder = None
+    if settings.data_dir:
+      folder = pathlib.Path(settings.data_dir).expanduser()
+    if settings.retriever != "http":
+      self.passages = _load_passages(folder)
+    return _load_splits(
+      folder, settings.tfds, settings.tfds_eval_split, settings.valid_tasks
+    )
+
+  def _open_retriever(self) -> retrieval.Retriever:
+    """What searches the passages."""
+    settings = self.settings
+    cache = pathlib.Path(settings.cache_dir or _CACHE_DIR).expanduser()
+    if settings.retriever == "http":
+      return remote.Remote(
+        settings.url,
+        dialect=settings.dialect,
+        timeout=settings.timeout,
+        tries=settings.tries,
+        backoff=settings.backoff,
+      )
+    if settings.retriever == "dense":
+      return dense.Dense(
+        self.passages, encoder=settings.encoder, cache_dir=cache
+      )
+    real = self.world is None
+    return retrieval.BM25(self.passages, cache_dir=cache if real else None)
+
+  def _ask_world(self) -> dict[str, list[data.Task]]:
     """The embedded tasks; remembers the chain of each."""
+    sizes = {
+      "train": self.settings.train_tasks,
+      "valid": self.settings.valid_tasks,
+      "test": self.settings.test_tasks,
+    }
     splits: dict[str, list[data.Task]] = {}
     for name, questions in world_lib.draw_splits(self.world, sizes).items():
       splits[name] = []
@@ -378,9 +295,9 @@ class SearchEnv:
       if parsed.kind == "answer":
         success = score.exact_match(parsed.content, self._task.targets)
         info["f1"] = score.f1(parsed.content, self._task.targets)
-        reward = benchmark.reward_f1 * info["f1"]
+        reward = benchmark.settings.reward_f1 * info["f1"]
         if success:
-          reward = benchmark.reward_success
+          reward = benchmark.settings.reward_success
         self._done, text = True, wording.OVER
       else:
         text = self._search(parsed.content)
@@ -401,12 +318,13 @@ class SearchEnv:
     """What a search shows."""
     benchmark = self._benchmark
     try:
-      found = benchmark.retriever.search([query], benchmark.topk)[0]
+      found = benchmark.retriever.search([query], benchmark.settings.topk)[0]
     except base.EnvError:
       self._done = True
       raise
     passages = [
-      _shorten(passage, benchmark.passage_chars) for passage, _ in found
+      _shorten(passage, benchmark.settings.passage_chars)
+      for passage, _ in found
     ]
     self._shown.extend(passage.id for passage in passages)
     self._passages.extend(passages)
@@ -439,9 +357,9 @@ class SearchEnv:
       benchmark.questions[self._task.task_id],
       self._shown,
       benchmark.wording,
-      hesitation=benchmark.expert_hesitation,
-      doubt=benchmark.expert_doubt,
-      slip=benchmark.expert_slip,
+      hesitation=benchmark.settings.expert_hesitation,
+      doubt=benchmark.settings.expert_doubt,
+      slip=benchmark.settings.expert_slip,
       seed=seed,
     )
 

@@ -16,14 +16,13 @@ import pathlib
 import re
 
 from t2po_jax.envs import base, prompts
-from t2po_jax.envs.webshop import catalogue as catalogues
-from t2po_jax.envs.webshop import expert, nouns, retrieval, world
+from t2po_jax.envs.webshop import data, expert, nouns, retrieval, world
 from t2po_jax.envs.webshop import goals as goals_lib
 from t2po_jax.envs.webshop import session as sessions
+from t2po_jax.envs.webshop import settings as settings_lib
 from t2po_jax.envs.webshop.wordings import compact, full
 
 _WORDINGS = {"compact": compact, "full": full}
-_STORAGES = ("auto", "memory", "disk")
 _LARGE = 256 * 2**20  # Bytes of a product file that `auto` puts on disk.
 _EMBEDDED_PRODUCTS = 300
 _CORPUS_EPISODES = 200
@@ -32,93 +31,45 @@ _CORPUS_EPISODES = 200
 class WebShop:
   """Shopping by instruction; implements `envs.base.Benchmark`."""
 
+  Settings = settings_lib.Settings
   threadsafe = True
 
-  def __init__(
-    self,
-    *,
-    catalogue: str = "embedded",
-    goals: str = "synthetic",
-    products: int = 0,
-    seed: int = 0,
-    nouns: str = "auto",
-    storage: str = "auto",
-    cache_dir: str = "",
-    show_attributes: bool = False,
-    wording: str = "compact",
-    max_turns: int = 15,
-    reward_success: float = 10.0,
-    reward_score: float = 0.0,
-    expert_hesitation: float = 1.0,
-    expert_doubt: float = 0.15,
-  ):
+  def __init__(self, settings: settings_lib.Settings | None = None):
     """Opens the shop.
 
-    Args:
-      catalogue: `embedded`, or the path of `items_shuffle*.json`; environment
-        variables in it are expanded. `items_ins_v2*.json` with the same
-        ending and `items_human_ins.json` belong next to it.
-      goals: `synthetic`, or `human` where people's instructions are there.
-      products: number of products, the first ones of a file; 0 takes all
-        (300 embedded ones).
-      seed: draws the embedded catalogue; tasks of a file do not depend on it.
-      nouns: where nouns of real titles come from: `spacy`, `approximate`, the
-        path of a recorded table, or `auto`, see `nouns.choose`.
-      storage: `memory`, `disk` (SQLite, shared by all workers), or `auto`.
-      cache_dir: indexes and catalogues are kept in `webshop` below it; empty
-        for `$T2PO_CACHE`, else `~/.cache/t2po_jax`.
-      show_attributes: whether product pages have a button for attributes.
-      wording: `compact` for tiny models, `full` for language models.
-      max_turns: turns until an episode ends without a purchase.
-      reward_success: reward of a purchase that scores 1.
-      reward_score: reward per unit of score, for every purchase.
-      expert_hesitation: mean number of the expert's needless rounds a turn.
-      expert_doubt: probability per round that the expert goes wrong.
-
     Raises:
-      ValueError: if an argument or a file is not as described.
+      ValueError: if a file is not as described.
     """
-    if wording not in _WORDINGS:
-      raise ValueError(f"env.wording: {wording!r}; must be compact or full")
-    if storage not in _STORAGES:
-      raise ValueError(
-        f"env.storage: {storage!r}; must be one of {', '.join(_STORAGES)}"
-      )
-    if expert_hesitation < 0.0 or not 0.0 <= expert_doubt <= 1.0:
-      raise ValueError(
-        f"env: expert_hesitation {expert_hesitation} must be at least 0 and "
-        f"expert_doubt {expert_doubt} in [0, 1]"
-      )
-    self.wording = _WORDINGS[wording]
+    settings = settings or settings_lib.Settings()
+    self.settings = settings
+    self.wording = _WORDINGS[settings.wording]
     self.grammar = self.wording.GRAMMAR
-    self.max_turns = max_turns
-    self.reward_success = reward_success
-    self.reward_score = reward_score
-    self.expert_hesitation = expert_hesitation
-    self.expert_doubt = expert_doubt
-    if catalogue == "embedded":
-      stock = catalogues.MemoryCatalogue(
-        world.build(seed, products=products or _EMBEDDED_PRODUCTS)
+    self.max_turns = settings.max_turns
+    embedded = settings.catalogue == "embedded"
+    if embedded:
+      products = settings.products or _EMBEDDED_PRODUCTS
+      stock = data.MemoryCatalogue(
+        world.build(settings.seed, products=products)
       )
       index = retrieval.Index.build(map(stock.at, range(len(stock))))
     else:
       stock, index = open_shop(
-        _expand(catalogue),
-        limit=products,
-        storage=storage,
-        cache_dir=cache_dir,
+        _expand(settings.catalogue),
+        limit=settings.products,
+        storage=settings.storage,
+        cache_dir=settings.cache_dir,
       )
     self.shop = sessions.Shop(
       catalogue=stock,
       search=lambda query: index.search(query, sessions.RESULTS),
-      nouns=self._choose_nouns(catalogue, nouns),
-      show_attributes=show_attributes,
+      nouns=self._choose_nouns(settings.catalogue, settings.nouns),
+      show_attributes=settings.show_attributes,
     )
-    found = goals_lib.Goals(stock, goals)
+    found = goals_lib.Goals(stock, settings.goals)
     # A group plays one task many times.
     self._goal = functools.lru_cache(1024)(found.at)
     self._order = goals_lib.draw_order(len(found))
-    self._prefix = "embedded" if catalogue == "embedded" else goals
+    self._prefix = "embedded" if embedded else settings.goals
     self.splits: Mapping[str, tuple[str, ...]] = {
       name: tuple(f"{self._prefix}-{number}" for number in numbers)
       for name, numbers in goals_lib.cut_splits(len(self._order)).items()
@@ -194,7 +145,7 @@ def _expand(path: str) -> pathlib.Path:
 
 def open_shop(
   items: pathlib.Path, *, limit: int, storage: str, cache_dir: str
-) -> tuple[catalogues.Catalogue, retrieval.Index]:
+) -> tuple[data.Catalogue, retrieval.Index]:
   """Opens the published files; what takes long is done once and kept.
 
   Args:
@@ -219,25 +170,25 @@ def open_shop(
   cache = pathlib.Path(given).expanduser() / "webshop"
   # A file that changes gets another name in the cache.
   identity = [(str(s), s.stat().st_size, s.stat().st_mtime_ns) for s in sources]
-  formats = (limit, catalogues.FORMAT, retrieval.FORMAT)
+  formats = (limit, data.FORMAT, retrieval.FORMAT)
   name = hashlib.sha256(repr((identity, formats)).encode()).hexdigest()[:16]
   cache = cache / f"{items.stem}-{name}"
 
   def read():
-    return catalogues.read_products(
+    return data.read_products(
       items, instructions, people if people in sources else None, limit=limit
     )
 
-  stock: catalogues.Catalogue
+  stock: data.Catalogue
   if storage == "memory" or (
     storage == "auto" and items.stat().st_size < _LARGE
   ):
-    stock = catalogues.MemoryCatalogue(read())
+    stock = data.MemoryCatalogue(read())
   else:
     file = cache / "products.sqlite"
     if not file.is_file():
-      catalogues.DiskCatalogue.write(file, read())
-    stock = catalogues.DiskCatalogue(file)
+      data.DiskCatalogue.write(file, read())
+    stock = data.DiskCatalogue(file)
   folder = cache / "index"
   if not folder.is_dir():
     cache.mkdir(parents=True, exist_ok=True)
@@ -281,8 +232,8 @@ class WebShopEnv:
     return base.StepResult(
       observation=self._observe("" if action else benchmark.wording.NO_ACTION),
       action=action,
-      reward=benchmark.reward_success * success
-      + benchmark.reward_score * score,
+      reward=benchmark.settings.reward_success * success
+      + benchmark.settings.reward_score * score,
       done=self._done,
       format_valid=parsed.format_valid,
       action_valid=parsed.format_valid and possible,
@@ -299,8 +250,8 @@ class WebShopEnv:
       benchmark.shop,
       self.visit,
       benchmark.wording,
-      hesitation=benchmark.expert_hesitation,
-      doubt=benchmark.expert_doubt,
+      hesitation=benchmark.settings.expert_hesitation,
+      doubt=benchmark.settings.expert_doubt,
       seed=seed,
     )
 

@@ -14,8 +14,7 @@ and fails in the same way.
 import random
 from types import ModuleType
 
-from t2po_jax.envs.webshop import catalogue as catalogues
-from t2po_jax.envs.webshop import pages, reward
+from t2po_jax.envs.webshop import data, pages, reward
 from t2po_jax.envs.webshop import session as sessions
 
 MOST_ROUNDS = 4  # Needless rounds that a turn is given at most.
@@ -25,7 +24,7 @@ Decision = tuple[str, tuple[str, str]]
 
 
 def pick_options(
-  product: catalogues.Product, wanted: tuple[tuple[str, str] | str, ...]
+  product: data.Product, wanted: tuple[tuple[str, str] | str, ...]
 ) -> dict[str, str] | None:
   """A product's option values that fulfil the options of a goal.
 
@@ -126,7 +125,7 @@ class ScriptedExpert:
       return self._wording.NONE_FITS, ("click", pages.NEXT.lower())
     return self._search(self._queries[1])
 
-  def _fits(self, product: catalogues.Product) -> bool:
+  def _fits(self, product: data.Product) -> bool:
     """Whether a product can be bought for the best score."""
     if product.asin == self._goal.product.asin:
       return True
@@ -139,7 +138,7 @@ class ScriptedExpert:
   def _search(self, words: str) -> Decision:
     return self._wording.think_of_search(words), ("search", words)
 
-  def _open(self, product: catalogues.Product) -> Decision:
+  def _open(self, product: data.Product) -> Decision:
     thought = self._wording.think_of_product(product, self._goal)
     return thought, ("click", product.asin.lower())
 

@@ -20,7 +20,7 @@ import random
 import numpy as np
 
 from t2po_jax.envs import base
-from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import data
 
 NO_LIMIT = 1_000_000.0
 _LIMITS = tuple(10.0 * step for step in range(1, 100))
@@ -41,7 +41,7 @@ class Goal:
     price_upper: dollars; `NO_LIMIT` if there is none.
   """
 
-  product: catalogues.Product
+  product: data.Product
   request: str
   instruction: str
   attributes: tuple[str, ...]
@@ -71,7 +71,7 @@ def price_text(limit: float) -> str:
   return f", and price lower than {limit:.2f} dollars"
 
 
-def synthetic_goal(product: catalogues.Product, combination: int) -> Goal:
+def synthetic_goal(product: data.Product, combination: int) -> Goal:
   """The goal for one combination of a product's option values.
 
   Args:
@@ -100,7 +100,7 @@ def synthetic_goal(product: catalogues.Product, combination: int) -> Goal:
   )
 
 
-def human_goal(product: catalogues.Product, number: int) -> Goal:
+def human_goal(product: data.Product, number: int) -> Goal:
   """The goal of a person's instruction, counting those with attributes."""
   asking = (entry for entry in product.human if entry.attributes)
   entry = next(itertools.islice(asking, number, None))
@@ -124,7 +124,7 @@ KINDS = tuple(_BUILDERS)
 class Goals:
   """All goals of a catalogue, in the order of its products."""
 
-  def __init__(self, catalogue: catalogues.Catalogue, kind: str):
+  def __init__(self, catalogue: data.Catalogue, kind: str):
     """Counts the goals.
 
     Args:

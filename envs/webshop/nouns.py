@@ -18,9 +18,9 @@ import logging
 import pathlib
 import re
 
-from t2po_jax.envs.webshop import catalogue
+from t2po_jax.envs.webshop import data
 
-Source = Callable[[catalogue.Product], Sequence[str]]
+Source = Callable[[data.Product], Sequence[str]]
 
 TABLE = "name_nouns.json"
 _MODEL = "en_core_web_sm"
@@ -44,7 +44,7 @@ def approximate(title: str) -> tuple[str, ...]:
   )
 
 
-def _from_words(product: catalogue.Product) -> Sequence[str]:
+def _from_words(product: data.Product) -> Sequence[str]:
   return approximate(product.title)
 
 
@@ -70,7 +70,7 @@ def _from_table(path: pathlib.Path) -> Source:
     )
   table = json.loads(path.read_text(encoding="utf-8"))
 
-  def look_up(product: catalogue.Product) -> Sequence[str]:
+  def look_up(product: data.Product) -> Sequence[str]:
     if product.asin in table:
       return table[product.asin]
     return _from_words(product)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import json
 
-from t2po_jax.envs.webshop import catalogue
+from t2po_jax.envs.webshop import data
 
 SEPARATOR = " [SEP] "
 PAGE_SIZE = 10  # Products on a page of results.
@@ -61,7 +61,7 @@ SEARCH_PAGE = Page(
 
 
 def results_page(
-  products: Sequence[catalogue.Product], number: int, total: int
+  products: Sequence[data.Product], number: int, total: int
 ) -> Page:
   """One page of search results.
 
@@ -82,7 +82,7 @@ def results_page(
   return Page("results", _visible(nodes), _lower(*buttons, *asins))
 
 
-def item_page(product: catalogue.Product, *, show_attributes: bool) -> Page:
+def item_page(product: data.Product, *, show_attributes: bool) -> Page:
   """A product's own page."""
   nodes = [BACK, PREVIOUS]
   for name, values in product.options.items():
@@ -109,7 +109,7 @@ def item_page(product: catalogue.Product, *, show_attributes: bool) -> Page:
   )
 
 
-def sub_page(product: catalogue.Product, button: str) -> Page:
+def sub_page(product: data.Product, button: str) -> Page:
   """Description, features, reviews or attributes of a product.
 
   Args:
@@ -135,7 +135,7 @@ def sub_page(product: catalogue.Product, button: str) -> Page:
 
 
 def done_page(
-  product: catalogue.Product, chosen: Mapping[str, str], total: float
+  product: data.Product, chosen: Mapping[str, str], total: float
 ) -> Page:
   """The page after a purchase; its odd form is the original's.
 

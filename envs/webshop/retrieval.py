@@ -21,7 +21,7 @@ import numpy as np
 import Stemmer
 
 from t2po_jax.envs import sparse
-from t2po_jax.envs.webshop import catalogue
+from t2po_jax.envs.webshop import data
 
 K1 = 0.9
 B = 0.4
@@ -54,7 +54,7 @@ def analyse(text: str) -> list[str]:
   ]
 
 
-def document(product: catalogue.Product) -> str:
+def document(product: data.Product) -> str:
   """Everything about a product that can be searched."""
   options = [
     word for name, values in product.options.items() for word in (name, *values)
@@ -77,7 +77,7 @@ class Index:
     self._scores = scores
 
   @classmethod
-  def build(cls, products: Iterable[catalogue.Product]) -> "Index":
+  def build(cls, products: Iterable[data.Product]) -> "Index":
     """Indexes products in their order."""
     vocabulary: dict[str, int] = {}
 

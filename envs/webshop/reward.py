@@ -17,7 +17,7 @@ import re
 
 from rapidfuzz import fuzz
 
-from t2po_jax.envs.webshop import catalogue, goals
+from t2po_jax.envs.webshop import data, goals
 
 MATCH = 85  # Ratios above this count as equal.
 
@@ -117,7 +117,7 @@ def match_option(goal_option: str | tuple[str, str], chosen: str) -> bool:
   return token_set_ratio(normalize_colour(chosen), str(wanted)) > MATCH
 
 
-def match_attribute(product: catalogue.Product, attribute: str) -> bool:
+def match_attribute(product: data.Product, attribute: str) -> bool:
   """Whether a product has an attribute, by its list or in its texts."""
   return any(
     token_set_ratio(own, attribute) > MATCH for own in product.attributes
@@ -153,7 +153,7 @@ def type_factor(match: bool, title_score: float) -> float:
 
 
 def score(
-  product: catalogue.Product,
+  product: data.Product,
   goal: goals.Goal,
   chosen: Mapping[str, str],
   *,

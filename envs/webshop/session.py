@@ -11,8 +11,7 @@ import dataclasses
 import functools
 import re
 
-from t2po_jax.envs.webshop import catalogue as catalogues
-from t2po_jax.envs.webshop import goals, nouns, pages, reward
+from t2po_jax.envs.webshop import data, goals, nouns, pages, reward
 
 RESULTS = 50  # Most results of a search.
 
@@ -28,7 +27,7 @@ class Shop:
     show_attributes: whether product pages have a button for attributes.
   """
 
-  catalogue: catalogues.Catalogue
+  catalogue: data.Catalogue
   search: Callable[[str], Sequence[int]]
   nouns: nouns.Source
   show_attributes: bool = False
@@ -45,13 +44,13 @@ class Shop:
 
     return build
 
-  def product(self, asin: str) -> catalogues.Product:
+  def product(self, asin: str) -> data.Product:
     """A product by its id."""
     return self.catalogue.at(self.catalogue.find(asin))
 
   def score(
     self,
-    product: catalogues.Product,
+    product: data.Product,
     goal: goals.Goal,
     chosen: dict[str, str],
   ) -> reward.Score:
@@ -91,7 +90,7 @@ class Session:
     self.goal = goal
     self.page = pages.SEARCH_PAGE
     self.query = ""
-    self.product: catalogues.Product | None = None
+    self.product: data.Product | None = None
     self.chosen: dict[str, str] = {}
     self.score: reward.Score | None = None
     self._found: Sequence[int] = ()
@@ -103,7 +102,7 @@ class Session:
     return self.page.text(self.goal.instruction)
 
   @property
-  def results(self) -> list[catalogues.Product]:
+  def results(self) -> list[data.Product]:
     """The products on the current page of results."""
     first = (self._number - 1) * pages.PAGE_SIZE
     catalogue = self._shop.catalogue

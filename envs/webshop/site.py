@@ -14,8 +14,7 @@ import urllib.parse
 
 from t2po_jax.envs import base, prompts
 from t2po_jax.envs.webshop import benchmark as benchmarks
-from t2po_jax.envs.webshop import catalogue as catalogues
-from t2po_jax.envs.webshop import pages
+from t2po_jax.envs.webshop import data, pages
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0; color: #1c2733;
@@ -92,7 +91,7 @@ def _click(text: str, style: str = "") -> str:
   return _button(text, f"click[{text.lower()}]", style)
 
 
-def _picture(product: catalogues.Product) -> str:
+def _picture(product: data.Product) -> str:
   if not product.image:
     return ""
   return f'<img src="{html.escape(product.image)}" alt="">'

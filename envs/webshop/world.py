@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import dataclasses
 import random
 
-from t2po_jax.envs.webshop import catalogue
+from t2po_jax.envs.webshop import data
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _record(
   return raw, annotation
 
 
-def build(seed: int, *, products: int) -> list[catalogue.Product]:
+def build(seed: int, *, products: int) -> list[data.Product]:
   """Draws the embedded catalogue.
 
   Args:
@@ -180,7 +180,7 @@ def build(seed: int, *, products: int) -> list[catalogue.Product]:
     wares.append((name, noun, tuple(attributes), draw.choice(_PRICES)))
   draw.shuffle(wares)
   return [
-    catalogue.parse_product(
+    data.parse_product(
       *_record(asin, name, noun, attributes, price, options[noun])
     )
     for asin, (name, noun, attributes, price) in zip(

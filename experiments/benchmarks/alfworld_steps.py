@@ -20,10 +20,11 @@ from absl import app, flags
 from t2po_jax import envs
 from t2po_jax.envs import worker
 from t2po_jax.envs.alfworld import benchmark as benchmark_lib
+from t2po_jax.envs.alfworld import settings as settings_lib
 from t2po_jax.rollout import workers
 
 _ENGINE = flags.DEFINE_enum(
-  "engine", "twin", benchmark_lib.ENGINES, "Which engine plays."
+  "engine", "twin", settings_lib.ENGINES, "Which engine plays."
 )
 _DATA_DIR = flags.DEFINE_string(
   "data_dir", "", "Folder or archive of game files; empty: embedded scenes."

@@ -27,7 +27,7 @@ import time
 from absl import app, flags
 
 from t2po_jax import envs
-from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import data
 
 _CATALOGUE = flags.DEFINE_string(
   "catalogue", "embedded", "`embedded`, or the path of items_shuffle*.json."
@@ -58,7 +58,7 @@ def copy_catalogue(items: pathlib.Path, copies: int, folder: pathlib.Path):
   with open(path, "w", encoding="utf-8") as file:
     separator = "["
     for number in range(copies):
-      for raw in catalogues.stream_objects(items):
+      for raw in data.stream_objects(items):
         asin = raw["asin"]
         if number:
           asin = f"C{draw.getrandbits(44):09X}"[:10]

@@ -117,10 +117,13 @@ class ToyTest(parameterized.TestCase):
     self.assertLess(durations[1], 0.05)
 
   @parameterized.parameters(
-    ({"expert_thoughts": 0}, "env.expert_thoughts: 0 words"),
-    ({"expert_slip": 1.5}, "env.expert_slip: 1.5"),
-    ({"error_turn": 4}, "env.error_turn: 4"),
-    ({"sleep_turn": -1}, "env.sleep_turn: -1"),
+    (
+      {"expert_thoughts": 0},
+      "env.expert_thoughts: found 0, expected at least 1",
+    ),
+    ({"expert_slip": 1.5}, "env.expert_slip: found 1.5"),
+    ({"error_turn": 4}, "env.error_turn: found 4"),
+    ({"sleep_turn": -1}, "env.sleep_turn: found -1"),
   )
   def test_bad_arguments(self, arguments, message):
     with self.assertRaisesRegex(ValueError, message):

@@ -267,7 +267,7 @@ class ResamplingTest(parameterized.TestCase):
 class FailureTest(parameterized.TestCase):
   def test_a_failing_environment_aborts_its_episode_only(self):
     faulty = toy.ToyBenchmark().splits["train"][0]
-    benchmark = toy.ToyBenchmark(error_turn=2, faulty_tasks=[faulty])
+    benchmark = envs.make("toy", error_turn=2, faulty_tasks=(faulty,))
     rollout, _ = play(wrong, benchmark)
     self.assertEqual(
       [t.aborted for t in rollout.trajectories], [True, True, False, False]
@@ -280,7 +280,7 @@ class FailureTest(parameterized.TestCase):
     self.assertTrue(all(t.aborted for t in rollout.trajectories))
 
   def test_a_slow_environment_is_given_up(self):
-    benchmark = toy.ToyBenchmark(sleep_turn=1, sleep_seconds=5.0)
+    benchmark = envs.make("toy", sleep_turn=1, sleep_seconds=5.0)
     pool = environments.EnvironmentPool(benchmark.env, threads=2, timeout=0.05)
     rollout = scripted(benchmark, pool, ScriptedScheduler(wrong)).play(
       benchmark.splits["train"][:1],

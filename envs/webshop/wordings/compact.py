@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import re
 
 from t2po_jax.envs import prompts
-from t2po_jax.envs.webshop import catalogue, goals, pages
+from t2po_jax.envs.webshop import data, goals, pages
 from t2po_jax.envs.webshop import session as sessions
 
 GRAMMAR = prompts.Grammar(actions=("action",), closing="</think><action>")
@@ -43,7 +43,7 @@ def _limit(goal: goals.Goal) -> str:
   return f"under {goal.price_upper:g}"
 
 
-def _row(product: catalogue.Product) -> str:
+def _row(product: data.Product) -> str:
   """How a product is listed."""
   return " ".join(
     (
@@ -93,7 +93,7 @@ def think_of_search(words: str) -> str:
   return words
 
 
-def think_of_product(product: catalogue.Product, goal: goals.Goal) -> str:
+def think_of_product(product: data.Product, goal: goals.Goal) -> str:
   """The thought that a listed product will do."""
   return " ".join(filter(None, (_limit(goal), _row(product))))
 

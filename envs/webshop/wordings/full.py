@@ -10,7 +10,7 @@ import re
 import textwrap
 
 from t2po_jax.envs import prompts
-from t2po_jax.envs.webshop import catalogue, goals, pages
+from t2po_jax.envs.webshop import data, goals, pages
 from t2po_jax.envs.webshop import session as sessions
 
 GRAMMAR = prompts.Grammar()
@@ -71,7 +71,7 @@ def think_of_search(words: str) -> str:
   return f"I should search the store for {words}."
 
 
-def think_of_product(product: catalogue.Product, goal: goals.Goal) -> str:
+def think_of_product(product: data.Product, goal: goals.Goal) -> str:
   """The thought that a listed product will do."""
   limit = (
     ""

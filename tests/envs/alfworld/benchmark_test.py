@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 from t2po_jax import envs
 from t2po_jax.envs import base, prompts
 from t2po_jax.envs.alfworld import benchmark as benchmark_lib
-from t2po_jax.envs.alfworld import original, problem, twin
+from t2po_jax.envs.alfworld import engine, original, problem
 from t2po_jax.envs.alfworld.wordings import compact
 
 
@@ -29,11 +29,11 @@ class EpisodeTest(parameterized.TestCase):
     self.first = self.env.reset(self.task_id)
 
   def test_first_observation(self):
-    player = twin.Twin(self.benchmark.board(self.task_id))
+    player = engine.Twin(self.benchmark.board(self.task_id))
     text = player.reset()
     self.assertEqual(
       text,
-      f"{twin.BANNER}\n\n{self.first.text}\n\n"
+      f"{engine.BANNER}\n\n{self.first.text}\n\n"
       f"Your task is to: {self.first.task}.",
     )
     self.assertNotIn("help", self.first.admissible)
@@ -42,7 +42,7 @@ class EpisodeTest(parameterized.TestCase):
     )
 
   def test_observations_are_the_engines(self):
-    player = twin.Twin(self.benchmark.board(self.task_id))
+    player = engine.Twin(self.benchmark.board(self.task_id))
     for command in self.benchmark.read(self.task_id).walkthrough:
       result = self.env.step(_respond(command))
       self.assertEqual(result.observation.text, player.step(command))
@@ -151,16 +151,16 @@ class BenchmarkTest(parameterized.TestCase):
     self.assertIs(benchmark.board(task_id), benchmark.board(task_id))
 
   @parameterized.parameters(
-    ({"wording": "verbose"}, "env.wording: unknown value 'verbose'"),
-    ({"engine": "turbo"}, "env.engine: .*known: twin, cached, stock"),
-    ({"size": "huge"}, "env.size: .*known: tiny, small, full"),
+    ({"wording": "verbose"}, "env.wording: found 'verbose'"),
+    ({"engine": "turbo"}, "env.engine: .*one of cached, stock, twin"),
+    ({"size": "huge"}, "env.size: .*one of full, small, tiny"),
     ({"expert_mode": "lazy"}, "env.expert_mode: .*explore, walkthrough"),
     ({"task_types": ("sleep",)}, "env.task_types: .*pick_and_place_simple"),
     ({"task_types": ()}, "env.task_types: none"),
-    ({"max_turns": 0}, "env.max_turns: 0"),
-    ({"expert_hesitation": -1.0}, "env.expert_hesitation: -1.0"),
-    ({"expert_doubt": 1.5}, "env.expert_doubt: 1.5"),
-    ({"valid_tasks": -2}, "env.valid_tasks: -2"),
+    ({"max_turns": 0}, "env.max_turns: found 0"),
+    ({"expert_hesitation": -1.0}, "env.expert_hesitation: found -1.0"),
+    ({"expert_doubt": 1.5}, "env.expert_doubt: found 1.5"),
+    ({"valid_tasks": -2}, "env.valid_tasks: found -2"),
     ({"data_dir": "/nowhere"}, "env.data_dir: /nowhere does not exist"),
   )
   def test_bad_arguments(self, arguments, message):
@@ -213,7 +213,7 @@ class BenchmarkTest(parameterized.TestCase):
 
 class IntroTest(parameterized.TestCase):
   def test_splits_room_and_task(self):
-    text = f"{twin.BANNER}\n\nA room.\n\nYour task is to: put a b in c."
+    text = f"{engine.BANNER}\n\nA room.\n\nYour task is to: put a b in c."
     self.assertEqual(
       benchmark_lib.split_intro(text), ("A room.", "put a b in c")
     )

@@ -10,7 +10,7 @@ import tarfile
 from absl.testing import absltest, parameterized
 
 from t2po_jax import envs
-from t2po_jax.envs.alfworld import original, problem, scenes, twin
+from t2po_jax.envs.alfworld import engine, original, problem, scenes
 from t2po_jax.rollout import environments, workers
 from tests import places
 
@@ -40,7 +40,7 @@ class OriginalTest(parameterized.TestCase):
 
   def _compare(self, file, steps, seed):
     """Walks at random through a game on both engines; returns the commands."""
-    player = twin.Twin(twin.Board(problem.parse(file, "game")))
+    player = engine.Twin(engine.Board(problem.parse(file, "game")))
     self.engine.load(file)
     self.assertEqual(self.engine.reset(), player.reset())
     draw, trace = random.Random(seed), []
@@ -82,7 +82,7 @@ class OriginalTest(parameterized.TestCase):
     scene = scenes.draw_scene("stock", problem.HEAT, "small")
     stock = original.Original(cached=False)
     stock.load(scene.file)
-    player = twin.Twin(twin.Board(problem.parse(scene.file, "game")))
+    player = engine.Twin(engine.Board(problem.parse(scene.file, "game")))
     self.assertEqual(stock.reset(), player.reset())
     for command in scene.file.walkthrough:
       self.assertEqual(stock.step(command), player.step(command))
@@ -99,9 +99,9 @@ class OriginalTest(parameterized.TestCase):
   def test_episodes_through_the_benchmark(self):
     for mode in ("explore", "walkthrough"):
       results = []
-      for engine in ("twin", "cached"):
+      for name in ("twin", "cached"):
         benchmark = envs.make(
-          "alfworld", engine=engine, expert_mode=mode, train_tasks=6
+          "alfworld", engine=name, expert_mode=mode, train_tasks=6
         )
         env = benchmark.env()
         task_id = benchmark.splits["train"][3]

@@ -5,7 +5,7 @@ import re
 
 from absl.testing import absltest, parameterized
 
-from t2po_jax.envs.alfworld import original, problem, rooms, scenes, twin
+from t2po_jax.envs.alfworld import engine, original, problem, rooms, scenes
 
 COUNTS = {"train": 60, "valid": 12, "test": 12}
 
@@ -24,7 +24,7 @@ class SceneTest(parameterized.TestCase):
       scene = scenes.draw_scene(f"{task_type}/{index}", task_type, size)
       game = problem.parse(scene.file, "scene")
       self.assertEqual(game.goal.task_type, task_type)
-      player = twin.Twin(twin.Board(game))
+      player = engine.Twin(engine.Board(game))
       for command in scene.file.walkthrough:
         self.assertFalse(player.won)
         self.assertIn(command, player.admissible)
@@ -68,7 +68,7 @@ class SceneTest(parameterized.TestCase):
   def test_two_instances_outside_the_target(self):
     for index in range(8):
       scene = scenes.draw_scene(f"two/{index}", problem.TWO, "full")
-      player = twin.Twin(twin.Board(problem.parse(scene.file, "scene")))
+      player = engine.Twin(engine.Board(problem.parse(scene.file, "scene")))
       goal = problem.parse(scene.file, "scene").goal
       found = player.locate(goal.object)
       self.assertGreaterEqual(len(found), 2)
@@ -87,7 +87,7 @@ class SceneTest(parameterized.TestCase):
     for index in range(24):
       task_type = problem.TASK_TYPES[index % 6]
       scene = scenes.draw_scene(f"s/{index}", task_type, size)
-      board = twin.Board(problem.parse(scene.file, "scene"))
+      board = engine.Board(problem.parse(scene.file, "scene"))
       self.assertBetween(len(board.receptacles), least, most)
 
   def test_tiny_rooms_hold_few_classes_of_objects(self):
@@ -103,7 +103,7 @@ class SceneTest(parameterized.TestCase):
       task_type = problem.TASK_TYPES[index % 6]
       scene = scenes.draw_scene(f"t/{index}", task_type, "tiny")
       game = problem.parse(scene.file, "scene")
-      names = twin.Board(game).names.values()
+      names = engine.Board(game).names.values()
       kinds = {name.rpartition(" ")[0] for name in names}
       places = {
         kind.lower()
@@ -117,7 +117,7 @@ class SceneTest(parameterized.TestCase):
     for index in range(36):
       task_type = problem.TASK_TYPES[index % 6]
       scene = scenes.draw_scene(f"f/{index}", task_type, "full")
-      board = twin.Board(problem.parse(scene.file, "scene"))
+      board = engine.Board(problem.parse(scene.file, "scene"))
       counts.append(len(board.receptacles))
     self.assertBetween(sum(counts) / len(counts), 12, 26)
 

@@ -17,10 +17,9 @@ from absl.testing import absltest, parameterized
 from t2po_jax import envs
 from t2po_jax.envs import base, prompts
 from t2po_jax.envs.webshop import benchmark as benchmarks
-from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import data, nouns, pages, retrieval, reward
 from t2po_jax.envs.webshop import expert as experts
 from t2po_jax.envs.webshop import goals as goals_lib
-from t2po_jax.envs.webshop import nouns, pages, retrieval, reward
 from t2po_jax.envs.webshop import session as sessions
 
 RAW = {
@@ -47,7 +46,7 @@ NOTE = {
 
 
 def _product(**changes):
-  return catalogues.parse_product(RAW | changes, NOTE)
+  return data.parse_product(RAW | changes, NOTE)
 
 
 def _goal(product, **changes):
@@ -56,7 +55,7 @@ def _goal(product, **changes):
 
 
 def _visit(products=None, results=None):
-  stock = catalogues.MemoryCatalogue(products or [_product()])
+  stock = data.MemoryCatalogue(products or [_product()])
   shop = sessions.Shop(
     catalogue=stock,
     search=lambda query: (
@@ -129,18 +128,18 @@ class CatalogueTest(parameterized.TestCase):
   def test_stream(self):
     items = [{"a": [1, "]"]}, {}, {"b": "}, {"}]
     path = self._write(json.dumps(items, indent=2))
-    self.assertEqual(list(catalogues.stream_objects(path)), items)
+    self.assertEqual(list(data.stream_objects(path)), items)
 
   @parameterized.parameters('{"a": 1}', '[{"a": 1}, {"b"', '[{"a" 1}]', "")
   def test_broken_stream(self, text):
     with self.assertRaisesRegex(ValueError, "items_shuffle_9.json: "):
-      list(catalogues.stream_objects(self._write(text)))
+      list(data.stream_objects(self._write(text)))
 
   def test_repeated_and_malformed_ids_are_left_out(self):
     asins = ["B1", "nan", "B1", "B2345678901", "B2", "B3"]
     path = self._write(json.dumps([RAW | {"asin": a} for a in asins]))
     path.with_name("notes.json").write_text(json.dumps({"B2": NOTE}))
-    read = catalogues.read_products(path, path.with_name("notes.json"), limit=5)
+    read = data.read_products(path, path.with_name("notes.json"), limit=5)
     products = list(read)
     self.assertEqual([p.asin for p in products], ["B1", "B2"])
     self.assertEqual(products[0].attributes, ())
@@ -151,7 +150,7 @@ class CatalogueTest(parameterized.TestCase):
     path = self._write(json.dumps([raw]))
     path.with_name("notes.json").write_text("{}")
     with self.assertRaisesRegex(ValueError, "B1 has no field 'category'"):
-      list(catalogues.read_products(path, path.with_name("notes.json")))
+      list(data.read_products(path, path.with_name("notes.json")))
 
 
 class GoalsTest(parameterized.TestCase):
@@ -160,7 +159,7 @@ class GoalsTest(parameterized.TestCase):
     combinations = list(
       itertools.product(product.options["color"], product.options["size"])
     )
-    self.assertEqual(catalogues.count_combinations(product), len(combinations))
+    self.assertEqual(data.count_combinations(product), len(combinations))
     for index, values in enumerate(combinations):
       goal = goals_lib.synthetic_goal(product, index)
       self.assertEqual(
@@ -197,8 +196,8 @@ class GoalsTest(parameterized.TestCase):
       }
       for attributes in ([], ["safe"], ["steel"])
     ]
-    product = catalogues.parse_product(RAW, NOTE, requests)
-    self.assertEqual(catalogues.count_requests(product), 2)
+    product = data.parse_product(RAW, NOTE, requests)
+    self.assertEqual(data.count_requests(product), 2)
     first, second = (goals_lib.human_goal(product, n) for n in range(2))
     self.assertEqual(first.attributes, ("safe",))
     self.assertEqual(second.attributes, ("steel",))
@@ -213,11 +212,11 @@ class GoalsTest(parameterized.TestCase):
     self.assertEndsWith(goal.instruction, "size: small")
 
   def test_goals_find_their_product(self):
-    stock = catalogues.MemoryCatalogue(
+    stock = data.MemoryCatalogue(
       [
-        catalogues.parse_product(RAW | {"asin": "A"}),
+        data.parse_product(RAW | {"asin": "A"}),
         _product(asin="B"),
-        catalogues.parse_product(RAW | {"asin": "C"}),
+        data.parse_product(RAW | {"asin": "C"}),
         _product(asin="D", customization_options=""),
       ]
     )
@@ -412,7 +411,7 @@ class SessionTest(parameterized.TestCase):
 class RetrievalTest(parameterized.TestCase):
   def _index(self, titles):
     return retrieval.Index.build(
-      catalogues.parse_product(
+      data.parse_product(
         RAW
         | {
           "asin": str(n),
@@ -744,7 +743,7 @@ class EnvironmentTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"wording": "long"}, "env.wording"),
     ({"storage": "tape"}, "env.storage"),
-    ({"expert_doubt": 1.5}, "expert_doubt 1.5"),
+    ({"expert_doubt": 1.5}, "env.expert_doubt: found 1.5"),
     ({"products": 3}, "env.products: 3"),
     ({"products": 9999}, "env.products: 9999"),
     ({"catalogue": "items.json"}, "env.catalogue: items.json"),
@@ -775,9 +774,7 @@ class EnvironmentTest(parameterized.TestCase):
         if storage == "again":
           storage = "disk"
           stack.enter_context(
-            mock.patch.object(
-              catalogues, "read_products", side_effect=AssertionError
-            )
+            mock.patch.object(data, "read_products", side_effect=AssertionError)
           )
         shop = envs.make(
           "webshop",

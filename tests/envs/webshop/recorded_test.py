@@ -9,9 +9,8 @@ import tempfile
 
 from absl.testing import absltest
 
-from t2po_jax.envs.webshop import catalogue as catalogues
+from t2po_jax.envs.webshop import data, pages, retrieval, reward
 from t2po_jax.envs.webshop import goals as goals_lib
-from t2po_jax.envs.webshop import pages, retrieval, reward
 from t2po_jax.envs.webshop import session as sessions
 from tests import places
 
@@ -29,8 +28,8 @@ def _load(name):
 
 @functools.cache
 def _catalogue():
-  return catalogues.MemoryCatalogue(
-    catalogues.read_products(
+  return data.MemoryCatalogue(
+    data.read_products(
       ITEMS,
       FOLDER / "items_ins_v2_1000.json",
       FOLDER / "items_human_ins.json",
@@ -101,7 +100,7 @@ class RecordedTest(absltest.TestCase):
     recorded_goals = _load("goals_seed0.json")
     prices = _load("product_prices_seed0.json")
     nouns = _load("name_nouns.json")
-    stock = catalogues.MemoryCatalogue(
+    stock = data.MemoryCatalogue(
       dataclasses.replace(product, price=prices[product.asin])
       for product in map(_catalogue().at, range(len(_catalogue())))
     )
@@ -227,8 +226,8 @@ class RecordedTest(absltest.TestCase):
     folder = self.enterContext(tempfile.TemporaryDirectory())
     file = pathlib.Path(folder) / "products.sqlite"
     products = list(map(_catalogue().at, range(200)))
-    catalogues.DiskCatalogue.write(file, products)
-    stored = catalogues.DiskCatalogue(file)
+    data.DiskCatalogue.write(file, products)
+    stored = data.DiskCatalogue(file)
     self.assertLen(stored, 200)
     for position, product in enumerate(products):
       self.assertEqual(stored.at(position), product)
@@ -238,7 +237,7 @@ class RecordedTest(absltest.TestCase):
     for kind in goals_lib.KINDS:
       self.assertEqual(
         stored.goal_counts(kind),
-        catalogues.MemoryCatalogue(products).goal_counts(kind),
+        data.MemoryCatalogue(products).goal_counts(kind),
       )
 
 

@@ -11,7 +11,7 @@ import zipfile
 from absl.testing import absltest, parameterized
 
 from t2po_jax import envs
-from t2po_jax.envs.alfworld import games, problem, scenes
+from t2po_jax.envs.alfworld import data, problem, scenes
 from tests import places
 
 DATA = places.DATA
@@ -28,7 +28,7 @@ class TreeTest(parameterized.TestCase):
     scenes.write_tree(self.source, str(self.root))
 
   def _tree(self, data_dir):
-    return games.Tree(str(data_dir), self.cache)
+    return data.Tree(str(data_dir), self.cache)
 
   def test_reads_what_was_written(self):
     tree = self._tree(self.root)

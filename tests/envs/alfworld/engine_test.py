@@ -8,7 +8,7 @@ import tarfile
 
 from absl.testing import absltest, parameterized
 
-from t2po_jax.envs.alfworld import problem, rooms, scenes, twin
+from t2po_jax.envs.alfworld import engine, problem, rooms, scenes
 from tests import places
 
 DATA = places.DATA
@@ -61,7 +61,7 @@ def _file(facts=_FACTS, goal=None, **changes):
 
 
 def _twin(**changes):
-  return twin.Twin(twin.Board(problem.parse(_file(**changes), "test")))
+  return engine.Twin(engine.Board(problem.parse(_file(**changes), "test")))
 
 
 class HandTest(parameterized.TestCase):
@@ -201,12 +201,12 @@ class HandTest(parameterized.TestCase):
 
   def test_old_dialect(self):
     game = problem.parse(_file(), "test")
-    board = twin.Board(
+    board = engine.Board(
       problem.Game(
         game.task, game.goal, game.facts, game.names, problem.OLD_DIALECT
       )
     )
-    player = twin.Twin(board)
+    player = engine.Twin(board)
     self.assertNotIn("help", player.admissible)
     # Six locations occur in facts; loc_bar_1 is the second.
     self.assertStartsWith(player.step("go to desk 1"), "You arrive at loc 5. ")
@@ -471,7 +471,7 @@ class SimulatorTest(parameterized.TestCase):
   @parameterized.product(task_type=problem.TASK_TYPES, size=tuple(rooms.SIZES))
   def test_walks(self, task_type, size):
     scene = scenes.draw_scene(f"walk/{task_type}", task_type, size)
-    board = twin.Board(problem.parse(scene.file, "walk"))
+    board = engine.Board(problem.parse(scene.file, "walk"))
     draw = random.Random(0)
 
     def change_something(_, possible):
@@ -479,13 +479,13 @@ class SimulatorTest(parameterized.TestCase):
       return draw.choice(changing if draw.random() < 0.9 else list(possible))
 
     self._compare(
-      twin.Twin(board),
+      engine.Twin(board),
       Simulator(scene.file.problem),
       change_something,
       40 if size == "small" else 12,
     )
     path = scene.file.walkthrough
-    player = twin.Twin(board)
+    player = engine.Twin(board)
     self._compare(
       player,
       Simulator(scene.file.problem),
@@ -520,7 +520,7 @@ class RecordedTest(absltest.TestCase):
     for transcript in self.transcripts:
       name = transcript["game"]
       file = problem.load(self.games[name], name)
-      player = twin.Twin(twin.Board(problem.parse(file, name)))
+      player = engine.Twin(engine.Board(problem.parse(file, name)))
       first = transcript["reset"]
       self.assertEqual(player.reset(), first["obs"])
       self.assertEqual(list(player.admissible), first["admissible"])
@@ -537,7 +537,7 @@ class RecordedTest(absltest.TestCase):
   def test_walkthroughs_win(self):
     for name, text in self.games.items():
       file = problem.load(text, name)
-      player = twin.Twin(twin.Board(problem.parse(file, name)))
+      player = engine.Twin(engine.Board(problem.parse(file, name)))
       for command in file.walkthrough:
         self.assertFalse(player.won)
         player.step(command)

@@ -1,0 +1,80 @@
+"""Every setting of ALFWorld: default, meaning and bounds."""
+
+import dataclasses
+
+from t2po_jax import keys
+from t2po_jax.envs import base
+from t2po_jax.envs.alfworld import expert, problem, rooms
+
+ENGINES = ("twin", "cached", "stock")
+WORDINGS = ("compact", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+  """The keys of `config.env` for ALFWorld."""
+
+  wording: str = keys.key(
+    "compact",
+    "How prompts are worded: `compact` for tiny models, `full` for language "
+    "models.",
+    choices=WORDINGS,
+  )
+  engine: str = keys.key(
+    "twin",
+    "What plays: the twin in Python, or the original, `cached` or `stock`.",
+    choices=ENGINES,
+  )
+  data_dir: str = keys.key(
+    "",
+    "Folder or archive of the benchmark's games; `~` and `$ALFWORLD_DATA` are "
+    "expanded; empty: embedded scenes.",
+  )
+  cache_dir: str = keys.key(
+    "", "Where an archive is unpacked; empty: the run's cache."
+  )
+  max_turns: int = keys.key(
+    16, "Turns until an episode ends; the benchmark has 50.", least=1
+  )
+  reward_success: float = keys.key(10.0, "Reward of a solved task.")
+  seed: int = keys.key(0, "Of the embedded scenes.")
+  size: str = keys.key(
+    "small", "Of the embedded scenes.", choices=tuple(rooms.SIZES)
+  )
+  task_types: tuple[str, ...] = keys.key(
+    problem.TASK_TYPES, "The task types that are played, some of six."
+  )
+  train_tasks: int = keys.key(
+    0,
+    "Tasks of the split at most; 0 for all game files, or for the usual number "
+    "of scenes (2000, 60, 120). A part of the games is a fixed draw.",
+    least=0,
+  )
+  valid_tasks: int = keys.key(0, "Likewise.", least=0)
+  test_tasks: int = keys.key(0, "Likewise.", least=0)
+  expert_mode: str = keys.key(
+    "explore",
+    "How the expert finds things; `walkthrough` knows where they are.",
+    choices=expert.MODES,
+  )
+  expert_hesitation: float = keys.key(
+    1.0, "Mean number of the expert's needless rounds per thought.", least=0.0
+  )
+  expert_doubt: float = keys.key(
+    0.45,
+    "Probability per such round to do something else.",
+    least=0.0,
+    most=1.0,
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not self.task_types:
+      raise ValueError("env.task_types: none given; must name at least one")
+    for task_type in self.task_types:
+      if task_type not in problem.TASK_TYPES:
+        raise ValueError(
+          f"env.task_types: found {task_type!r}, expected some of "
+          f"{', '.join(problem.TASK_TYPES)}"
+          f"{keys.nearest(task_type, problem.TASK_TYPES)}"
+        )

@@ -1,0 +1,77 @@
+"""Every setting of WebShop: default, meaning and bounds."""
+
+import dataclasses
+
+from t2po_jax import keys
+from t2po_jax.envs import base
+from t2po_jax.envs.webshop import goals
+
+STORAGES = ("auto", "memory", "disk")
+WORDINGS = ("compact", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+  """The keys of `config.env` for WebShop."""
+
+  catalogue: str = keys.key(
+    "embedded",
+    "`embedded`, or the path of `items_shuffle*.json`; environment variables "
+    "in it are expanded. `items_ins_v2*.json` with the same ending and "
+    "`items_human_ins.json` belong next to it.",
+  )
+  goals: str = keys.key(
+    "synthetic",
+    "Where goals come from; `human` where people's instructions are there.",
+    choices=goals.KINDS,
+  )
+  products: int = keys.key(
+    0,
+    "Number of products, the first ones of a file; 0 takes all (300 embedded "
+    "ones).",
+    least=0,
+  )
+  seed: int = keys.key(
+    0, "Draws the embedded catalogue; tasks of a file do not depend on it."
+  )
+  nouns: str = keys.key(
+    "auto",
+    "Where nouns of real titles come from: `spacy`, `approximate`, the path of "
+    "a recorded table, or `auto`, the best of them that is there.",
+  )
+  storage: str = keys.key(
+    "auto",
+    "Of a real catalogue: in memory, on disk (SQLite, shared by all workers), "
+    "or by its size.",
+    choices=STORAGES,
+  )
+  cache_dir: str = keys.key(
+    "",
+    "Indexes and catalogues are kept in `webshop` below it; empty: the run's "
+    "cache.",
+  )
+  show_attributes: bool = keys.key(
+    False, "Whether product pages have a button for attributes."
+  )
+  wording: str = keys.key(
+    "compact",
+    "How prompts are worded: `compact` for tiny models, `full` for language "
+    "models.",
+    choices=WORDINGS,
+  )
+  max_turns: int = keys.key(
+    15, "Turns until an episode ends without a purchase.", least=1
+  )
+  reward_success: float = keys.key(10.0, "Reward of a purchase that scores 1.")
+  reward_score: float = keys.key(
+    0.0, "Reward per unit of score, for every purchase."
+  )
+  expert_hesitation: float = keys.key(
+    1.0, "Mean number of the expert's needless rounds per turn.", least=0.0
+  )
+  expert_doubt: float = keys.key(
+    0.15,
+    "Probability per round that the expert goes wrong.",
+    least=0.0,
+    most=1.0,
+  )
