@@ -17,6 +17,15 @@ from t2po_jax.envs import prompts
 # Task splits are drawn with this seed, the same on every machine.
 SPLIT_SEED = 233
 
+# What a setting can be, in words.
+_WORDS = {
+  bool: "True or False",
+  float: "a number",
+  int: "an integer",
+  str: "a text",
+  tuple: "a list",
+}
+
 
 class EnvError(RuntimeError):
   """The infrastructure failed: a worker died, a server did not answer.
@@ -40,8 +49,8 @@ class Settings:
       fitting = _fit(value, field.default)
       if fitting is None:
         raise ValueError(
-          f"env.{field.name}: found {value!r}, expected a "
-          f"{type(field.default).__name__}"
+          f"env.{field.name}: found {value!r}, expected "
+          f"{_WORDS[type(field.default)]}"
         )
       object.__setattr__(self, field.name, fitting)
     keys.check(type(self), vars(self), name="env")

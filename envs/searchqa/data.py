@@ -10,6 +10,7 @@ the run at once, with its file and line.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
+import difflib
 import gzip
 import json
 import logging
@@ -188,8 +189,21 @@ def load_tfds(name: str, split: str, *, tfds_dir: str = "") -> list[Task]:
     raise ValueError(
       f"env.tfds: {name!r} needs the package tensorflow-datasets"
     ) from None
+  if name.split("/")[0] not in (
+    sets := tfds.list_builders(with_community_datasets=False)
+  ):
+    near = difflib.get_close_matches(name, sets, n=3)
+    raise ValueError(
+      f"env.tfds: {name!r} is no set of TensorFlow Datasets"
+      + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+    )
   tasks = []
-  source = tfds.data_source(name, split=split, data_dir=tfds_dir or None)
+  try:
+    source = tfds.data_source(name, split=split, data_dir=tfds_dir or None)
+  except Exception as error:
+    # The library raises errors of many kinds over many lines.
+    reason = next(iter(str(error).strip().splitlines()), repr(error))
+    raise ValueError(f"env.tfds: {name!r}, split {split!r}: {reason}") from None
   for index, example in enumerate(source):
     task_id = f"{name}-{split}-{index}"
     tasks.append(read_tfds_example(example, task_id, name))

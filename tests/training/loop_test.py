@@ -131,7 +131,7 @@ class BadInputTest(parameterized.TestCase):
     ((f"--config={ROOT}/configs/smoke.py:grop",), "preset 'grop'"),
     (
       (f"--config={ROOT}/configs/smoke.py", "--config.trai.updates=2"),
-      "unknown key 'trai'. Did you mean",
+      "unknown key 'trai'; did you mean 'train'?",
     ),
     (
       (f"--config={ROOT}/configs/smoke.py", "--config.train.update=2"),
