@@ -3,7 +3,8 @@
 #
 #   make searchqa     train on Search QA (also: webshop, alfworld, smoke)
 #   make test         run the tests
-#   make lint         check format and lint; `make format` repairs
+#   make lint         check format, lint and types; `make format` repairs
+#   make docs         the API pages, into build/docs
 #   make clean        remove the environment and the caches
 #
 # PYTHON=python3.12 chooses the interpreter, ARGS="--config.seed=1" is passed
@@ -26,7 +27,7 @@ PIP := $(VENV)/bin/python -m pip
 CORE := $(VENV)/.core$(if $(EXTRAS),-$(EXTRAS))
 TASKS := searchqa webshop alfworld smoke
 
-.PHONY: $(TASKS) test lint format clean
+.PHONY: $(TASKS) test lint format docs clean
 .DELETE_ON_ERROR:
 
 $(TASKS): $(CORE)
@@ -39,6 +40,11 @@ test: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+
+docs: $(VENV)/.dev
+	JAX_PLATFORMS=cpu $(VENV)/bin/pdoc -o build/docs -d google \
+	  t2po_jax '!t2po_jax.experiments'
 
 format: $(VENV)/.dev
 	$(VENV)/bin/ruff format .

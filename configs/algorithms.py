@@ -7,10 +7,11 @@ episodes and the optimizer stay the task's.
 """
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 from ml_collections import config_dict
 
-ConfigDict = config_dict.ConfigDict
+ConfigDict: TypeAlias = config_dict.ConfigDict
 
 
 def t2po(c: ConfigDict) -> None:

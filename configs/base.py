@@ -12,7 +12,7 @@ Presets are joined by commas after a colon, later ones win:
 
 from collections.abc import Callable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, TypeAlias
 
 from ml_collections import config_dict
 
@@ -29,7 +29,7 @@ from t2po_jax.learning import (
 from t2po_jax.models import critic, decoder
 from t2po_jax.rollout import collect
 
-ConfigDict = config_dict.ConfigDict
+ConfigDict: TypeAlias = config_dict.ConfigDict
 key = keys.key
 
 _KL = ("off", *losses.KL_KINDS)

@@ -1,8 +1,10 @@
 """What a language model brings to any task, shared by the tasks' presets."""
 
+from typing import TypeAlias
+
 from ml_collections import config_dict
 
-ConfigDict = config_dict.ConfigDict
+ConfigDict: TypeAlias = config_dict.ConfigDict
 
 
 def smollm2(c: ConfigDict) -> None:

@@ -120,7 +120,7 @@ def keys_of(section: type) -> dict[str, Key]:
   found = {}
   for field in dataclasses.fields(section):
     if _METADATA in field.metadata:
-      known = dict(field.metadata[_METADATA])
+      known: dict[str, Any] = dict(field.metadata[_METADATA])
       choices = known.pop("choices")
       choices = tuple(choices() if callable(choices) else choices)
       found[field.name] = Key(
