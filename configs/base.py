@@ -12,6 +12,7 @@ Presets are joined by commas after a colon, later ones win:
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any, TypeAlias
 
 from ml_collections import config_dict
@@ -20,8 +21,8 @@ from t2po_jax import keys
 from t2po_jax.configs import algorithms
 from t2po_jax.control import uncertainty
 from t2po_jax.learning import (
-  advantages,
   collapse_guard,
+  estimators,
   losses,
   objectives,
   optimizers,
@@ -201,15 +202,9 @@ class Control:
   """Exploration control (arXiv 2605.02178)."""
 
   signal: str = key(
-    "calibrated", "Uncertainty signal.", choices=uncertainty.SIGNALS
-  )
-  normalizer: str = key(
-    "running",
-    "`running` extremes, or `vocab`.",
-    choices=uncertainty.NORMALIZERS,
-  )
-  alpha: float = key(
-    0.4, "Weight of the entropy in the calibrated signal.", least=0, most=1
+    "calibrated",
+    "Uncertainty signal; the options of all signals are keys, too.",
+    choices=lambda: uncertainty.SIGNALS,
   )
   top_j: int = key(20, "Tokens the confidence averages over.", least=1)
   tempered: bool = key(False, "Measure after the temperature.")
@@ -240,41 +235,12 @@ class Reward:
 
 @dataclasses.dataclass(frozen=True)
 class Advantage:
-  """How good a turn was; each estimator reads some of these."""
+  """How good a turn was; the options of all estimators are keys, too."""
 
   estimator: str = key(
     "gigpo",
-    "`grpo`, `gigpo`, `rloo`, `reinforce_pp`, `reinforce_pp_baseline`, "
-    "`remax`, `empg`, or with a critic `gae` (of tokens) and `gae_turn`.",
-    choices=lambda: advantages.ESTIMATORS,
+    "One of `learning/estimators`, or `package.module:NAME` of another.",
   )
-  discount: float = key(0.95, "beta, per turn.", least=0, most=1)
-  norm_std: bool = key(True, "Divide by the group's standard deviation.")
-  step_weight: float = key(1.0, "gigpo: weight of the step advantage.")
-  step_norm: str = key(
-    "mean_norm", "gigpo: or `mean_std_norm`.", choices=advantages.STEP_MODES
-  )
-  similarity: float = key(
-    1.0, "gigpo: anchors match from this ratio; 1 = equal.", least=0, most=1
-  )
-  per: str = key(
-    "trajectory",
-    "grpo, gigpo: group statistics; or `turn`.",
-    choices=advantages.PER,
-  )
-  trace: float = key(0.95, "gae, gae_turn: lambda, per turn.", least=0, most=1)
-  token_discount: float = key(
-    1.0, "gae: gamma, per token of a turn.", least=0, most=1
-  )
-  token_trace: float = key(
-    1.0, "gae: lambda, per token of a turn.", least=0, most=1
-  )
-  whiten: bool = key(True, "gae, gae_turn: mean 0 and deviation 1.")
-  entropy_scale: float = key(1.0, "empg: k, how much sure turns learn more.")
-  clarity_scale: float = key(
-    1.0, "empg: k', of the bonus for a sure next turn."
-  )
-  clarity_weight: float = key(0.05, "empg: zeta, of that bonus.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -528,6 +494,36 @@ class Log:
   )
 
 
+# Sections that have the options of whatever is registered for them as keys.
+_OPTIONS: Mapping[type, Callable[[], Mapping[str, keys.Key]]] = {
+  Control: uncertainty.option_keys,
+  Advantage: estimators.option_keys,
+}
+
+
+def with_options(section: type) -> type:
+  """A section with the options that are registered for it by now."""
+  if section not in _OPTIONS:
+    return section
+  return _extend(section, tuple(_OPTIONS[section]().values()))
+
+
+@functools.cache
+def _extend(section: type, options: tuple[keys.Key, ...]) -> type:
+  """The section with these keys; the same class for the same ones."""
+  return dataclasses.make_dataclass(
+    section.__name__,
+    [(key.name, type(key.default), keys.field(key)) for key in options],
+    bases=(section,),
+    frozen=True,
+  )
+
+
+def _extensible(section: type) -> Any:
+  """A field for a section whose keys are not known before it is made."""
+  return dataclasses.field(default_factory=lambda: with_options(section)())
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
   """All settings of a run."""
@@ -538,9 +534,9 @@ class Config:
   model: Model = Model()
   lora: Lora = Lora()
   rollout: Rollout = Rollout()
-  control: Control = Control()
+  control: Control = _extensible(Control)
   reward: Reward = Reward()
-  advantage: Advantage = Advantage()
+  advantage: Advantage = _extensible(Advantage)
   critic: Critic = Critic()
   loss: Loss = Loss()
   optimizer: Optimizer = Optimizer()
@@ -594,17 +590,16 @@ def _read(section: type, values: Mapping[str, Any], name: str) -> Any:
   if section is Environment:
     arguments = dict(values)
     return Environment(arguments.pop("name"), arguments)
-  fields = {field.name: field for field in dataclasses.fields(section)}
-  for unknown in sorted(values.keys() - fields.keys()):
+  usual = section()
+  defaults = {f.name: getattr(usual, f.name) for f in dataclasses.fields(usual)}
+  for unknown in sorted(values.keys() - defaults.keys()):
     place = f"{name}.{unknown}" if name else unknown
-    raise ValueError(f"{place}: unknown key{keys.nearest(unknown, fields)}")
+    raise ValueError(f"{place}: unknown key{keys.nearest(unknown, defaults)}")
   keys.check(section, values, name=name)
   return section(
     **{
-      key: _read(
-        type(fields[key].default), value, f"{name}.{key}" if name else key
-      )
-      if dataclasses.is_dataclass(fields[key].default)
+      key: _read(type(defaults[key]), value, f"{name}.{key}" if name else key)
+      if dataclasses.is_dataclass(defaults[key])
       else value
       for key, value in values.items()
     }

@@ -111,6 +111,23 @@ def key(
   return dataclasses.field(default=default, metadata={_METADATA: known})
 
 
+def field(known: Key) -> Any:
+  """A field of a section for a key of another."""
+  return key(
+    known.default,
+    known.meaning,
+    choices=known.choices,
+    least=known.least,
+    most=known.most,
+    above=known.above,
+  )
+
+
+def select(section: type, values: Any) -> Any:
+  """A section's record from anything that has its keys as attributes."""
+  return section(**{name: getattr(values, name) for name in keys_of(section)})
+
+
 def keys_of(section: type) -> dict[str, Key]:
   """The keys of a section by name, in the order of its fields.
 

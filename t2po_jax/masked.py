@@ -52,16 +52,6 @@ def masked_std(values, mask, axis=None, *, ddof: int = 0) -> types.Array:
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
 
-def masked_whiten(values, mask) -> types.Array:
-  """Shifts and scales the kept values to mean 0 and deviation 1 (ddof 1).
-
-  Masked values become 0.
-  """
-  mean = masked_mean(values, mask)
-  centred = jnp.where(mask > 0, values, mean) - mean
-  return centred / (masked_std(values, mask, ddof=1) + SPREAD_EPSILON)
-
-
 def _divide(total, count) -> types.Array:
   """total / count, with a count of 0 kept away from the division."""
   return total / jnp.maximum(count, EPSILON)

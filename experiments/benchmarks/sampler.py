@@ -111,7 +111,6 @@ def ours(work: Work, control: samplers.Control) -> Callable[[], float]:
       prompt=prompt,
       key=np.asarray([7, row], np.uint32),
       limit=work.tokens,
-      extremes=scheduler.fresh_extremes(),
     )
     for row, prompt in enumerate(work.prompts)
   ]

@@ -95,7 +95,6 @@ class ThinkingState:
     window_mean: [B] float32, mean of the window at the current step, the
       statistic that epsilon is compared with; inf where the rule does not
       apply (no full window, before L_min, not thinking, or already fired).
-    lowest_mean: [B] float32, smallest `window_mean` of the response.
   """
 
   thinking: types.Array
@@ -110,21 +109,11 @@ class ThinkingState:
   peak_at: types.Array
   still: types.Array
   window_mean: types.Array
-  lowest_mean: types.Array
 
 
 def init(batch: int, config: ThinkingConfig) -> ThinkingState:
   """The state of `batch` rows that begin a response."""
   return _fresh(batch, config.window + 1)
-
-
-def restart(state: ThinkingState, rows: types.Array) -> ThinkingState:
-  """Puts the rows ([B] bool) at the beginning of a new response."""
-
-  def choose(new, old):
-    return jnp.where(rows.reshape(rows.shape + (1,) * (old.ndim - 1)), new, old)
-
-  return jax.tree.map(choose, _fresh(*state.deltas.shape), state)
 
 
 def intervene(
@@ -245,10 +234,7 @@ def _watch(
     ),
     watched,
     state,
-  ).replace(
-    window_mean=window_mean,
-    lowest_mean=jnp.minimum(state.lowest_mean, window_mean),
-  )
+  ).replace(window_mean=window_mean)
   if config.rule == "released":
     due = watched.still >= config.patience
   else:
@@ -278,5 +264,4 @@ def _fresh(batch: int, width: int) -> ThinkingState:
     peak_at=full(0, jnp.int32),
     still=full(0, jnp.int32),
     window_mean=full(jnp.inf, jnp.float32),
-    lowest_mean=full(jnp.inf, jnp.float32),
   )

@@ -17,17 +17,18 @@ as improbable as V^-2 each, and clips there. `released` is the formula of the
 paper's released code instead of its text; it is not confined to [0, 1].
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+import dataclasses
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax import masked, types
+from t2po_jax import keys, masked, types
 
-SIGNALS = ("calibrated", "entropy", "confidence", "released")
 NORMALIZERS = ("running", "vocab")
+MEANS = ("geometric", "arithmetic")
 ALPHA = 0.4  # Weight of the entropy in M_t, from the paper.
 TOP_J = 20
 SCORE_FLOOR = 1e-6
@@ -55,53 +56,6 @@ class Measures(NamedTuple):
   entropy: types.Array
   confidence: types.Array
   top_logprob: types.Array
-
-
-@flax.struct.dataclass
-class Extremes:
-  """Running extremes of a trajectory, carried from turn to turn.
-
-  Attributes:
-    entropy_min: [B] float32, inf before the first token.
-    entropy_max: [B] float32, -inf before the first token.
-    confidence_min: [B] float32, inf before the first token.
-    confidence_max: [B] float32, -inf before the first token.
-  """
-
-  entropy_min: types.Array
-  entropy_max: types.Array
-  confidence_min: types.Array
-  confidence_max: types.Array
-
-
-def token_entropy(logits: types.Array) -> types.Array:
-  """H = -sum_v p(v) log p(v).
-
-  Args:
-    logits: [..., V]; -inf has probability 0.
-
-  Returns:
-    [...] float32 nats, from 0 to log V.
-  """
-  top, total, weighted = moments(logits.astype(jnp.float32))
-  del top
-  return jnp.log(total) - weighted / total
-
-
-def top_confidence(logits: types.Array, top_j: int) -> types.Array:
-  """C = -(1/j) sum over the j most likely tokens of log p.
-
-  Args:
-    logits: [..., V]; tokens of probability 0 are left out of the mean.
-    top_j: j, from 1 to V.
-
-  Returns:
-    [...] float32 nats; larger means a sharper distribution.
-
-  Raises:
-    ValueError: if j is out of range.
-  """
-  return measure(logits, top_j).confidence
 
 
 def measure(logits: types.Array, top_j: int) -> Measures:
@@ -189,135 +143,221 @@ def blockwise_largest(
   return jax.lax.top_k(candidates, count)[0]
 
 
-def initial_extremes(batch: int) -> Extremes:
-  """Extremes of `batch` trajectories that have no token yet."""
-
-  def full(value):  # A buffer of its own per field, so that all can be donated.
-    return jnp.full((batch,), value, jnp.float32)
-
-  return Extremes(full(jnp.inf), full(-jnp.inf), full(jnp.inf), full(-jnp.inf))
-
-
-def restart_extremes(extremes: Extremes, rows: types.Array) -> Extremes:
-  """Forgets the extremes of rows ([B] bool) that begin a new trajectory."""
-  fresh = initial_extremes(rows.shape[0])
-  return jax.tree.map(
-    lambda new, old: jnp.where(rows, new, old), fresh, extremes
-  )
-
-
-def update_extremes(
-  extremes: Extremes,
-  entropy: types.Array,
-  confidence: types.Array,
-  active: types.Array,
-) -> Extremes:
-  """Takes the current token into the running extremes.
-
-  Args:
-    extremes: of the tokens so far.
-    entropy: [B] float32 nats, of the current token.
-    confidence: [B] float32 nats, of the current token.
-    active: [B] bool; other rows stay as they are.
-
-  Returns:
-    The new extremes. Update before calling `signal`: M_t is normalised with
-    the current token's own values included.
-  """
-
-  def keep(new, old):
-    return jnp.where(active, new, old)
-
-  return Extremes(
-    entropy_min=keep(
-      jnp.minimum(extremes.entropy_min, entropy), extremes.entropy_min
-    ),
-    entropy_max=keep(
-      jnp.maximum(extremes.entropy_max, entropy), extremes.entropy_max
-    ),
-    confidence_min=keep(
-      jnp.minimum(extremes.confidence_min, confidence),
-      extremes.confidence_min,
-    ),
-    confidence_max=keep(
-      jnp.maximum(extremes.confidence_max, confidence),
-      extremes.confidence_max,
-    ),
-  )
-
-
-def signal(
+def calibrated(
   measures: Measures,
-  extremes: Extremes,
+  state: types.Array,
   *,
-  kind: str,
-  normalizer: str,
   vocab_size: int,
-  top_j: int = TOP_J,
+  top_j: int,
+  normalizer: str = "running",
   alpha: float = ALPHA,
-) -> types.Array:
-  """The uncertainty M_t of every row.
-
-  calibrated: alpha H~ + (1 - alpha) (1 - C~); entropy: H~; confidence: 1 - C~;
-  released: 0.6 log max p + 0.4 (1 - H / log V), which is neither normalised
-  nor in [0, 1] and grows with certainty.
+) -> tuple[types.Array, types.Array]:
+  """M = alpha H~ + (1 - alpha) (1 - C~), from 0 to 1.
 
   Args:
     measures: of the current token, each [B].
-    extremes: after `update_extremes` with the same token.
-    kind: one of `SIGNALS`.
-    normalizer: one of `NORMALIZERS`; `released` ignores it.
+    state: [B, 4] float32, the running extremes of the tokens before.
     vocab_size: number of tokens that the distribution may put weight on.
     top_j: the j of the confidence; only the `vocab` normalizer needs it.
+    normalizer: one of `NORMALIZERS`.
     alpha: weight of the entropy, from 0 to 1.
 
   Returns:
-    [B] float32, in [0, 1] except for `released`.
+    M [B], normalised with the current token's own values included, and the
+    extremes after this token.
 
   Raises:
-    ValueError: for an unknown kind or normalizer.
+    ValueError: for an unknown normalizer.
   """
-  if kind not in SIGNALS:
-    raise ValueError(f"signal: found {kind!r}, expected one of {SIGNALS}")
-  if normalizer not in NORMALIZERS:
-    raise ValueError(
-      f"normalizer: found {normalizer!r}, expected one of {NORMALIZERS}"
-    )
-  log_vocab = float(np.log(vocab_size))
-  if kind == "released":
-    sharp = 1.0 - _normalise(measures.entropy, 0.0, log_vocab)
-    return 0.6 * measures.top_logprob + 0.4 * sharp
-  if normalizer == "running":
-    spread = _normalise(
-      measures.entropy, extremes.entropy_min, extremes.entropy_max
-    )
-    sharpness = _normalise(
-      measures.confidence, extremes.confidence_min, extremes.confidence_max
-    )
-  else:
-    highest = 2.0 * log_vocab * (top_j - 1) / top_j
-    spread = _normalise(measures.entropy, 0.0, log_vocab)
-    sharpness = _normalise(measures.confidence, 0.0, highest)
-  if kind == "entropy":
-    return spread
-  if kind == "confidence":
-    return 1.0 - sharpness
-  return alpha * spread + (1.0 - alpha) * (1.0 - sharpness)
+  spread, sharpness, state = _normalised(
+    measures, state, normalizer, vocab_size, top_j
+  )
+  return alpha * spread + (1.0 - alpha) * (1.0 - sharpness), state
 
 
-def turn_score(uncertainty: types.Array, mask: types.Array) -> types.Array:
-  """Phi, the geometric mean of M_t over a response's sampled tokens.
+def entropy(
+  measures: Measures,
+  state: types.Array,
+  *,
+  vocab_size: int,
+  top_j: int,
+  normalizer: str = "running",
+) -> tuple[types.Array, types.Array]:
+  """M = H~; arguments as `calibrated`."""
+  spread, _, state = _normalised(measures, state, normalizer, vocab_size, top_j)
+  return spread, state
 
-  Phi = exp(mean(log(max(M_t, 1e-6)))).
+
+def confidence(
+  measures: Measures,
+  state: types.Array,
+  *,
+  vocab_size: int,
+  top_j: int,
+  normalizer: str = "running",
+) -> tuple[types.Array, types.Array]:
+  """M = 1 - C~; arguments as `calibrated`."""
+  _, sharpness, state = _normalised(
+    measures, state, normalizer, vocab_size, top_j
+  )
+  return 1.0 - sharpness, state
+
+
+def released(
+  measures: Measures, state: types.Array, *, vocab_size: int, top_j: int
+) -> tuple[types.Array, types.Array]:
+  """M = 0.6 log max p + 0.4 (1 - H / log V), of the paper's released code.
+
+  It is neither normalised nor in [0, 1], grows with certainty and remembers
+  nothing; arguments as `calibrated`.
+  """
+  del top_j
+  sharp = 1.0 - _normalise(measures.entropy, 0.0, float(np.log(vocab_size)))
+  return 0.6 * measures.top_logprob + 0.4 * sharp, state
+
+
+@dataclasses.dataclass(frozen=True)
+class NoOptions:
+  """A signal without options."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalizedOptions:
+  """Options of a signal that lies in [0, 1]."""
+
+  normalizer: str = keys.key(
+    "running",
+    "What entropy and confidence are normalised by: extremes of the "
+    "trajectory so far, or what the vocabulary allows.",
+    choices=NORMALIZERS,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibratedOptions(NormalizedOptions):
+  """Options of `calibrated`."""
+
+  alpha: float = keys.key(
+    ALPHA, "Weight of the entropy in the signal.", least=0, most=1
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Signal:
+  """An uncertainty signal: its function and what goes with it.
+
+  Attributes:
+    function: from `Measures` [B] and a state [B, W], with `vocab_size`,
+      `top_j` and the options as keyword arguments of the same names, to M [B]
+      and the new state.
+    options: a dataclass of `keys.key` fields, the keys of the configuration's
+      section `control` that it reads.
+    initial: the W numbers of the state at the start of a trajectory; what is
+      carried from token to token and from turn to turn.
+    rule: which of `thinking.RULES` decides that the signal has converged.
+    mean: which of `MEANS` makes a turn's score of it.
+  """
+
+  function: Callable[..., tuple[types.Array, types.Array]]
+  options: type = NoOptions
+  initial: tuple[float, ...] = ()
+  rule: str = "calibrated"
+  mean: str = "geometric"
+
+  def start(self, batch: int) -> types.Array:
+    """The state of `batch` trajectories that have no token yet: [B, W]."""
+    initial = jnp.asarray(self.initial, jnp.float32)
+    return jnp.tile(initial[None], (batch, 1))
+
+  def advance(
+    self,
+    measures: Measures,
+    state: types.Array,
+    active: types.Array,
+    *,
+    vocab_size: int,
+    top_j: int,
+    settings: Any,
+  ) -> tuple[types.Array, types.Array]:
+    """Takes in a token.
+
+    Args:
+      measures: of the token, each [B].
+      state: [B, W].
+      active: [B] bool; the state of other rows stays, their M means nothing.
+      vocab_size: number of tokens that the distribution may put weight on.
+      top_j: the j of the confidence.
+      settings: anything with the options as attributes.
+
+    Returns:
+      M [B] and the new state.
+    """
+    options = {
+      name: getattr(settings, name) for name in keys.keys_of(self.options)
+    }
+    value, new = self.function(
+      measures, state, vocab_size=vocab_size, top_j=top_j, **options
+    )
+    return value, jnp.where(active[:, None], new, state)
+
+
+# Before the first token a range is empty: minimum above maximum.
+_EXTREMES = (float("inf"), -float("inf"), float("inf"), -float("inf"))
+
+SIGNALS: dict[str, Signal] = {
+  "calibrated": Signal(calibrated, CalibratedOptions, _EXTREMES),
+  "entropy": Signal(entropy, NormalizedOptions, _EXTREMES),
+  "confidence": Signal(confidence, NormalizedOptions, _EXTREMES),
+  "released": Signal(released, rule="released", mean="arithmetic"),
+}
+
+
+def register(name: str, signal: Signal) -> None:
+  """Makes a signal known; its keys appear in configurations from then on.
+
+  Args:
+    name: for `control.signal`.
+    signal: its record.
+
+  Raises:
+    ValueError: if the name belongs to another signal, or one of its keys
+      means something else to another.
+  """
+  if SIGNALS.get(name, signal) != signal:
+    raise ValueError(f"signal {name!r}: the name is taken")
+  keys.union(known.options for known in (*SIGNALS.values(), signal))
+  SIGNALS[name] = signal
+
+
+def option_keys() -> dict[str, keys.Key]:
+  """The options of all signals: keys of the section `control`."""
+  return keys.union(known.options for known in SIGNALS.values())
+
+
+def turn_score(
+  uncertainty: types.Array, mask: types.Array, *, mean: str = "geometric"
+) -> types.Array:
+  """Phi, the mean of M_t over a response's sampled tokens.
+
+  geometric: exp(mean(log(max(M_t, 1e-6)))), from 1e-6 to max M_t; arithmetic:
+  mean(M_t), for signals that may be negative.
 
   Args:
     uncertainty: [..., T] float32, M_t.
     mask: [..., T], 1 for sampled tokens, 0 for forced ones and padding.
+    mean: one of `MEANS`.
 
   Returns:
-    [...] float32, from 1e-6 to max M_t; 0 where no token was sampled.
+    [...] float32; 0 where no token was sampled.
+
+  Raises:
+    ValueError: for an unknown mean.
   """
+  if mean not in MEANS:
+    raise ValueError(f"mean: found {mean!r}, expected one of {MEANS}")
   mask = jnp.asarray(mask, jnp.float32)
+  if mean == "arithmetic":
+    return masked.masked_mean(uncertainty, mask, axis=-1)
   logs = jnp.log(jnp.maximum(uncertainty, SCORE_FLOOR))
   score = jnp.exp(masked.masked_mean(logs, mask, axis=-1))
   return jnp.where(jnp.any(mask > 0, axis=-1), score, 0.0)
@@ -363,7 +403,39 @@ def moments(
   return top, total, jnp.sum(terms, axis=-1)
 
 
-def _normalise(value, low, high) -> types.Array:
+def _normalised(
+  measures: Measures,
+  state: types.Array,
+  normalizer: str,
+  vocab_size: int,
+  top_j: int,
+) -> tuple[types.Array, types.Array, types.Array]:
+  """H~ and C~ with the current token's own values included, new extremes."""
+  if normalizer not in NORMALIZERS:
+    raise ValueError(
+      f"normalizer: found {normalizer!r}, expected one of {NORMALIZERS}"
+    )
+  h, c = measures.entropy, measures.confidence
+  extremes = (
+    jnp.minimum(state[:, 0], h),
+    jnp.maximum(state[:, 1], h),
+    jnp.minimum(state[:, 2], c),
+    jnp.maximum(state[:, 3], c),
+  )
+  if normalizer == "running":
+    spread = _normalise(h, extremes[0], extremes[1])
+    sharpness = _normalise(c, extremes[2], extremes[3])
+  else:
+    log_vocab = float(np.log(vocab_size))
+    spread = _normalise(h, 0.0, log_vocab)
+    highest = 2.0 * log_vocab * (top_j - 1) / top_j
+    sharpness = _normalise(c, 0.0, highest)
+  return spread, sharpness, jnp.stack(extremes, axis=-1)
+
+
+def _normalise(
+  value: types.Array, low: types.Array | float, high: types.Array | float
+) -> types.Array:
   """(value - low) / (high - low), clipped to [0, 1]; 0 if high <= low."""
   valid = jnp.asarray(high > low)
   low = jnp.where(valid, low, 0.0)

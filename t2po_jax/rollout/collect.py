@@ -98,9 +98,7 @@ class _Episode:
   discarded: list[types.Attempt] = dataclasses.field(default_factory=list)
   attempt: types.Attempt | None = None
   phi_change: float = float("nan")
-  extremes: np.ndarray = dataclasses.field(
-    default_factory=schedulers.fresh_extremes
-  )
+  signal: np.ndarray | None = None
   success: bool = False
 
 
@@ -239,7 +237,7 @@ class Loop:
       return
     self.scheduler.release(completion.ticket)
     episode.attempt, episode.phi_change = attempt, phi_change
-    episode.extremes = completion.extremes
+    episode.signal = completion.signal
     future = self._pool.step(episode.seat, attempt.text)
     self.waiting[future] = episode
 
@@ -318,7 +316,7 @@ class Loop:
       prompt=episode.prompt,
       key=key,
       limit=self.rules.max_response,
-      extremes=episode.extremes,
+      signal=episode.signal,
     )
 
 

@@ -48,26 +48,34 @@ RECORD = (
 FINISH = ("running", "stop", "eos", "length")
 
 
+_SILENT = uncertainty.Signal(function=lambda measures, state, **_: state)
+
+
 @dataclasses.dataclass(frozen=True)
 class Control:
   """Static settings of the exploration control inside the decode loop.
 
   Attributes:
-    signal: `calibrated`, `entropy`, `confidence` or `released`; `none`
-      measures nothing and never intervenes, to see what control costs.
-    normalizer: `running` or `vocab`.
-    alpha: weight of the entropy in M, in [0, 1].
+    signal: one of `uncertainty.SIGNALS`; `none` measures nothing and never
+      intervenes, to see what control costs.
+    settings: the signal's options, None for its defaults.
     top_j: tokens that the confidence averages over.
     tempered: measure the tempered distribution instead of the model's own.
     intervention: settings of the token-level thinking intervention.
   """
 
   signal: str = "calibrated"
-  normalizer: str = "running"
-  alpha: float = 0.4
-  top_j: int = 20
+  settings: Any = None
+  top_j: int = uncertainty.TOP_J
   tempered: bool = False
   intervention: thinking.ThinkingConfig = thinking.ThinkingConfig()
+
+  @property
+  def source(self) -> uncertainty.Signal:
+    """The signal; for `none` one that is never asked."""
+    if self.signal == "none":
+      return _SILENT
+    return uncertainty.SIGNALS[self.signal]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +107,7 @@ class Slots:
     limit: [B] int32, most response tokens.
     finish: [B] int32, index into `FINISH`; 0 while the slot is running.
     keys: [B, 2] uint32.
-    extremes: running extremes of the uncertainty signal.
+    signal: [B, W] float32, what the uncertainty signal carries.
     thinking: state of the thinking intervention.
     automaton: [B] int32, progress in recognising tags.
     tokens: [B, T] int32, the response.
@@ -113,20 +121,22 @@ class Slots:
   limit: types.Array
   finish: types.Array
   keys: types.Array
-  extremes: uncertainty.Extremes
+  signal: types.Array
   thinking: thinking.ThinkingState
   automaton: types.Array
   tokens: types.Array
   record: types.Array
 
 
-@jax.jit
-def _turn_scores(slots):
+@functools.partial(jax.jit, static_argnames=("control",))
+def _turn_scores(slots, control):
   """Phi of every slot's response so far, [B] float32."""
   signal = slots.record[..., RECORD.index("uncertainty")]
   forced = slots.record[..., RECORD.index("forced")] > 0
   written = jnp.arange(signal.shape[1]) < slots.count[:, None]
-  return uncertainty.turn_score(signal, written & ~forced)
+  return uncertainty.turn_score(
+    signal, written & ~forced, mean=control.source.mean
+  )
 
 
 @flax.struct.dataclass
@@ -215,7 +225,7 @@ def _fork(_, slots, source, target):
 
 
 @_over_slots("control")
-def _assign(_, slots, rows, numbers, keys, extremes, *, control):
+def _assign(_, slots, rows, numbers, keys, signal, *, control):
   """Begins a response in each of the rows.
 
   Args:
@@ -224,23 +234,18 @@ def _assign(_, slots, rows, numbers, keys, extremes, *, control):
       is dropped.
     numbers: [P, 3] int32: tokens in the cache, token to feed, limit.
     keys: [P, 2] uint32.
-    extremes: [P, 4] float32.
+    signal: [P, W] float32, what the uncertainty signal carries.
     control: exploration control.
 
   Returns:
     The slots, ready to decode.
   """
   count = rows.shape[0]
-  fresh = (
-    uncertainty.Extremes(*extremes.T),
-    thinking.init(count, control.intervention),
-  )
 
   def put(whole, new):
     return whole.at[rows].set(new, mode="drop")
 
-  old = (slots.extremes, slots.thinking)
-  extremes, thoughts = jax.tree.map(put, old, fresh)
+  fresh = thinking.init(count, control.intervention)
   return slots.replace(
     length=put(slots.length, numbers[:, 0]),
     token=put(slots.token, numbers[:, 1]),
@@ -249,32 +254,29 @@ def _assign(_, slots, rows, numbers, keys, extremes, *, control):
     finish=put(slots.finish, 0),
     automaton=put(slots.automaton, 0),
     keys=put(slots.keys, keys),
-    extremes=extremes,
-    thinking=thoughts,
+    signal=put(slots.signal, signal),
+    thinking=jax.tree.map(put, slots.thinking, fresh),
   )
 
 
 def _watch(slots, logits, running, control):
-  """Measures of the logits [B, V], their extremes so far, and M [B]."""
+  """Measures of the logits [B, V], the signal's new state, and M [B]."""
   if control.signal == "none":
     zero = jnp.zeros(logits.shape[0])
     log_z = jax.nn.logsumexp(logits, axis=-1)
     measures = uncertainty.Measures(log_z, zero, zero, zero)
-    return measures, slots.extremes, zero
+    return measures, slots.signal, zero
   measures = uncertainty.measure(logits, control.top_j)
-  extremes = uncertainty.update_extremes(
-    slots.extremes, measures.entropy, measures.confidence, running
-  )
-  signal = uncertainty.signal(
+  source = control.source
+  signal, state = source.advance(
     measures,
-    extremes,
-    kind=control.signal,
-    normalizer=control.normalizer,
+    slots.signal,
+    running,
     vocab_size=logits.shape[-1],
     top_j=control.top_j,
-    alpha=control.alpha,
+    settings=control.settings or source.options(),
   )
-  return measures, extremes, signal
+  return measures, state, signal
 
 
 def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
@@ -288,7 +290,7 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
   if sampling.temperature not in (0.0, 1.0):
     tempered = logits / sampling.temperature
   observed = tempered if control.tempered else logits
-  measures, extremes, signal = _watch(slots, observed, running, control)
+  measures, signal_state, signal = _watch(slots, observed, running, control)
   log_z = measures.log_z
   if tempered is not observed:
     log_z = jax.nn.logsumexp(tempered, axis=-1)
@@ -348,7 +350,7 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
     count=keep(count, slots.count),
     finish=keep(finish, slots.finish),
     automaton=keep(state, slots.automaton),
-    extremes=extremes,
+    signal=signal_state,
     thinking=thoughts,
     tokens=slots.tokens.at[rows, column].set(token, mode="drop"),
     record=slots.record.at[rows, column].set(record, mode="drop"),
@@ -440,7 +442,7 @@ def _fresh_slots(
     limit=jnp.zeros(count, jnp.int32),
     finish=jnp.ones(count, jnp.int32),
     keys=jnp.zeros((count, 2), jnp.uint32),
-    extremes=uncertainty.initial_extremes(count),
+    signal=control.source.start(count),
     thinking=thinking.init(count, control.intervention),
     automaton=jnp.zeros(count, jnp.int32),
     tokens=jnp.zeros((count, max_response), jnp.int32),
@@ -507,6 +509,7 @@ class Sampler:
     self.active = np.zeros(slots, bool)
     self._policy = policy
     self._control = control
+    self._signal = np.asarray(control.source.initial, np.float32)
     self._chunk = chunk
     self._length = max_prompt + max_response
     self._prefill_tokens = _buckets(prefill_tokens, max_prompt)
@@ -623,11 +626,9 @@ class Sampler:
     for height in self._row_counts:
       rows, source, numbers = self._padding(height, (), (3,))
       keys = np.zeros((len(rows), 2), np.uint32)
-      extremes = np.zeros((len(rows), 4), np.float32)
+      signal = np.tile(self._signal, (len(rows), 1))
       jobs.append(functools.partial(self._fork, source, rows))
-      jobs.append(
-        functools.partial(self._assign, rows, numbers, keys, extremes)
-      )
+      jobs.append(functools.partial(self._assign, rows, numbers, keys, signal))
     jobs += [
       functools.partial(self._decode, sampling, 0.0, live)
       for sampling in dict.fromkeys(samplings)
@@ -669,21 +670,23 @@ class Sampler:
     height = _bucket(max(map(len, shards)), self._row_counts)
     slots, numbers = self._padding(height, (3,))
     keys = np.zeros((len(slots), 2), np.uint32)
-    extremes = np.zeros((len(slots), 4), np.float32)
+    signal = np.tile(self._signal, (len(slots), 1))
     for at, (row, request) in self._lines(height, shards):
       slots[at] = row
       numbers[at] = len(request.prompt) - 1, request.prompt[-1], request.limit
-      keys[at], extremes[at] = request.key, request.extremes
-    self._assign(slots, numbers, keys, extremes)
+      keys[at] = request.key
+      if request.signal is not None:
+        signal[at] = request.signal
+    self._assign(slots, numbers, keys, signal)
 
-  def _assign(self, rows, numbers, keys, extremes) -> None:
+  def _assign(self, rows, numbers, keys, signal) -> None:
     self._state = _assign(
       None,
       self._state,
       rows,
       numbers,
       keys,
-      extremes,
+      signal,
       control=self._control,
       mesh=self._mesh,
     )
@@ -735,17 +738,17 @@ class Sampler:
 
     Returns:
       Per slot: `tokens` [n] int32, every name of `RECORD` [n] float32,
-      `extremes` [4], `finish`, `fired_at`, `thinking_tokens` and `phi`.
+      `signal` [W], `finish`, `fired_at`, `thinking_tokens` and `phi`.
     """
     state = self._state
-    tokens, record, extremes, fired_at, thought, phi = jax.device_get(
+    tokens, record, signal, fired_at, thought, phi = jax.device_get(
       (
         state.tokens,
         state.record,
-        state.extremes,
+        state.signal,
         state.thinking.fired_at,
         state.thinking.thinking_tokens,
-        _turn_scores(state),
+        _turn_scores(state, self._control),
       )
     )
     answers = []
@@ -754,7 +757,7 @@ class Sampler:
       answers.append(
         {
           "tokens": tokens[row, :size],
-          "extremes": np.asarray([e[row] for e in jax.tree.leaves(extremes)]),
+          "signal": signal[row],
           "finish": FINISH[self._finish[row]],
           "fired_at": int(fired_at[row]),
           "thinking_tokens": int(thought[row]),

@@ -28,15 +28,15 @@ class Request:
     prompt: [T] int32, at least one token.
     key: [2] uint32, the request's own randomness.
     limit: the most tokens the response may have.
-    extremes: [4] float32, the uncertainty signal's running extremes of the
-      trajectory so far.
+    signal: [W] float32, what the uncertainty signal carries of the
+      trajectory so far; None at its start.
   """
 
   ticket: int
   prompt: np.ndarray
   key: np.ndarray
   limit: int
-  extremes: np.ndarray
+  signal: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,20 +46,15 @@ class Completion:
   Attributes:
     ticket: as in the request.
     attempt: tokens and what was measured about them; `text` is still empty.
-    extremes: [4] float32, running extremes after this response.
+    signal: [W] float32, what the signal carries after this response.
     deltas: [n] float32, windowed mean |dM| where the intervention was allowed
       to fire; what its threshold is calibrated on.
   """
 
   ticket: int
   attempt: types.Attempt
-  extremes: np.ndarray
+  signal: np.ndarray | None
   deltas: np.ndarray
-
-
-def fresh_extremes() -> np.ndarray:
-  """The extremes of a trajectory that has no token yet, [4] float32."""
-  return np.asarray([np.inf, -np.inf, np.inf, -np.inf], np.float32)
 
 
 def _completion(
@@ -83,7 +78,7 @@ def _completion(
       thinking_tokens=record["thinking_tokens"],
       phi=record["phi"],
     ),
-    extremes=record["extremes"],
+    signal=record["signal"],
     deltas=means[np.isfinite(means)],
   )
 

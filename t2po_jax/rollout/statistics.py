@@ -105,16 +105,6 @@ def repetition(tokens: np.ndarray, *, size: int = 4) -> float:
   return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def mixed_groups(trajectories: Sequence[types.Trajectory]) -> float:
-  """Fraction of groups whose returns are not all equal: those that teach."""
-  groups: dict[int, set[float]] = {}
-  for trajectory in trajectories:
-    if not trajectory.aborted:
-      returns = groups.setdefault(trajectory.group, set())
-      returns.add(round(trajectory.episode_return, 6))
-  return _mean([len(returns) > 1 for returns in groups.values()])
-
-
 def by_category(
   trajectories: Sequence[types.Trajectory],
 ) -> dict[str, tuple[float, int]]:

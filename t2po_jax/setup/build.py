@@ -18,20 +18,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t2po_jax import envs
+from t2po_jax import envs, keys
 from t2po_jax.configs import base as settings
-from t2po_jax.control import thinking, thresholds
+from t2po_jax.control import thinking, thresholds, uncertainty
 from t2po_jax.distributed import sharding
 from t2po_jax.envs import base
 from t2po_jax.learning import (
-  advantages,
   collapse_guard,
+  estimators,
   kl_control,
   learner,
   lora,
   objectives,
   optimizers,
 )
+from t2po_jax.learning.estimators import episodes
 from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import critic as critics
@@ -49,40 +50,7 @@ from t2po_jax.rollout import (
 Agent = agents.Agent
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# The keys of `config.advantage` that each estimator reads, and its names for
-# them.
-_STEP = {
-  "discount": "discount",
-  "step_weight": "step_weight",
-  "step_norm": "step_mode",
-  "similarity": "similarity",
-}
-_GROUP = {"norm_std": "norm_std", "per": "per"}
-ESTIMATOR_KEYS = {
-  "grpo": _GROUP,
-  "gigpo": _GROUP | _STEP,
-  "rloo": {},
-  "reinforce_pp": {"discount": "discount"},
-  "reinforce_pp_baseline": {},
-  "remax": {"discount": "discount"},
-  "empg": {
-    "norm_std": "norm_std",
-    "entropy_scale": "scale",
-    "clarity_scale": "clarity_scale",
-    "clarity_weight": "clarity_weight",
-  },
-  "gae": {
-    "discount": "turn_discount",
-    "trace": "turn_trace",
-    "token_discount": "discount",
-    "token_trace": "trace",
-    "whiten": "whiten",
-  },
-  "gae_turn": {"discount": "discount", "trace": "trace", "whiten": "whiten"},
-}
-CRITIC_ESTIMATORS = ("gae", "gae_turn")
-
-# How the episodes are sampled that `remax` compares with.
+# How the episodes are sampled that an estimator compares with.
 GREEDY = draw.Sampling(temperature=0.0)
 
 
@@ -168,16 +136,15 @@ def agent(config: settings.Config, made: base.Benchmark) -> Agent:
 def control(config: settings.Config) -> sampler.Control:
   """Settings of the exploration control inside the decode loop."""
   c = config.control
-  rule = "released" if c.signal == "released" else "calibrated"
+  signal = uncertainty.SIGNALS[c.signal]
   return sampler.Control(
     signal=c.signal,
-    normalizer=c.normalizer,
-    alpha=c.alpha,
+    settings=keys.select(signal.options, c),
     top_j=c.top_j,
     tempered=c.tempered,
     intervention=thinking.ThinkingConfig(
       enabled=c.thinking.enabled,
-      rule=rule,
+      rule=signal.rule,
       window=c.thinking.window,
       min_tokens=c.thinking.min_tokens,
       max_tokens=c.thinking.max_tokens,
@@ -298,7 +265,7 @@ def eval_sampling(config: settings.Config) -> draw.Sampling:
 def samplings(config: settings.Config) -> list[draw.Sampling]:
   """All ways of drawing that a run uses, to compile them ahead."""
   found = [train_sampling(config), eval_sampling(config)]
-  if config.advantage.estimator == "remax":
+  if "baselines" in estimator(config).needs:
     found.append(GREEDY)
   return found
 
@@ -412,7 +379,7 @@ def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
     value_clip=config.critic.clip or None,
   )
   critic = critic_optimizer = None
-  if config.advantage.estimator in CRITIC_ESTIMATORS:
+  if "values" in estimator(config).needs:
     critic = critics.Critic(which.policy, config.critic.kind)
     critic_optimizer = _optimizer(
       config, config.critic.rate * config.optimizer.learning_rate
@@ -460,13 +427,20 @@ def caution(config: settings.Config, rollbacks: int) -> collapse_guard.Caution:
   )
 
 
+def estimator(config: settings.Config) -> episodes.Estimator:
+  """The configured advantage estimator."""
+  return estimators.find(config.advantage.estimator)
+
+
+def turn_discount(config: settings.Config) -> float:
+  """How the configured estimator discounts from turn to turn."""
+  if "discount" in estimator(config).keys:
+    return getattr(config.advantage, "discount")  # noqa: B009
+  return 1.0
+
+
 def estimate(
-  config: settings.Config, data: advantages.Episodes
-) -> advantages.Advantages:
+  config: settings.Config, data: episodes.Episodes
+) -> episodes.Advantages:
   """Advantages of a rollout by the configured estimator."""
-  name = config.advantage.estimator
-  values = settings.to_dict(config.advantage)
-  options = {
-    argument: values[key] for key, argument in ESTIMATOR_KEYS[name].items()
-  }
-  return advantages.ESTIMATORS[name](data, **options)
+  return estimator(config).estimate(data, config.advantage)

@@ -7,16 +7,15 @@ whoever set it expected an effect. All of it happens before anything is
 compiled or a long job starts.
 """
 
+from t2po_jax import keys
 from t2po_jax.configs import base as settings
-from t2po_jax.learning import collapse_guard, lora, objectives
+from t2po_jax.control import uncertainty
+from t2po_jax.learning import collapse_guard, estimators, lora, objectives
 from t2po_jax.setup import build
 
 _GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
 # Keys of the guard that only a rollback reads.
 _ROLLBACK = ("rate_factor", "reuse_factor", "kl_coefficient", "rollbacks")
-
-# Estimators that compare the episodes of a task with each other.
-_GROUPED = ("grpo", "gigpo", "rloo", "reinforce_pp_baseline", "empg")
 
 
 def read(config: settings.ConfigDict) -> settings.Config:
@@ -68,7 +67,7 @@ def _check_rollout(config: settings.Config) -> None:
     _refuse(config, "rollout.env_threads", expected)
   estimator = config.advantage.estimator
   alone = rollout.group_size == 1
-  if alone and (estimator in _GROUPED or rollout.filter_groups):
+  if alone and (build.estimator(config).grouped or rollout.filter_groups):
     why = "rollout.filter_groups" if rollout.filter_groups else estimator
     expected = f"at least 2: {why} compares the episodes of a task"
     _refuse(config, "rollout.group_size", expected)
@@ -92,7 +91,7 @@ def _check_drops(config: settings.Config) -> None:
   reward, estimator = config.reward, config.advantage.estimator
   drops = {"drop_void": reward.drop_void, "drop_overlong": reward.drop_overlong}
   for name in (name for name, drop in drops.items() if drop):
-    if estimator in build.CRITIC_ESTIMATORS:
+    if "values" in build.estimator(config).needs:
       expected = f"False with advantage.estimator {estimator!r}"
       _refuse(config, f"reward.{name}", expected)
     if reward.kl != "off":
@@ -115,23 +114,28 @@ def _check_lora(config: settings.Config) -> None:
 def _check_unused(config: settings.Config) -> None:
   """Settings that differ from their default and that nothing reads."""
   advantage, loss = config.advantage, config.loss
-  used = {f"advantage.{k}" for k in build.ESTIMATOR_KEYS[advantage.estimator]}
+  estimator = build.estimator(config)
+  signal = uncertainty.SIGNALS[config.control.signal]
+  used = {f"advantage.{key}" for key in estimator.keys}
+  used |= {f"control.{name}" for name in keys.keys_of(signal.options)}
   used |= {f"loss.{name}" for name in objectives.OPTIONS[loss.kind]}
   of_estimator = f"advantage.estimator {advantage.estimator!r}"
   of_loss = f"loss.kind {loss.kind!r}"
   reasons = {
-    f"advantage.{key}": of_estimator
-    for keys in build.ESTIMATOR_KEYS.values()
-    for key in keys
+    f"advantage.{key}": of_estimator for key in estimators.option_keys()
+  }
+  reasons |= {
+    f"control.{key}": f"control.signal {config.control.signal!r}"
+    for key in uncertainty.option_keys()
   }
   reasons |= {
     f"loss.{key}": of_loss
-    for keys in objectives.OPTIONS.values()
-    for key in keys
+    for names in objectives.OPTIONS.values()
+    for key in names
   }
   sections = (
     (
-      advantage.estimator not in build.CRITIC_ESTIMATORS,
+      "values" not in estimator.needs,
       of_estimator,
       [f"critic.{key}" for key in settings.to_dict(config.critic)],
     ),
@@ -199,9 +203,9 @@ def _check_unused(config: settings.Config) -> None:
       [f"cold_start.rft_{key}" for key in ("rounds", "tasks", "epochs")],
     ),
   )
-  for without_effect, why, keys in sections:
+  for without_effect, why, names in sections:
     if without_effect:
-      reasons |= dict.fromkeys(keys, why)
+      reasons |= dict.fromkeys(names, why)
   defaults = settings.flatten(settings.to_dict(settings.Config()))
   values = settings.flatten(settings.to_dict(config))
   for key, why in reasons.items():

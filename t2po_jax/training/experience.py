@@ -14,9 +14,9 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
-from t2po_jax.learning import advantages
+from t2po_jax.learning.estimators import episodes
 from t2po_jax.rollout import actor as actors
-from t2po_jax.rollout import collect, statistics
+from t2po_jax.rollout import collect
 from t2po_jax.setup import build
 from t2po_jax.training import metrics
 
@@ -92,7 +92,7 @@ def greedy_baselines(
 
   def score(episode: types.Trajectory) -> float:
     rewards = [turn.net_reward for turn in episode.turns]
-    to_go = advantages.returns_to_go(np.array(rewards), discount=discount)
+    to_go = episodes.returns_to_go(np.array(rewards), discount=discount)
     return float(to_go[0]) if len(to_go) else 0.0
 
   scores = []
@@ -150,7 +150,7 @@ def gather(
       kept, tasks = groups, chosen
       break
     for task, group in zip(chosen, groups, strict=True):
-      if statistics.mixed_groups(group) > 0:
+      if episodes.mixed_groups(group) > 0:
         kept.append(group)
         tasks.append(task)
     metrics.print_line(
@@ -169,11 +169,11 @@ def gather(
   if rollout.filter_groups:
     scalars = _cost(rounds, played, trajectories, groups_left=len(kept))
   baselines = None
-  if config.advantage.estimator == "remax":
+  if "baselines" in build.estimator(config).needs:
     rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
     greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY))
     baselines = greedy_baselines(
-      trajectories, greedy.trajectories, discount=config.advantage.discount
+      trajectories, greedy.trajectories, discount=build.turn_discount(config)
     )
     scalars["train/greedy_return"] = float(np.mean(baselines))
   return Experience(

@@ -29,6 +29,7 @@ from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
 from t2po_jax.envs import base
 from t2po_jax.learning import collapse_guard
+from t2po_jax.learning.estimators import episodes
 from t2po_jax.rollout import collect, statistics
 from t2po_jax.setup import build, memory_plan, validate
 from t2po_jax.training import (
@@ -362,7 +363,7 @@ class Run:
     self._dump("train", update, gathered.trajectories)
     described = statistics.describe(gathered.played)
     scalars = {f"train/{name}": value for name, value in described.items()}
-    scalars["train/mixed_groups"] = statistics.mixed_groups(gathered.played)
+    scalars["train/mixed_groups"] = episodes.mixed_groups(gathered.played)
     work = self.actor.scheduler.counters - before
     work = sum(processes.gather(work), collections.Counter())
     scalars |= {f"sampler/{name}": value for name, value in work.items()}

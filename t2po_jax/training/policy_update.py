@@ -14,8 +14,9 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
-from t2po_jax.learning import advantages, batching, collapse_guard, losses
+from t2po_jax.learning import batching, collapse_guard, losses
 from t2po_jax.learning import learner as learners
+from t2po_jax.learning.estimators import episodes
 from t2po_jax.setup import build
 from t2po_jax.training import experience, metrics
 
@@ -73,7 +74,7 @@ class Improver:
     if not packed.batches:
       return state, {"pack/segments": 0.0}
     turns = [turn for t in gathered.trajectories for turn in t.turns]
-    data = advantages.episodes(gathered.trajectories)
+    data = episodes.episodes(gathered.trajectories)
     data = dataclasses.replace(data, baselines=gathered.baselines)
     batches, scalars = packed.batches, {}
     if config.reward.kl != "off":
@@ -82,7 +83,7 @@ class Improver:
       data, distance = self._charge_distance(batches, turns, data)
       scalars |= distance
     values = None
-    if config.advantage.estimator in build.CRITIC_ESTIMATORS:
+    if "values" in build.estimator(config).needs:
       values = self._values(state, batches, turns)
       data = dataclasses.replace(data, values=_by_trajectory(values, data))
     estimate = build.estimate(config, data)
@@ -196,7 +197,7 @@ def _by_trajectory(values, data):
 def _fill(
   batch: types.Batch,
   turns: Sequence[types.Turn],
-  estimate: advantages.Advantages,
+  estimate: episodes.Advantages,
   values: list[np.ndarray] | None,
 ) -> types.Batch:
   """Lays out advantages, and with a critic its old values and targets."""

@@ -107,7 +107,7 @@ class ConfigTest(parameterized.TestCase):
     ({"reward": {"kl": "k3"}}, "reward.kl_coefficient"),
     ({"reward": {"kl": "k3+", "kl_coefficient": 0.1}}, "reward.kl.*without"),
     ({"reward": {"kl_target": 0.1}}, "reward.kl_target.*reward.kl 'off'"),
-    ({"advantage": {"trace": 0.5}}, "advantage.trace.*'gigpo'"),
+    ({"advantage": {"gae_lambda": 0.5}}, "advantage.gae_lambda.*'gigpo'"),
     (
       {"advantage": {"estimator": "grpo", "step_weight": 2.0}},
       "advantage.step_weight.*'grpo'",

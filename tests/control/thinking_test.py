@@ -142,7 +142,6 @@ class RuleTest(chex.TestCase):
       means, [np.inf] * 4 + [0.32 / 3, 0.14 / 3, np.inf], rtol=1e-4
     )
     self.assertEqual(int(state.fired_at[0]), 5)
-    np.testing.assert_allclose(state.lowest_mean, [0.14 / 3], rtol=1e-4)
     # t = 6 forces the second token of the queue.
     self.assertTrue(bool(forced[0]))
     self.assertEqual(int(token[0]), QUEUE[1])
@@ -325,18 +324,6 @@ class RowsTest(chex.TestCase):
     )
     np.testing.assert_array_equal(state.fired_at, expected.fired_at)
     self.assertEqual(int(state.step[1]), 20)
-
-  def test_restart_forgets_the_rows_only(self):
-    signal = np.random.default_rng(1).uniform(size=(9, 3)).astype("f4")
-    config = dataclasses.replace(STILL, max_tokens=6)
-    state, *_ = drive(signal, *_quiet(9, 3), 0.0, config)
-    again = thinking.restart(state, jnp.array([False, True, False]))
-    fresh = thinking.init(3, config)
-    for name in (field.name for field in dataclasses.fields(state)):
-      old, new, first = (getattr(s, name) for s in (state, again, fresh))
-      np.testing.assert_array_equal(new[1], first[1])
-      np.testing.assert_array_equal(new[::2], old[::2])
-      self.assertEqual(new.dtype, old.dtype)
 
   def test_no_retrace_when_the_threshold_moves_and_donatable(self):
     chex.clear_trace_counter()

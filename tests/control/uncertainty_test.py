@@ -1,5 +1,6 @@
 """Entropy, confidence, M and Phi against loops over their formulas."""
 
+import dataclasses
 import math
 
 from absl.testing import absltest, parameterized
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2po_jax import keys
 from t2po_jax.control import uncertainty
 
 _measure = jax.jit(uncertainty.measure, static_argnums=1)
@@ -59,12 +61,6 @@ class MeasureTest(chex.TestCase):
       self.assertAlmostEqual(
         found.top_logprob[place], max(_log_softmax(row)), places=4
       )
-    np.testing.assert_allclose(
-      found.entropy, uncertainty.token_entropy(jnp.array(logits)), rtol=1e-6
-    )
-    np.testing.assert_allclose(
-      found.confidence, uncertainty.top_confidence(jnp.array(logits), 5)
-    )
 
   def test_sharper_means_less_entropy_and_more_confidence(self):
     logits = np.random.default_rng(1).normal(size=(1, 50)).astype("f4")
@@ -114,7 +110,7 @@ class MeasureTest(chex.TestCase):
   def test_entropy_has_a_gradient_with_forbidden_tokens(self):
     logits = jnp.array([0.5, -1.0, -jnp.inf, 0.0])
     with jax.debug_nans(True):
-      slope = jax.grad(uncertainty.token_entropy)(logits)
+      slope = jax.grad(lambda x: uncertainty.measure(x, 2).entropy)(logits)
     log_p = np.array(_log_softmax([0.5, -1.0, -1e9, 0.0]))
     entropy = _entropy([0.5, -1.0, -1e9, 0.0])
     np.testing.assert_allclose(
@@ -150,28 +146,41 @@ class LargestValuesTest(parameterized.TestCase):
     np.testing.assert_array_equal(jax.vmap(chosen)(values), expected)
 
 
+def _advance(
+  kind, measures, state, *, active=None, vocab_size=10, top_j=20, **o
+):
+  signal = uncertainty.SIGNALS[kind]
+  active = jnp.ones(state.shape[0], bool) if active is None else active
+  return signal.advance(
+    measures,
+    state,
+    active,
+    vocab_size=vocab_size,
+    top_j=top_j,
+    settings=signal.options(**o),
+  )
+
+
 class SignalTest(chex.TestCase):
   def test_running_extremes_over_active_rows(self):
-    extremes = uncertainty.initial_extremes(2)
+    state = uncertainty.SIGNALS["calibrated"].start(2)
     for h, c, active in (
       ([1.0, 5.0], [4.0, 2.0], [True, True]),
       ([3.0, 9.0], [2.0, 9.0], [True, False]),
       ([2.0, 4.0], [3.0, 1.0], [True, True]),
     ):
-      extremes = uncertainty.update_extremes(
-        extremes, jnp.array(h), jnp.array(c), jnp.array(active)
+      _, state = _advance(
+        "calibrated",
+        _measures(jnp.array(h), jnp.array(c)),
+        state,
+        active=jnp.array(active),
       )
-    np.testing.assert_array_equal(extremes.entropy_min, [1, 4])
-    np.testing.assert_array_equal(extremes.entropy_max, [3, 5])
-    np.testing.assert_array_equal(extremes.confidence_min, [2, 1])
-    np.testing.assert_array_equal(extremes.confidence_max, [4, 2])
-    again = uncertainty.restart_extremes(extremes, jnp.array([True, False]))
-    self.assertEqual(again.entropy_min[0], np.inf)
-    self.assertEqual(again.entropy_min[1], 4)
+    # Smallest and largest entropy, smallest and largest confidence.
+    np.testing.assert_array_equal(state, [[1, 3, 2, 4], [4, 5, 1, 2]])
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_by_hand(self):
-    extremes = uncertainty.Extremes(*jnp.array([[1.0], [3.0], [2.0], [6.0]]))
+    state = jnp.array([[1.0, 3.0, 2.0, 6.0]])
     # H~ = 1/4, C~ = 3/4.
     measures = _measures(1.5, 5.0)
     for kind, expected in (
@@ -179,45 +188,36 @@ class SignalTest(chex.TestCase):
       ("entropy", 0.25),
       ("confidence", 0.25),
     ):
-
-      def signal(m, e, kind=kind):
-        return uncertainty.signal(
-          m, e, kind=kind, normalizer="running", vocab_size=10
-        )
-
-      np.testing.assert_allclose(
-        self.variant(signal)(measures, extremes), [expected], rtol=1e-6
+      found, after = self.variant(lambda m, e, kind=kind: _advance(kind, m, e))(
+        measures, state
       )
+      np.testing.assert_allclose(found, [expected], rtol=1e-6)
+      np.testing.assert_array_equal(after, state)
 
   def test_alpha_blends(self):
-    extremes = uncertainty.Extremes(*jnp.array([[0.0], [4.0], [0.0], [4.0]]))
-    found = uncertainty.signal(
+    found, _ = _advance(
+      "calibrated",
       _measures(1.0, 1.0),
-      extremes,
-      kind="calibrated",
-      normalizer="running",
-      vocab_size=10,
+      jnp.array([[0.0, 4.0, 0.0, 4.0]]),
       alpha=0.25,
     )
     np.testing.assert_allclose(found, [0.25 * 0.25 + 0.75 * 0.75], rtol=1e-6)
 
   def test_released_formula(self):
-    found = uncertainty.signal(
-      _measures(1.0, 0.0, -0.5),
-      uncertainty.initial_extremes(1),
-      kind="released",
-      normalizer="running",
-      vocab_size=100,
+    state = uncertainty.SIGNALS["released"].start(1)
+    found, after = _advance(
+      "released", _measures(1.0, 0.0, -0.5), state, vocab_size=100
     )
     expected = 0.6 * -0.5 + 0.4 * (1 - 1 / math.log(100))
     np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    self.assertEqual(after.shape, (1, 0))
 
   def test_vocab_normalizer_needs_no_history(self):
     top = math.log(16)
-    found = uncertainty.signal(
+    found, _ = _advance(
+      "calibrated",
       _measures(top / 2, 2 * top * 3 / 4 / 2),
-      uncertainty.initial_extremes(1),
-      kind="calibrated",
+      uncertainty.SIGNALS["calibrated"].start(1),
       normalizer="vocab",
       vocab_size=16,
       top_j=4,
@@ -227,19 +227,9 @@ class SignalTest(chex.TestCase):
   def test_a_sequence_equals_a_loop_over_its_prefixes(self):
     rng = np.random.default_rng(3)
     entropies, confidences = rng.uniform(0, 5, (2, 12)).astype("f4")
-    extremes = uncertainty.initial_extremes(1)
+    state = uncertainty.SIGNALS["calibrated"].start(1)
     for t, (h, c) in enumerate(zip(entropies, confidences, strict=True)):
-      measures = _measures(h, c)
-      extremes = uncertainty.update_extremes(
-        extremes, measures.entropy, measures.confidence, jnp.array([True])
-      )
-      found = uncertainty.signal(
-        measures,
-        extremes,
-        kind="calibrated",
-        normalizer="running",
-        vocab_size=100,
-      )
+      found, state = _advance("calibrated", _measures(h, c), state)
       past_h, past_c = entropies[: t + 1], confidences[: t + 1]
       expected = 0.6
       if t > 0:
@@ -250,28 +240,28 @@ class SignalTest(chex.TestCase):
 
   @chex.variants(with_jit=True, without_jit=True)
   def test_no_range_gives_zero(self):
-    def signal(measures, extremes):
-      return uncertainty.signal(
-        measures, extremes, kind="entropy", normalizer="running", vocab_size=9
-      )
-
-    extremes = uncertainty.initial_extremes(1)
+    signal = self.variant(lambda m, e: _advance("entropy", m, e)[0])
     with jax.debug_nans(True):
-      before = self.variant(signal)(_measures(1.0), extremes)
-      same = uncertainty.Extremes(*jnp.ones((4, 1)))
-      after = self.variant(signal)(_measures(1.0, 1.0), same)
+      before = signal(_measures(1.0), uncertainty.SIGNALS["entropy"].start(1))
+      after = signal(_measures(1.0, 1.0), jnp.ones((1, 4)))
     self.assertEqual(before[0], 0.0)
     self.assertEqual(after[0], 0.0)
 
-  @parameterized.parameters(
-    (dict(kind="entropie", normalizer="running"), "signal: found 'entropie'"),
-    (dict(kind="entropy", normalizer="batch"), "normalizer: found 'batch'"),
-  )
-  def test_unknown_names(self, options, message):
-    with self.assertRaisesRegex(ValueError, message):
-      uncertainty.signal(
-        _measures(1.0), uncertainty.initial_extremes(1), vocab_size=9, **options
-      )
+  def test_unknown_normalizer(self):
+    with self.assertRaisesRegex(ValueError, "normalizer: found 'batch'"):
+      _advance("entropy", _measures(1.0), jnp.ones((1, 4)), normalizer="batch")
+
+  def test_a_name_or_a_key_that_is_taken(self):
+    @dataclasses.dataclass(frozen=True)
+    class Other:
+      alpha: float = keys.key(0.9, "Something else.")
+
+    other = uncertainty.Signal(uncertainty.released, Other)
+    with self.assertRaisesRegex(ValueError, "'entropy': the name is taken"):
+      uncertainty.register("entropy", other)
+    with self.assertRaisesRegex(ValueError, "key 'alpha' of Other differs"):
+      uncertainty.register("other", other)
+    self.assertNotIn("other", uncertainty.SIGNALS)
 
 
 class TurnScoreTest(chex.TestCase):
@@ -283,6 +273,22 @@ class TurnScoreTest(chex.TestCase):
       score = self.variant(uncertainty.turn_score)(signal, mask)
     # sqrt(0.5 * 0.125), sqrt(1e-6 * 1), and nothing sampled.
     np.testing.assert_allclose(score, [0.25, 1e-3, 0.0], rtol=1e-5)
+
+  @parameterized.parameters(
+    # What the paper's released code finds for the same numbers.
+    ([0.4, 0.4, -0.5], 0.1),
+    ([0.4, 0.4, -0.3], 0.5 / 3),
+  )
+  def test_the_arithmetic_mean_of_a_signal_that_may_be_negative(self, m, phi):
+    score = uncertainty.turn_score(
+      jnp.array([m + [9.0], m + [9.0]]),
+      jnp.array([[1, 1, 1, 0], [0, 0, 0, 0]]),
+      mean="arithmetic",
+    )
+    np.testing.assert_allclose(score, [phi, 0.0], rtol=1e-5)
+    self.assertEqual(uncertainty.SIGNALS["released"].mean, "arithmetic")
+    with self.assertRaisesRegex(ValueError, "mean: found 'harmonic'"):
+      uncertainty.turn_score(score, score, mean="harmonic")
 
   def test_equals_loop_whatever_the_padding_holds(self):
     rng = np.random.default_rng(4)

@@ -86,7 +86,7 @@ class ScriptedScheduler:
       phi=phi,
     )
     return scheduler.Completion(
-      request.ticket, attempt, request.extremes, np.full(1, phi, np.float32)
+      request.ticket, attempt, request.signal, np.full(1, phi, np.float32)
     )
 
 
@@ -353,11 +353,6 @@ class DescriptionTest(parameterized.TestCase):
     self.assertEqual(described["intervention_rate"], 0)
     self.assertAlmostEqual(described["phi_mean"], 0.5)
     self.assertAlmostEqual(described["entropy"], 1.0)
-
-  def test_mixed_groups(self):
-    rollout, _ = play(wrong)
-    found = statistics.mixed_groups(rollout.trajectories)
-    self.assertEqual(found, 0.0)
 
   def test_table_of_categories(self):
     first = {"eval/success": 0.25, "eval/success/b": 0.5, "eval/success/a": 0}

@@ -67,7 +67,6 @@ def request(ticket, prompt, *, key=None, limit=MAX_RESPONSE):
     prompt=np.asarray(prompt, np.int32),
     key=np.asarray(key or (ticket, 7), np.uint32),
     limit=limit,
-    extremes=scheduler.fresh_extremes(),
   )
 
 
@@ -148,18 +147,18 @@ class RecordTest(parameterized.TestCase):
     expected = np.argmax(full_logits(prompt, tokens), axis=-1)
     np.testing.assert_array_equal(tokens, expected)
 
-  def test_extremes_are_carried_over_turns(self):
+  def test_the_signals_state_is_carried_over_turns(self):
     prompt = random_prompts(1)[0]
     first = serve(make(), [request(0, prompt)])[0]
     again = scheduler.Request(
-      1, prompt, np.asarray([5, 5], np.uint32), 3, first.extremes
+      1, prompt, np.asarray([5, 5], np.uint32), 3, first.signal
     )
     second = serve(make(), [again])[1]
-    for now, before in zip(second.extremes, first.extremes, strict=True):
+    for now, before in zip(second.signal, first.signal, strict=True):
       self.assertTrue(np.isfinite(now) and np.isfinite(before))
     self.assertTrue(
-      np.all(second.extremes[[0, 2]] <= first.extremes[[0, 2]])
-      and np.all(second.extremes[[1, 3]] >= first.extremes[[1, 3]])
+      np.all(second.signal[[0, 2]] <= first.signal[[0, 2]])
+      and np.all(second.signal[[1, 3]] >= first.signal[[1, 3]])
     )
     # From the second turn on the range is not empty at the first token.
     self.assertGreater(second.attempt.uncertainty[0], 0)

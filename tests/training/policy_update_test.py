@@ -92,9 +92,9 @@ class CriticTest(absltest.TestCase):
         "advantage.estimator": "gae",
         "advantage.whiten": False,
         "advantage.discount": 0.9,
-        "advantage.trace": 0.8,
+        "advantage.gae_lambda": 0.8,
         "advantage.token_discount": 0.7,
-        "advantage.token_trace": 0.6,
+        "advantage.token_gae_lambda": 0.6,
       },
       [[1.0, 2.0], [5.0]],
     )

@@ -1,0 +1,78 @@
+"""Advantage estimators by name.
+
+Every estimator is one pure function on the host, from `episodes.Episodes` to
+`episodes.Advantages`, with a record of its options and needs beside it. Most
+give one number per turn that all its tokens share; `gae` gives one per token.
+
+A module of this folder lists its estimators in a table `ESTIMATORS`, and that
+is all: the tables are found and joined here. Elsewhere an estimator is added
+with `register`, or named in a configuration as `package.module:NAME` if its
+options are keys that others have too.
+"""
+
+import importlib
+import pkgutil
+
+from t2po_jax import keys
+from t2po_jax.learning.estimators import episodes
+
+ESTIMATORS: dict[str, episodes.Estimator] = {}
+
+
+def register(name: str, estimator: episodes.Estimator) -> None:
+  """Makes an estimator known; its keys appear in configurations from then on.
+
+  Args:
+    name: for `advantage.estimator`.
+    estimator: its record.
+
+  Raises:
+    ValueError: if the name belongs to another estimator, or one of its keys
+      means something else to another.
+  """
+  if ESTIMATORS.get(name, estimator) != estimator:
+    raise ValueError(f"estimator {name!r}: the name is taken")
+  keys.union(
+    [*(known.options for known in ESTIMATORS.values())] + [estimator.options]
+  )
+  ESTIMATORS[name] = estimator
+
+
+def option_keys() -> dict[str, keys.Key]:
+  """The options of all estimators: keys of the section `advantage`."""
+  return keys.union(known.options for known in ESTIMATORS.values())
+
+
+def find(name: str) -> episodes.Estimator:
+  """The estimator of a name.
+
+  Args:
+    name: a known one, or `package.module:NAME` of a record.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if name in ESTIMATORS:
+    return ESTIMATORS[name]
+  module, colon, attribute = name.partition(":")
+  if not colon:
+    hint = keys.nearest(name, ESTIMATORS)
+    raise ValueError(f"advantage.estimator: {name!r} is unknown{hint}")
+  try:
+    found = getattr(importlib.import_module(module), attribute)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(
+      f"advantage.estimator: {name!r} cannot be imported: {error}"
+    ) from None
+  if not isinstance(found, episodes.Estimator):
+    raise ValueError(
+      f"advantage.estimator: {name!r} is a {type(found).__name__}, expected an "
+      "Estimator"
+    )
+  return found
+
+
+for _module in pkgutil.iter_modules(__path__):
+  _tables = importlib.import_module(f"{__name__}.{_module.name}")
+  for _name, _estimator in getattr(_tables, "ESTIMATORS", {}).items():
+    register(_name, _estimator)

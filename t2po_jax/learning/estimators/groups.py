@@ -1,0 +1,222 @@
+"""Estimators without a critic that give a whole episode, or turn, one number.
+
+A trajectory counts once in its group's statistics by default; `per="turn"`
+lets every turn count, as the reference code of arXiv 2605.02178 does.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from t2po_jax import keys, masked
+from t2po_jax.learning.estimators import episodes
+
+PER = ("trajectory", "turn")
+
+
+@dataclasses.dataclass(frozen=True)
+class Normed:
+  """How a group's returns are scaled."""
+
+  norm_std: bool = keys.key(
+    True, "Divide by the standard deviation of the group."
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupOptions(Normed):
+  """Options of `grpo`."""
+
+  per: str = keys.key(
+    "trajectory",
+    "What counts once in a group's statistics.",
+    choices=PER,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class EmpgOptions(Normed):
+  """Options of `empg`."""
+
+  entropy_scale: float = keys.key(
+    1.0, "k, how much more sure turns learn than others."
+  )
+  clarity_scale: float = keys.key(
+    1.0, "k', how fast the bonus for a sure next turn falls."
+  )
+  clarity_weight: float = keys.key(0.05, "zeta, of that bonus.")
+
+
+def grpo(
+  data: episodes.Episodes, *, norm_std: bool = True, per: str = "trajectory"
+) -> episodes.Advantages:
+  """Group-relative advantage (GRPO, arXiv 2402.03300).
+
+  A = (R - mean) / (std + 1e-6) of the episode return R in its group.
+
+  Args:
+    data: the episodes.
+    norm_std: whether to divide by the deviation; off is Dr. GRPO (arXiv
+      2503.20783).
+    per: `trajectory` counts each trajectory once, `turn` once per turn.
+
+  Returns:
+    One value per trajectory, at each of its turns.
+
+  Raises:
+    ValueError: for an unknown `per`.
+  """
+  if per not in PER:
+    raise ValueError(f"per: found {per!r}, expected one of {PER}")
+  lengths = np.array([len(r) for r in data.rewards], int)
+  weights = lengths if per == "turn" else np.ones_like(lengths)
+  returns = data.returns
+  values = np.zeros(len(lengths))
+  for members in episodes.groups(data):
+    rows = np.repeat(returns[members], weights[members])
+    centred = returns[members] - np.mean(rows)
+    spread = np.std(rows, ddof=1) + masked.SPREAD_EPSILON if norm_std else 1.0
+    values[members] = centred / spread
+  return episodes.Advantages(
+    episodes.broadcast(values, data), episodes.group_metrics(data)
+  )
+
+
+def rloo(data: episodes.Episodes) -> episodes.Advantages:
+  """Leave-one-out baseline (RLOO, arXiv 2402.14740).
+
+  A_i = R_i - mean of R_j over the other trajectories j of the group.
+  """
+  returns = data.returns
+  values = np.zeros(len(data.rewards))
+  for members in episodes.groups(data):
+    found = returns[members]
+    others = (np.sum(found) - found) / (len(found) - 1)
+    values[members] = found - others
+  return episodes.Advantages(
+    episodes.broadcast(values, data), episodes.group_metrics(data)
+  )
+
+
+def reinforce_pp(
+  data: episodes.Episodes, *, discount: float = 1.0
+) -> episodes.Advantages:
+  """Return-to-go whitened over the batch (REINFORCE++, arXiv 2501.03262).
+
+  Args:
+    data: the episodes.
+    discount: per turn, from 0 to 1.
+
+  Returns:
+    One value per turn, mean 0 and deviation 1 over all tokens that `sampled`
+    keeps, or over all turns without it.
+  """
+  to_go = tuple(
+    episodes.returns_to_go(r, discount=discount) for r in data.rewards
+  )
+  turns = episodes.whiten_turns(to_go, data, data.counted)
+  return episodes.Advantages(turns, episodes.group_metrics(data))
+
+
+def reinforce_pp_baseline(data: episodes.Episodes) -> episodes.Advantages:
+  """Group mean as baseline, then whitened (REINFORCE++ with baseline).
+
+  As `reinforce_pp`, of the episode return less the mean of its group.
+  """
+  returns = data.returns
+  values = np.zeros(len(data.rewards))
+  for members in episodes.groups(data):
+    values[members] = returns[members] - np.mean(returns[members])
+  turns = episodes.whiten_turns(
+    episodes.broadcast(values, data), data, episodes.paired(data)
+  )
+  return episodes.Advantages(turns, episodes.group_metrics(data))
+
+
+def remax(
+  data: episodes.Episodes, *, discount: float = 1.0
+) -> episodes.Advantages:
+  """Return-to-go less the return of a greedy rollout (arXiv 2310.10505).
+
+  Args:
+    data: the episodes, with baselines.
+    discount: per turn, from 0 to 1.
+
+  Returns:
+    One value per turn.
+
+  Raises:
+    ValueError: if the baselines are missing.
+  """
+  baselines = episodes.required(data.baselines, "baselines", "remax")
+  turns = tuple(
+    episodes.returns_to_go(r, discount=discount) - b
+    if keep
+    else np.zeros(len(r))
+    for r, b, keep in zip(data.rewards, baselines, data.counted, strict=True)
+  )
+  return episodes.Advantages(turns, episodes.group_metrics(data))
+
+
+def empg(
+  data: episodes.Episodes,
+  *,
+  entropy_scale: float = 1.0,
+  clarity_scale: float = 1.0,
+  clarity_weight: float = 0.05,
+  norm_std: bool = True,
+) -> episodes.Advantages:
+  """Entropy-modulated group advantage (EMPG, arXiv 2509.09265).
+
+  A^k = A_grpo g(H^k) + zeta f(H^{k+1}), minus its mean over the batch, with
+  g(H) = exp(-k h) / mean(exp(-k h)), f(H) = exp(-k' h), and h the turn's
+  entropy brought to [0, 1] over the batch: sure turns learn more, and turns
+  that lead to a sure next turn earn a bonus. The last turn has no bonus.
+
+  Args:
+    data: the episodes, with entropies.
+    entropy_scale: k.
+    clarity_scale: k'.
+    clarity_weight: zeta.
+    norm_std: of the group advantage, see `grpo`.
+
+  Returns:
+    One value per turn.
+
+  Raises:
+    ValueError: if the entropies are missing.
+  """
+  entropies = episodes.required(data.entropies, "entropies", "empg")
+  base = grpo(data, norm_std=norm_std)
+  kept = np.flatnonzero(episodes.paired(data))
+  turns = [np.zeros(len(r)) for r in data.rewards]
+  if len(kept) == 0:
+    return episodes.Advantages(tuple(turns), base.metrics)
+  flat = np.concatenate([entropies[e] for e in kept])
+  low, width = np.min(flat), np.ptp(flat)
+  level = [(h - low) / width if width > 0 else 0.0 * h for h in entropies]
+  weight = [np.exp(-entropy_scale * h) for h in level]
+  mean_weight = np.mean(np.concatenate([weight[e] for e in kept]))
+  for e in kept:
+    turns[e] = base.turns[e] * weight[e] / mean_weight
+    turns[e][:-1] += clarity_weight * np.exp(-clarity_scale * level[e][1:])
+  centre = np.mean(np.concatenate([turns[e] for e in kept]))
+  for e in kept:
+    turns[e] = turns[e] - centre
+  return episodes.Advantages(tuple(turns), base.metrics)
+
+
+ESTIMATORS = {
+  "grpo": episodes.Estimator(grpo, GroupOptions, grouped=True),
+  "rloo": episodes.Estimator(rloo, episodes.NoOptions, grouped=True),
+  "reinforce_pp": episodes.Estimator(reinforce_pp, episodes.Discounted),
+  "reinforce_pp_baseline": episodes.Estimator(
+    reinforce_pp_baseline, episodes.NoOptions, grouped=True
+  ),
+  "remax": episodes.Estimator(
+    remax, episodes.Discounted, frozenset({"baselines"})
+  ),
+  "empg": episodes.Estimator(
+    empg, EmpgOptions, frozenset({"entropies"}), grouped=True
+  ),
+}
