@@ -147,9 +147,9 @@ def require_equal(settings: Mapping[str, Any]) -> None:
   Raises:
     ValueError: with the first name and process that differs from process 0.
   """
-  found = gather({name: repr(value) for name, value in settings.items()})
-  for name, expected in found[0].items():
-    for number, other in enumerate(found):
+  settings_of = gather({name: repr(value) for name, value in settings.items()})
+  for name, expected in settings_of[0].items():
+    for number, other in enumerate(settings_of):
       if other.get(name) != expected:
         raise ValueError(
           f"{name}: found {other.get(name)} in process {number}, expected "

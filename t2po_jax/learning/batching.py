@@ -210,6 +210,7 @@ def pack(
       best = (shape, bins, stats)
     if stats["padding"] <= max_padding:
       break
+  assert best is not None
   shape, bins, stats = best
   micro = max(-(-len(filled) // rows) for filled in bins)
   height = rows * 2 ** (micro - 1).bit_length()

@@ -39,7 +39,7 @@ def successful_segments(
     for trajectory in trajectories
     if trajectory.success
   ]
-  ones = [np.ones(len(trajectory.turns)) for trajectory in chosen]
+  ones = [[1.0] * len(trajectory.turns) for trajectory in chosen]
   return batching.trajectory_segments(chosen, ones, max_length=max_length)
 
 
@@ -91,14 +91,14 @@ def finetune(
       minibatches=-(-len(segments) // batch_size),
       seed=(seed, epoch),
     )
-    found = []
+    steps = []
     for batch in packed.batches:
       state, metrics = trainer.update(state, [batch])
-      found.append({name: float(value) for name, value in metrics.items()})
+      steps.append({name: float(value) for name, value in metrics.items()})
       done += 1
       if progress is not None:
-        progress(done, total, found[-1])
+        progress(done, total, steps[-1])
     history.append(
-      {name: float(np.mean([m[name] for m in found])) for name in found[0]}
+      {name: float(np.mean([m[name] for m in steps])) for name in steps[0]}
     )
   return state, history

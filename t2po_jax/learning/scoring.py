@@ -67,10 +67,10 @@ def target_logprobs(
   def join(x):
     return jnp.moveaxis(x, 0, 1).reshape(targets.shape)
 
-  found = jax.lax.map(
+  scores = jax.lax.map(
     lambda part: score(head, *part), (cut(hidden), cut(targets))
   )
-  return jax.tree.map(join, found)
+  return jax.tree.map(join, scores)
 
 
 def _hits(logits, targets):
@@ -81,10 +81,10 @@ def _hits(logits, targets):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _score(project, keep, entropy_gradient, head, hidden, targets):
   """Log-probs and entropies; `keep` keeps the logits for the backward pass."""
-  found, _ = _score_forward(
+  scores, _ = _score_forward(
     project, keep, entropy_gradient, head, hidden, targets
   )
-  return found
+  return scores
 
 
 def _score_forward(project, keep, entropy_gradient, head, hidden, targets):

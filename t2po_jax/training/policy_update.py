@@ -94,7 +94,7 @@ class Improver:
       epochs=self.caution.steps(config.train.epochs),
       # A KL penalty in the reward has filled in the log-probs already.
       ref_params=None if config.reward.kl != "off" else self._reference,
-      rate=self.caution.rate,
+      lr_scale=self.caution.rate,
     )
     learned = metrics.to_floats(learned)
     scalars |= {f"learn/{name}": value for name, value in learned.items()}

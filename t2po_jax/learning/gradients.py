@@ -1,0 +1,137 @@
+"""The gradient of a batch, micro-batch by micro-batch.
+
+The weight of every token is computed from the whole batch first, so the sum
+over micro-batches is the gradient of the big batch, whatever their size, the
+packing or the mesh. Micro-batches without content are not computed.
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from t2po_jax import types
+from t2po_jax.learning import losses, networks, objectives
+
+
+def batch_gradient(
+  nets: networks.Networks,
+  objective: objectives.Objective,
+  trained: Mapping[str, types.Params],
+  base: types.Params | None,
+  batch: types.Batch,
+) -> tuple[Mapping[str, types.Params], dict[str, types.Array]]:
+  """Gradient of the objective, and its metrics.
+
+  Args:
+    nets: the networks.
+    objective: what is minimised.
+    trained: parameters by name, see `layout.join`.
+    base: what adapters build on; None without.
+    batch: [micro-batches, rows, ...].
+
+  Returns:
+    The gradient in the structure of `trained`, and means and maxima over the
+    tokens of the whole batch.
+  """
+  weights = batch_weights(objective, batch)
+
+  def loss(trained, base, part, weights):
+    return _part_loss(nets, objective, trained, base, part, *weights)
+
+  differentiate = jax.grad(loss, has_aux=True)
+
+  def one(i):
+    part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
+    return differentiate(trained, base, part, of_part)
+
+  def add(i, total):
+    grads, (means, maxima) = one(i)
+    return (
+      jax.tree.map(jnp.add, total[0], grads),
+      (
+        jax.tree.map(jnp.add, total[1][0], means),
+        jax.tree.map(jnp.maximum, total[1][1], maxima),
+      ),
+    )
+
+  if batch.tokens.shape[0] == 1:
+    grads, (means, maxima) = one(0)
+  else:
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)
+    )
+    grads, (means, maxima) = jax.lax.fori_loop(
+      0, count_filled(batch), add, zeros
+    )
+  return grads, means | maxima
+
+
+def _part_loss(
+  nets, objective, trained, base, part, weights, token_weights, value_weights
+):
+  """Loss of one micro-batch, in the form `grad` wants."""
+  params = nets.complete(base, trained["policy"])
+  critic = trained.get("critic")
+  hidden = nets.hidden(params, part)
+  logprobs, entropy = nets.logprobs(
+    params,
+    hidden,
+    part,
+    temperature=objective.temperature,
+    entropy_gradient=objective.entropy_coefficient != 0,
+  )
+  parts = objective.evaluate(logprobs, entropy, part, weights, token_weights)
+  loss, means = parts.loss, parts.means
+  if critic is not None:
+    values = nets.values(critic, hidden, part)
+    error, of_values = objective.evaluate_values(values, part, value_weights)
+    loss, means = loss + error, means | of_values
+  return loss, (means, parts.maxima)
+
+
+def batch_weights(
+  objective: objectives.Objective, batch: types.Batch
+) -> tuple[types.Array, types.Array, types.Array]:
+  """Weights of all tokens, each [micro-batches, rows, R] with sum 1 or less.
+
+  Returns:
+    Of the loss, as the objective aggregates; of every token alike, for the
+    metrics; and of every token with a value target alike, for the critic.
+  """
+
+  def flat(x):
+    # Rows first: this keeps them on their devices.
+    return jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])
+
+  def back(x):
+    parts = batch.mask.shape[0]
+    return jnp.swapaxes(x.reshape(-1, parts, x.shape[-1]), 0, 1)
+
+  mask, turn = flat(batch.mask), flat(batch.turn)
+  weights = losses.token_weights(
+    mask, turn, mode=objective.aggregation, horizon=objective.horizon
+  )
+  token_weights = losses.token_weights(mask, turn, mode="token_mean")
+  targeted = (turn >= 0) & jnp.isfinite(flat(batch.value_targets))
+  value_weights = losses.token_weights(targeted, turn, mode="token_mean")
+  return back(weights), back(token_weights), back(value_weights)
+
+
+def map_parts(
+  score: Callable[[types.Batch], types.Array], batch: types.Batch
+) -> types.Array:
+  """Applies a score [rows, R] to every micro-batch with content; else 0."""
+
+  def put(i, scores):
+    part = jax.tree.map(lambda x: x[i], batch)
+    return scores.at[i].set(score(part))
+
+  empty = jnp.zeros(batch.targets.shape, jnp.float32)
+  return jax.lax.fori_loop(0, count_filled(batch), put, empty)
+
+
+def count_filled(batch: types.Batch) -> types.Array:
+  """The number of leading micro-batches that hold everything."""
+  used = jnp.any(batch.segments > 0, axis=(1, 2))
+  return jnp.max(jnp.where(used, jnp.arange(used.shape[0]) + 1, 0))
