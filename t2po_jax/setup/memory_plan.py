@@ -21,6 +21,7 @@ from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import learner as learners
+from t2po_jax.learning import networks
 from t2po_jax.models import decoder
 from t2po_jax.setup import build
 
@@ -186,7 +187,7 @@ def device_bytes(tree) -> int:
 
 def activation_bytes(
   policy: decoder.Policy,
-  adapters: learners.Adapters | None,
+  adapters: networks.Adapters | None,
   *,
   rows: int,
   length: int,
