@@ -215,14 +215,10 @@ class Learner:
       critic = sharding.put(
         self._nets.critic.init(master), places.critic, alias=False
       )
-    start = jax.jit(
-      functools.partial(layout.init_optimizers, self._optimizers),
-      out_shardings=places.opt_state,
-    )
     return types.TrainState(
       step=sharding.put(np.int32(0), places.step),
       params=master,
-      opt_state=start(layout.join(master, critic)),
+      opt_state=self._fresh_optimizers(master, critic),
       critic=critic,
     )
 
@@ -231,10 +227,8 @@ class Learner:
 
     Its schedule begins anew too; `step` goes on counting.
     """
-    start = jax.jit(
-      self._init_optimizers, out_shardings=self._state_sharding.opt_state
-    )
-    return state.replace(opt_state=start(_join(state.params, state.critic)))
+    fresh = self._fresh_optimizers(state.params, state.critic)
+    return state.replace(opt_state=fresh)
 
   def update(
     self,
@@ -330,6 +324,13 @@ class Learner:
         state.params, state.critic, self._base, self._place(batch)
       )
       return values.reshape(batch.targets.shape)
+
+  def _fresh_optimizers(self, params, critic):
+    start = jax.jit(
+      functools.partial(layout.init_optimizers, self._optimizers),
+      out_shardings=self._state_sharding.opt_state,
+    )
+    return start(layout.join(params, critic))
 
   def _place(self, batch):
     """[B, ...] on the host -> [micro-batches, rows, ...] on the devices."""
