@@ -22,6 +22,7 @@ GROUP = "t2po_jax.environments"
 # extra of one environment never breaks another.
 BUILT_IN = {
   "toy": "t2po_jax.envs.toy:ToyBenchmark",
+  "gridworld": "t2po_jax.envs.gridworld:Gridworld",
   "searchqa": "t2po_jax.envs.searchqa:SearchQA",
   "webshop": "t2po_jax.envs.webshop:WebShop",
   "alfworld": "t2po_jax.envs.alfworld:ALFWorld",

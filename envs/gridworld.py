@@ -14,8 +14,8 @@ word for word, whatever it sees, and a policy cloned from it does so too;
 `expert_hesitation` makes it say its thought again before it acts.
 """
 
-from collections.abc import Mapping
 import collections
+from collections.abc import Mapping
 import dataclasses
 import random
 
@@ -154,7 +154,8 @@ class Gridworld:
     Raises:
       ValueError: if there are no such maps.
     """
-    self.settings = settings = settings or Settings()
+    settings = settings or Settings()
+    self.settings = settings
     if settings.longest < settings.shortest:
       raise ValueError(
         f"env.longest: found {settings.longest}, expected at least "
@@ -236,8 +237,9 @@ class GridEnv:
     self._past = ""
     self._turn = 0
     self._done = True
-    self.map: Map | None = None
-    self.place: Place = (0, 0)
+    # Of the first task until an episode is begun.
+    self.map = next(iter(benchmark.maps.values()))
+    self.place: Place = self.map.start
 
   def reset(self, task_id: str) -> base.Observation:
     """Starts the walk of a map.
@@ -258,6 +260,20 @@ class GridEnv:
       return "goal here ."
     if self.place in self.map.holes:
       return "hole here ."
+    open_ways, holes = [], []
+    for name, (row, column) in MOVES.items():
+      beside = (self.place[0] + row, self.place[1] + column)
+      if beside in self.map.holes:
+        holes.append(name)
+      elif self.map.is_free(beside):
+        open_ways.append(name)
+    words = [self.aim(), "open", *open_ways, "."]
+    if holes:
+      words += ["hole", *holes, "."]
+    return " ".join(words)
+
+  def aim(self) -> str:
+    """Where the goal lies as the crow flies, e.g. `goal east 2 south 1 .`."""
     down = self.map.goal[0] - self.place[0]
     right = self.map.goal[1] - self.place[1]
     words = ["goal"]
@@ -267,17 +283,7 @@ class GridEnv:
     ):
       if distance:
         words += [more if distance > 0 else less, str(abs(distance))]
-    open_ways, holes = [], []
-    for name, (row, column) in MOVES.items():
-      beside = (self.place[0] + row, self.place[1] + column)
-      if beside in self.map.holes:
-        holes.append(name)
-      elif self.map.is_free(beside):
-        open_ways.append(name)
-    words += [".", "open", *open_ways, "."]
-    if holes:
-      words += ["hole", *holes, "."]
-    return " ".join(words)
+    return " ".join([*words, "."])
 
   def _observe(self) -> base.Observation:
     return base.Observation(task=TASK, text=self.look())
@@ -357,7 +363,7 @@ class GridExpert:
         ways[name] = distances[beside]
     shortest = min(ways.values())
     chosen = self._random.choice([n for n, d in ways.items() if d == shortest])
-    line = f"{env.look()} {chosen}"
+    line = f"{env.aim()} {chosen}"
     thought = [line]
     hesitation = self._settings.expert_hesitation
     for _ in range(MAX_ROUNDS):

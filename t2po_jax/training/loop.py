@@ -218,7 +218,9 @@ class Run:
       with self.timer.stage("warm_up"):
         self.warm_up()
       if not self.start:
-        writer.write(0, self._evaluate(0) | self.timer.take())
+        scalars = self._evaluate(0)
+        self.guard.check(scalars)  # What later scores are compared with.
+        writer.write(0, scalars | self.timer.take())
         if config.guard.action == "rollback" and self.checkpoints.latest() != 0:
           self._save(0, self.scores["eval/success"])
       for update in range(self.start + 1, config.train.updates + 1):

@@ -127,6 +127,38 @@ class GuardTest(parameterized.TestCase):
     self.assertEqual(kept.latest(), 2)
     kept.close()
 
+  def test_a_lost_score_brings_the_best_policy_back(self):
+    workdir = pathlib.Path(tempfile.mkdtemp())
+    changes = {
+      "guard.action": "rollback",
+      "guard.rate_factor": 0.001,
+      "train.eval_every": 1,
+      "train.mini_batches": 2,
+      "optimizer.learning_rate": 3.0,
+    }
+    _, lines = play("", changes, updates=3, workdir=workdir)
+    # The first update ruins the policy; what goes on is the cold start's.
+    self.assertEqual(lines[0]["eval/success"], 1.0)
+    self.assertLess(lines[1]["guard/lost_success"], 0.3)
+    self.assertEqual(lines[1]["eval/success"], 1.0)
+    self.assertEqual(lines[1]["learn/steps"], 2.0)
+    self.assertEqual(lines[1]["guard/rollbacks"], 1.0)
+    # Then more carefully: smaller steps, fewer, and a price for leaving it.
+    ratio = lines[2]["learn/learning_rate"] / lines[1]["learn/learning_rate"]
+    self.assertAlmostEqual(ratio, 0.001, places=6)
+    self.assertEqual(lines[2]["learn/steps"], 1.0)
+    self.assertEqual(lines[2]["guard/kl_coefficient"], 0.05)
+    self.assertEqual(lines[3]["guard/rollbacks"], 1.0)
+    kept = checkpoint.Checkpoints(workdir / "checkpoints")
+    self.assertIsNotNone(kept.best())
+    kept.close()
+    # A run that stops in between goes on as if it had not.
+    again = pathlib.Path(tempfile.mkdtemp())
+    play("", changes, updates=2, workdir=again)
+    _, resumed = play("", changes, updates=3, workdir=again)
+    for name in ("learn/loss", "guard/kl", "eval/success", "eval/tokens"):
+      self.assertEqual(resumed[3][name], lines[3][name], msg=name)
+
   def test_stop_keeps_the_last_good_checkpoint(self):
     workdir = pathlib.Path(tempfile.mkdtemp())
     play("", {}, updates=1, workdir=workdir)

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from t2po_jax.configs import algorithms, base, searchqa
 from t2po_jax.setup import build, validate
 
-TASKS = ("smoke", "searchqa", "webshop", "alfworld")
+TASKS = ("smoke", "searchqa", "webshop", "alfworld", "gridworld")
 
 
 def all_presets():
