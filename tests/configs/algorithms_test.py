@@ -131,7 +131,7 @@ class GuardTest(parameterized.TestCase):
     workdir = pathlib.Path(tempfile.mkdtemp())
     changes = {
       "guard.action": "rollback",
-      "guard.rate_factor": 0.001,
+      "guard.rate_factor": 1e-6,
       "train.eval_every": 1,
       "train.mini_batches": 2,
       "optimizer.learning_rate": 3.0,
@@ -145,7 +145,7 @@ class GuardTest(parameterized.TestCase):
     self.assertEqual(lines[1]["guard/rollbacks"], 1.0)
     # Then more carefully: smaller steps, fewer, and a price for leaving it.
     ratio = lines[2]["learn/learning_rate"] / lines[1]["learn/learning_rate"]
-    self.assertAlmostEqual(ratio, 0.001, places=6)
+    self.assertAlmostEqual(ratio, 1e-6, places=9)
     self.assertEqual(lines[2]["learn/steps"], 1.0)
     self.assertEqual(lines[2]["guard/kl_coefficient"], 0.05)
     self.assertEqual(lines[3]["guard/rollbacks"], 1.0)
