@@ -68,4 +68,21 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.eval.tasks = 512
 
 
-PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}
+def deep(c: base.ConfigDict) -> None:
+  """Three to five hops among distractors; thoughts run into the limit.
+
+  A response that is cut off brings no action, and its turn is void: what the
+  paper's thinking intervention is for. See docs/study.md.
+  """
+  c.env.hops = "3,4,5"
+  c.env.topk = 2
+  c.env.max_turns = 7
+  c.env.expert_doubt = 0.1
+  c.rollout.memory = 6
+  c.rollout.max_prompt = 224
+  c.rollout.max_response = 32
+  c.control.thinking.max_tokens = 26
+  c.train.row_tokens = 256
+
+
+PRESETS = {"deep": deep, "smollm2": smollm2, "qwen3-4b": qwen3_4b}

@@ -126,7 +126,10 @@ class SearchQA:
       "test": self.settings.test_tasks,
     }
     splits: dict[str, list[data.Task]] = {}
-    for name, questions in world_lib.draw_splits(self.world, sizes).items():
+    drawn = world_lib.draw_splits(
+      self.world, sizes, _parse_hops(self.settings.hops)
+    )
+    for name, questions in drawn.items():
       splits[name] = []
       for question in questions:
         self.questions[question.task_id] = question
@@ -202,6 +205,26 @@ class SearchQA:
         break
     prompt = "".join(message["content"] for message in self.render(view))
     return prompt + "".join(responses)
+
+
+def _parse_hops(text: str) -> dict[int, float] | None:
+  """Number of hops -> share; None for the usual ones.
+
+  Raises:
+    ValueError: unless they are different numbers from 1 to 5.
+  """
+  names = [part.strip() for part in text.split(",")]
+  if not all(name in {"1", "2", "3", "4", "5"} for name in names) or len(
+    set(names)
+  ) < len(names):
+    raise ValueError(
+      f"env.hops: found {text!r}, expected different numbers from 1 to 5, "
+      "joined by commas"
+    )
+  hops = tuple(sorted(map(int, names)))
+  if hops == world_lib.HOPS:
+    return None
+  return {count: 1.0 / len(hops) for count in hops}
 
 
 def _load_passages(folder: pathlib.Path | None) -> list[retrieval.Passage]:

@@ -55,6 +55,11 @@ class Settings(base.Settings):
     "Question sets of real data, or `1-hop`, `2-hop`, `3-hop` of the embedded "
     "world, joined by commas; empty: all.",
   )
+  hops: str = keys.key(
+    "1,2,3",
+    "Numbers of hops of the embedded questions, up to 5, in equal shares; with "
+    "`1,2,3` those of one hop have half a share.",
+  )
   retriever: str = keys.key(
     "bm25", "What searches the passages.", choices=RETRIEVERS
   )

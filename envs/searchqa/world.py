@@ -8,7 +8,7 @@ letters, so that a stemmer keeps them apart. The world is the project's own
 and stands in for Wikipedia where nothing can be downloaded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 import random
 
@@ -42,7 +42,7 @@ class Question:
 
   Attributes:
     start: the entity the chain starts from.
-    relations: one to three distinct relations, in the order of resolution.
+    relations: one or more distinct relations, in the order of resolution.
     path: the entities passed, from the start to the answer; all distinct.
   """
 
@@ -160,13 +160,17 @@ def build(
   return World(kinds, facts)
 
 
-def ask(world: World) -> dict[int, list[Question]]:
+def ask(world: World, hops: Sequence[int] = HOPS) -> dict[int, list[Question]]:
   """All questions by number of hops.
 
   A chain never repeats a relation nor comes back to an entity it passed, so
   that every hop is needed.
+
+  Args:
+    world: the world to ask about.
+    hops: the numbers that are asked for, at least 1 each.
   """
-  questions: dict[int, list[Question]] = {hops: [] for hops in HOPS}
+  questions: dict[int, list[Question]] = {count: [] for count in hops}
 
   def extend(question: Question) -> None:
     for relation, value in world.facts[question.path[-1]].items():
@@ -177,8 +181,9 @@ def ask(world: World) -> dict[int, list[Question]]:
         (*question.relations, relation),
         (*question.path, value),
       )
-      questions[longer.hops].append(longer)
-      if longer.hops < max(HOPS):
+      if longer.hops in questions:
+        questions[longer.hops].append(longer)
+      if longer.hops < max(hops):
         extend(longer)
 
   for entity in world.facts:
@@ -187,23 +192,28 @@ def ask(world: World) -> dict[int, list[Question]]:
 
 
 def draw_splits(
-  world: World, sizes: Mapping[str, int]
+  world: World,
+  sizes: Mapping[str, int],
+  shares: Mapping[int, float] | None = None,
 ) -> dict[str, tuple[Question, ...]]:
   """Cuts the questions into disjoint splits with equal shares of hops.
 
   Args:
     world: the world to ask about.
     sizes: number of questions per split.
+    shares: number of hops -> its share of every split; `HOP_SHARES` if None.
 
   Raises:
     ValueError: if the world has too few questions of some length.
   """
   splits: dict[str, list[Question]] = {name: [] for name in sizes}
-  for hops, questions in ask(world).items():
+  if shares is None:
+    shares = dict(zip(HOPS, HOP_SHARES, strict=True))
+  for hops, questions in ask(world, tuple(shares)).items():
     random.Random(base.SPLIT_SEED).shuffle(questions)
     start = 0
     for name, size in sizes.items():
-      share = round(size * HOP_SHARES[hops - 1])
+      share = round(size * shares[hops])
       if start + share > len(questions):
         raise ValueError(
           f"env: the world has {len(questions)} questions of {hops} hops, too "

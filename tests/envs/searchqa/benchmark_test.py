@@ -1,5 +1,6 @@
 """Episodes, prompts and arguments of Search QA, by the contract."""
 
+import collections
 import gzip
 import io
 import itertools
@@ -25,6 +26,28 @@ def _respond(kind, content):
 def _count_tokens(text):
   """Words and tags."""
   return len(re.findall(r"</?\w+>|[^\s<]+", text))
+
+
+class HopsTest(parameterized.TestCase):
+  def test_deep_questions_need_every_hop(self):
+    benchmark = envs.make("searchqa", hops="5,3", train_tasks=100)
+    found = collections.Counter(
+      benchmark.category(task) for task in benchmark.splits["train"]
+    )
+    self.assertEqual(found, {"3-hop": 50, "5-hop": 50})
+    for task in benchmark.splits["valid"]:
+      question = benchmark.questions[task]
+      self.assertIn(question.hops, (3, 5))
+      self.assertLen(set(question.path), question.hops + 1)
+      place = question.start
+      for relation in question.relations:
+        place = benchmark.world.facts[place][relation]
+      self.assertEqual(place, question.answer)
+
+  @parameterized.parameters("", "0", "1,1", "2,6", "two", "1;2")
+  def test_refuses(self, hops):
+    with self.assertRaisesRegex(ValueError, "env.hops: found"):
+      envs.make("searchqa", hops=hops)
 
 
 class EpisodeTest(parameterized.TestCase):
