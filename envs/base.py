@@ -6,9 +6,10 @@ game files) and the fixed task splits; an `Env` plays one task at a time. The
 rollout loop needs nothing else.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
 import os
+import random
 from typing import Any, ClassVar, Protocol
 
 from t2po_jax import keys
@@ -16,6 +17,9 @@ from t2po_jax.envs import prompts
 
 # Task splits are drawn with this seed, the same on every machine.
 SPLIT_SEED = 233
+
+# Episodes that a corpus is made of.
+_CORPUS_TASKS = 200
 
 # What a setting can be, in words.
 _WORDS = {
@@ -121,7 +125,11 @@ class Expert(Protocol):
 
 
 class Env(Protocol):
-  """One environment; plays one episode after another."""
+  """One environment; plays one episode after another.
+
+  A class that names it as its base inherits what it does not need: it has no
+  expert and nothing to close.
+  """
 
   def reset(self, task_id: str) -> Observation:
     """Starts the episode of a task.
@@ -142,8 +150,9 @@ class Env(Protocol):
     """A scripted expert for the running episode; call after `reset`.
 
     Raises:
-      NotImplementedError: if the data carries no solution.
+      NotImplementedError: if there is none, as by default.
     """
+    raise NotImplementedError(f"{type(self).__name__} has no expert")
 
   def close(self) -> None:
     """Releases what the environment holds."""
@@ -152,7 +161,8 @@ class Env(Protocol):
 class Benchmark(Protocol):
   """What all environments of one benchmark share.
 
-  Made from its settings alone: `MyBenchmark(MyBenchmark.Settings(...))`.
+  Made from its settings alone: `MyBenchmark(MyBenchmark.Settings(...))`. A
+  class that names it as its base inherits one category and a corpus.
 
   Attributes:
     Settings: the dataclass of its settings.
@@ -179,6 +189,58 @@ class Benchmark(Protocol):
 
   def category(self, task_id: str) -> str:
     """The part of the benchmark a task belongs to, for the score table."""
+    return "all"
 
   def corpus(self) -> list[str]:
     """Sentences in the benchmark's language, to train a tokenizer on."""
+    tasks = self.splits["train"][:_CORPUS_TASKS]
+    return [
+      text
+      for seed, task_id in enumerate(tasks)
+      for text in transcribe(self, task_id, seed)
+    ]
+
+
+def transcribe(
+  benchmark: Benchmark, task_id: str, seed: int, *, memory: int = 2
+) -> Iterator[str]:
+  """Every prompt of an episode, with the response to it.
+
+  The expert plays; without one, chance among the admissible actions.
+
+  Args:
+    benchmark: what is played.
+    task_id: the task.
+    seed: of the expert, or of chance.
+    memory: (observation, action) pairs in a prompt.
+  """
+  draw, env = random.Random(seed), benchmark.env()
+  observation = env.reset(task_id)
+  try:
+    expert = env.expert(seed)
+  except NotImplementedError:
+    expert = None
+  past: list[tuple[str, str]] = []
+  for turn in range(1, benchmark.max_turns + 1):
+    view = prompts.View(
+      task=observation.task,
+      memory=tuple(past[-memory:]) if memory else (),
+      observation=observation.text,
+      admissible=observation.admissible,
+      turn=turn,
+      max_turns=benchmark.max_turns,
+    )
+    if expert is not None:
+      response = expert.respond()
+    else:
+      tag = benchmark.grammar.actions[0]
+      action = draw.choice(observation.admissible or ("",))
+      response = f"<think>{action}</think><{tag}>{action}</{tag}>"
+    messages = benchmark.render(view)
+    yield "".join(message["content"] for message in messages) + response
+    result = env.step(response)
+    past.append((observation.text, result.action))
+    observation = result.observation
+    if result.done:
+      break
+  env.close()

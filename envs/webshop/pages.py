@@ -116,9 +116,12 @@ def sub_page(product: data.Product, button: str) -> Page:
     product: whose page it is.
     button: one of `SUB_PAGES`.
   """
+  # The original's template leaves a blank node for an empty bullet, while an
+  # empty description leaves none.
+  bullets = tuple(bullet.strip() for bullet in product.bullets)
   contents = {
     "Description": (product.description,),
-    "Features": product.bullets,
+    "Features": (),
     "Reviews": (),  # There are none in the published files.
     "Attributes": (
       *product.attributes,
@@ -129,7 +132,8 @@ def sub_page(product: data.Product, button: str) -> Page:
   }
   return Page(
     button,
-    _visible((BACK, PREVIOUS, *contents[button])),
+    _visible((BACK, PREVIOUS, *contents[button]))
+    + (bullets if button == "Features" else ()),
     _lower(BACK, PREVIOUS),
   )
 

@@ -5,9 +5,11 @@
   python experiments/benchmarks/alfworld_steps.py --workers=2 --engine=cached
 
 Episodes with random possible actions are played through the environment that
-training uses, parsing and all, then the soak resets many times and compares
-the memory of the process. With `--workers` both are done by worker processes,
-many episodes side by side, and memory is theirs. The line at the end is JSON.
+training uses, parsing and all: `steps_per_second` is of the steps alone,
+`rollout_steps_per_second` counts the resets too, as a rollout does. Then the
+soak resets many times and compares the memory of the process. With `--workers`
+both are done by worker processes, many episodes side by side, and memory is
+theirs. The line at the end is JSON.
 """
 
 import functools

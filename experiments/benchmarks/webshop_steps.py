@@ -7,12 +7,13 @@
 Episodes of the scripted expert are recorded first and then replayed, so that
 the expert costs nothing; the time inside the search is taken out of the steps
 and reported by itself. `--copies` repeats the products of a catalogue under
-new ids in a temporary folder, to see how a larger one behaves; from that the
-last lines project the full catalogue. Copies share their words, so that every
-posting list grows with the catalogue: searches are projected pessimistically,
-the vocabulary optimistically. `--workers` opens the shop that has been stored
-in as many processes at once and reports the memory of each that it does not
-share with the others (Linux only).
+new ids in a temporary folder, to see how a larger one behaves. From 20,000
+products on the last lines project the full catalogue; with fewer, most of a
+search is a fixed cost, and a projection would be wrong by a factor of ten.
+Copies share their words, so that every posting list grows with the catalogue:
+searches are projected pessimistically, the vocabulary optimistically.
+`--workers` opens the shop that has been stored in as many processes at once and
+reports the memory of each that it does not share with the others (Linux only).
 """
 
 import json
@@ -40,6 +41,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median is reported.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Processes that share a shop.")
 
 FULL_CATALOGUE = 1_181_436  # Products in items_shuffle.json.
+LEAST_PRODUCTS = 20_000  # From which on a search costs in proportion.
 
 
 def copy_catalogue(items: pathlib.Path, copies: int, folder: pathlib.Path):
@@ -188,6 +190,27 @@ def measure(settings: dict) -> dict[str, float]:
   }
 
 
+def project(measured: dict[str, float]) -> list[str]:
+  """Lines about the full catalogue, in proportion to what was measured."""
+  products = measured["products"]
+  if products < LEAST_PRODUCTS:
+    return [
+      f"not projected to the full catalogue: found {products:g} products, "
+      f"expected at least {LEAST_PRODUCTS}; see --copies"
+    ]
+  factor = FULL_CATALOGUE / products
+  return [f"projected to {FULL_CATALOGUE} products, in proportion:"] + [
+    f"{key:32} {factor * measured[key]:12.4g}"
+    for key in (
+      "open_seconds",
+      "search_ms",
+      "index_mib",
+      "products_mib",
+      "peak_memory_mib",
+    )
+  ]
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
@@ -212,16 +235,7 @@ def main(argv: list[str]) -> None:
   for key, value in measured.items():
     print(f"{key:32} {value:12.4g}")
   if catalogue != "embedded":
-    factor = FULL_CATALOGUE / measured["products"]
-    print(f"\nprojected to {FULL_CATALOGUE} products, in proportion:")
-    for key in (
-      "open_seconds",
-      "search_ms",
-      "index_mib",
-      "products_mib",
-      "peak_memory_mib",
-    ):
-      print(f"{key:32} {factor * measured[key]:12.4g}")
+    print("\n" + "\n".join(project(measured)))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ The only translation between config keys and plain arguments; `validate.py`
 has looked at them before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import hashlib
@@ -87,7 +87,7 @@ def benchmark(config: settings.Config) -> base.Benchmark:
   Raises:
     ValueError: if a split is missing or empty.
   """
-  made = envs.make(config.env.name, **_arguments(config))
+  made = recipe(config)()
   chosen = {"train.split": config.train.split, "eval.split": config.eval.split}
   for key, split in chosen.items():
     if not made.splits.get(split):
@@ -222,7 +222,7 @@ def environment_pool(
   rollout = config.rollout
   if rollout.env_workers:
     return workers.WorkerPool(
-      functools.partial(envs.make, config.env.name, **_arguments(config)),
+      recipe(config),
       workers=rollout.env_workers,
       timeout=rollout.env_timeout,
       memory=rollout.env_memory,
@@ -242,12 +242,12 @@ def environment_pool(
   )
 
 
-def _arguments(config: settings.Config) -> dict[str, Any]:
-  """The constructor's arguments of the benchmark."""
+def recipe(config: settings.Config) -> Callable[[], base.Benchmark]:
+  """What makes the benchmark, here or in a worker process; can be pickled."""
   arguments = dict(config.env.arguments)
   if arguments.get("cache_dir") == "":
     arguments["cache_dir"] = str(cache_dir(config))
-  return arguments
+  return functools.partial(envs.make, config.env.name, **arguments)
 
 
 def train_sampling(config: settings.Config) -> draw.Sampling:

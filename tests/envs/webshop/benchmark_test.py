@@ -397,6 +397,19 @@ class SessionTest(parameterized.TestCase):
     visit.act("click[buy now]")
     self.assertIsNotNone(visit.score)
 
+  def test_empty_bullets_leave_blank_nodes(self):
+    for bullets, text in (
+      ([""], "Back to Search [SEP] < Prev [SEP] "),
+      (["a", "", "b"], "Back to Search [SEP] < Prev [SEP] a [SEP]  [SEP] b"),
+      ([], "Back to Search [SEP] < Prev"),
+    ):
+      product = _product(small_description=bullets, full_description="")
+      nodes = pages.sub_page(product, "Features").nodes
+      self.assertEqual(pages.SEPARATOR.join(nodes), text)
+      for button in ("Description", "Reviews"):
+        nodes = pages.sub_page(product, button).nodes
+        self.assertEqual(nodes, ("Back to Search", "< Prev"))
+
   def test_attributes_page(self):
     page = pages.item_page(_product(), show_attributes=True)
     self.assertIn("attributes", page.clickables)

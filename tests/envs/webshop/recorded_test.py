@@ -96,6 +96,17 @@ class RecordedTest(absltest.TestCase):
           score.options / len(goal.options), info["r_option"]
         )
 
+  def test_features_of_products_without_any(self):
+    ending = pages.SEPARATOR.join(("", ""))
+    stock = _catalogue()
+    texts = [
+      pages.SEPARATOR.join(pages.sub_page(stock.at(n), "Features").nodes)
+      for n in range(len(stock))
+    ]
+    self.assertEqual(
+      sum(text.endswith(f"< Prev{ending}") for text in texts), 69
+    )
+
   def test_pages(self):
     recorded_goals = _load("goals_seed0.json")
     prices = _load("product_prices_seed0.json")

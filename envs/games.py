@@ -1,0 +1,190 @@
+"""What most games have in common, so that a new one only states its rules.
+
+An action is one piece of text per turn. `Game` reads it out of the response,
+counts turns, ends the episode and refuses what comes after; a subclass says
+how an episode begins and what an action does. `Table` is the benchmark around
+it: tasks, splits, prompts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import random
+from typing import Any
+
+from t2po_jax.envs import base, prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Move:
+  """What an action did.
+
+  Attributes:
+    observation: what is seen after it.
+    reward: of this move.
+    done: whether the game has ended by itself.
+    possible: whether the rules knew the action.
+    success: whether the game is won.
+    info: further numbers by name.
+  """
+
+  observation: base.Observation
+  reward: float = 0.0
+  done: bool = False
+  possible: bool = True
+  success: bool = False
+  info: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Scripted:
+  """An expert made of a function that names the next action."""
+
+  def __init__(self, choose: Callable[[], str], grammar: prompts.Grammar):
+    """Takes the function.
+
+    Args:
+      choose: gives the action, or (thought, action).
+      grammar: the form of the response.
+    """
+    self._choose = choose
+    self._grammar = grammar
+
+  def respond(self) -> str:
+    """A strictly formed response; every word follows a space."""
+    chosen = self._choose()
+    thought, action = (chosen, chosen) if isinstance(chosen, str) else chosen
+    tag = self._grammar.actions[0]
+    between = self._grammar.closing.removeprefix("</think>")
+    between = between.removesuffix(f"<{tag}>")
+    space = "" if between else " "
+    return (
+      f"<think>{space}{thought}</think>{between}<{tag}>{space}{action}</{tag}>"
+    )
+
+
+def cut_splits(
+  tasks: Sequence[str], sizes: Mapping[str, int] | None = None
+) -> dict[str, tuple[str, ...]]:
+  """Shuffles tasks by the fixed seed and cuts them into splits.
+
+  Args:
+    tasks: all task ids.
+    sizes: tasks by split; default: a fifth `test`, a tenth `valid` (at least
+      one each), the rest `train`.
+
+  Raises:
+    ValueError: if there are not enough tasks.
+  """
+  if sizes is None:
+    valid, test = max(len(tasks) // 10, 1), max(len(tasks) // 5, 1)
+    sizes = {
+      "valid": valid,
+      "test": test,
+      "train": max(len(tasks) - valid - test, 1),
+    }
+  if sum(sizes.values()) > len(tasks):
+    raise ValueError(
+      f"splits: {sum(sizes.values())} tasks asked for, there are {len(tasks)}"
+    )
+  shuffled = list(tasks)
+  random.Random(base.SPLIT_SEED).shuffle(shuffled)
+  splits, start = {}, 0
+  for name, size in sizes.items():
+    splits[name] = tuple(shuffled[start : start + size])
+    start += size
+  return splits
+
+
+class Table(base.Benchmark):
+  """A benchmark whose episodes are games; a subclass names tasks and game.
+
+  Attributes:
+    settings: what it was made of.
+    game: the class of its games, made from this benchmark.
+  """
+
+  grammar = prompts.Grammar(closing="</think><action>")
+  threadsafe = True
+  game: "type[Game]"
+
+  def __init__(self, settings: Any):
+    """Takes the settings; the game may last `settings.max_turns` turns."""
+    self.settings = settings
+    self.max_turns = settings.max_turns
+    self.splits = cut_splits(self.list_tasks())
+
+  def list_tasks(self) -> Sequence[str]:
+    """All task ids, in a fixed order."""
+    raise NotImplementedError(f"{type(self).__name__} lists no tasks")
+
+  def env(self) -> "Game":
+    """A new game."""
+    return self.game(self)
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The task, the last actions, and what is seen, in few words."""
+    did = [f"did {action or 'nothing'}" for _, action in view.memory]
+    text = " ".join((view.task, *did, view.observation))
+    return [{"role": "user", "content": text}]
+
+
+class Game(base.Env):
+  """One episode after another; a subclass states `begin` and `act`.
+
+  Attributes:
+    table: the benchmark.
+    task_id: what is played.
+    turn: turns that were played.
+    over: whether the episode has ended.
+  """
+
+  def __init__(self, table: Any):
+    self.table = table
+    self.task_id = ""
+    self.turn = 0
+    self.over = True
+
+  def begin(self, task_id: str) -> base.Observation:
+    """Sets the game up."""
+    raise NotImplementedError(f"{type(self).__name__} cannot begin")
+
+  def act(self, action: str) -> Move:
+    """Does what an action says; the action may be any text, or empty."""
+    raise NotImplementedError(f"{type(self).__name__} cannot act")
+
+  def reset(self, task_id: str) -> base.Observation:
+    """Starts a game; see `envs.base.Env.reset`."""
+    if not any(task_id in tasks for tasks in self.table.splits.values()):
+      raise KeyError(f"{type(self).__name__}: unknown task {task_id!r}")
+    self.over = True  # If it cannot begin, there is nothing to play.
+    first = self.begin(task_id)
+    self.task_id, self.turn, self.over = task_id, 0, False
+    return first
+
+  def step(self, response: str) -> base.StepResult:
+    """Plays one move; see `envs.base.Env.step`."""
+    if self.over:
+      raise RuntimeError(
+        f"{type(self).__name__}: the episode is over; call reset first"
+      )
+    parsed = prompts.parse(response, self.table.grammar)
+    try:
+      move = self.act(parsed.content)
+    except base.EnvError:
+      self.over = True
+      raise
+    self.turn += 1
+    self.over = move.done or self.turn >= self.table.max_turns
+    return base.StepResult(
+      observation=move.observation,
+      action=parsed.content,
+      reward=move.reward,
+      done=self.over,
+      format_valid=parsed.format_valid,
+      action_valid=parsed.format_valid and move.possible,
+      success=move.success,
+      info=move.info,
+    )
+
+  def script(self, choose: Callable[[], Any]) -> Scripted:
+    """An expert made of a function; see `Scripted`."""
+    return Scripted(choose, self.table.grammar)
