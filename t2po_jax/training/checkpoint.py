@@ -13,13 +13,15 @@ update that follows donates the very buffers that are being written, and a full
 disk is reported where it happens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+import contextlib
 import json
 import math
 import os
 import time
 from typing import Any
 
+from absl import logging
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
@@ -133,16 +135,17 @@ class Checkpoints:
     if step in self._manager.all_steps():
       self._manager.delete(step)
     self._scores[step] = score
-    items = dict(zip(ARRAY_ITEMS, _split(state), strict=True))
+    items = {
+      name: ocp.args.StandardSave(item)
+      for name, item in zip(ARRAY_ITEMS, _split(state), strict=True)
+    }
     try:
-      self._manager.save(
-        step,
-        args=ocp.args.Composite(
-          **{name: ocp.args.StandardSave(item) for name, item in items.items()},
-          loop=ocp.args.JsonSave(record),
-        ),
-        force=True,
-      )
+      with _silenced():
+        self._manager.save(
+          step,
+          args=ocp.args.Composite(**items, loop=ocp.args.JsonSave(record)),
+          force=True,
+        )
     except Exception as error:  # The storage layer raises many kinds.
       del self._scores[step]
       raise OSError(
@@ -307,6 +310,18 @@ def _split(state: types.TrainState):
   if state.critic is not None:
     rest["critic"] = state.critic
   return state.params, rest
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+  """Keeps the storage layer's threads from printing what they also raise.
+
+  After a failure they go on until the program ends, so it stays silent.
+  """
+  before = logging.get_verbosity()
+  logging.set_verbosity(logging.FATAL)
+  yield
+  logging.set_verbosity(before)
 
 
 def _shapes(tree, name):
