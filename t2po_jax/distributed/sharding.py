@@ -43,6 +43,9 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "kv_heads": ("tensor",),
   "head_width": (),
   "mlp": ("tensor",),
+  # Experts are split whole: each device computes its own for all tokens.
+  "experts": ("tensor",),
+  "expert_mlp": (),
   "rank": (),
 }
 

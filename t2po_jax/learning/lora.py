@@ -6,8 +6,8 @@ the base, which never changes, is the reference policy. While training the
 adapter runs beside its projection, x W + s (x A) B: the gradient of W, as
 large as W, is never formed. For sampling and export it is merged.
 
-`save` writes the files of the PEFT library, which stores both factors turned:
-lora_A [r, inputs], lora_B [outputs, r].
+`save` writes the files of the PEFT library, which stores both factors
+transposed: lora_A [r, inputs], lora_B [outputs, r].
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ import safetensors.numpy
 
 from t2po_jax import types
 from t2po_jax.distributed import sharding
-from t2po_jax.models import decoder, weights
+from t2po_jax.models import decoder, families
 
 # Projection -> its place in the parameters.
 TARGETS = {
@@ -90,11 +90,32 @@ class Adapters:
   def __post_init__(self):
     if self.rank < 1:
       raise ValueError(f"lora.rank: found {self.rank}, expected at least 1")
+    lacking = [
+      name for name in self.targets if name not in ("head", *self._present)
+    ]
+    if lacking and self.targets != IN_LAYERS:
+      raise ValueError(
+        f"lora.targets: found {lacking[0]!r}, expected 'all' or some of "
+        f"{', '.join(self._present)}: this model has experts instead"
+      )
     if "head" in self.targets and self.policy.config.tied_embeddings:
       raise ValueError(
         "lora.targets: found 'head', expected none: this model's vocabulary "
         "projection is its embedding table"
       )
+
+  @property
+  def _present(self) -> tuple[str, ...]:
+    """The projections of the layers that the policy has."""
+    lacking = ("gate", "up", "down") if self.policy.config.experts else ()
+    return tuple(name for name in IN_LAYERS if name not in lacking)
+
+  @property
+  def adapted(self) -> tuple[str, ...]:
+    """The targets that the policy has: `all` leaves experts as they are."""
+    return tuple(
+      name for name in self.targets if name in ("head", *self._present)
+    )
 
   @property
   def scale(self) -> float:
@@ -104,9 +125,9 @@ class Adapters:
   def init(self) -> types.Params:
     """Adapters that change nothing: A uniform within 1/sqrt(inputs), B 0."""
     shapes = decoder.shapes(self.policy.config)
-    keys = jax.random.split(jax.random.key(self.seed), len(self.targets))
+    keys = jax.random.split(jax.random.key(self.seed), len(self.adapted))
     adapters = {}
-    for name, key in zip(self.targets, keys, strict=True):
+    for name, key in zip(self.adapted, keys, strict=True):
       *lead, inputs, outputs = _at(shapes, TARGETS[name])["kernel"].shape
       a, bound = (*lead, inputs, self.rank), inputs**-0.5
       linear = {
@@ -160,7 +181,7 @@ class Adapters:
     self, adapters: types.Params
   ) -> Iterator[tuple[str, types.Params]]:
     """Place and factors of every adapted projection."""
-    for name in self.targets:
+    for name in self.adapted:
       yield TARGETS[name], _at(adapters, TARGETS[name])
 
 
@@ -177,12 +198,12 @@ def _set(tree: types.Params, path: str, value: types.Params) -> types.Params:
   return {**tree, key: _set(tree.get(key, {}), rest, value) if rest else value}
 
 
-def _module_names() -> dict[str, str]:
+def _module_names(policy: decoder.Policy) -> dict[str, str]:
   """Place of a projection -> name of its module in a checkpoint."""
   return {
-    path.removesuffix("/kernel"): name.removesuffix(".weight")
-    for name, _, path, _ in weights.NAMES
-    if path.endswith("/kernel")
+    tensor.path.removesuffix("/kernel"): tensor.name.removesuffix(".weight")
+    for tensor in families.of(policy.config).tensors
+    if tensor.path.endswith("/kernel")
   }
 
 
@@ -201,13 +222,13 @@ def save(
     directory: where `adapter_config.json` and `adapter_model.safetensors` go.
     base: directory or hub id of the model they belong to.
   """
-  names, tensors = _module_names(), {}
+  names, tensors = _module_names(spec.policy), {}
   for path, linear in spec._linears(adapters):
     for part, factor in (("lora_A", "lora_a"), ("lora_B", "lora_b")):
       factor = np.asarray(linear[factor])
       layers = factor if path.startswith("layers/") else factor[None]
       for i, matrix in enumerate(layers):
-        name = f"base_model.model.{names[path].format(i)}.{part}.weight"
+        name = f"base_model.model.{names[path].format(layer=i)}.{part}.weight"
         tensors[name] = np.ascontiguousarray(matrix.T)
   described = {
     "peft_type": "LORA",
@@ -218,7 +239,7 @@ def save(
     "lora_alpha": spec.alpha,
     "lora_dropout": 0.0,
     "target_modules": [
-      names[TARGETS[name]].rpartition(".")[2] for name in spec.targets
+      names[TARGETS[name]].rpartition(".")[2] for name in spec.adapted
     ],
     "bias": "none",
     "fan_in_fan_out": False,

@@ -9,6 +9,7 @@ blocks of queries (`attend_rows`). None of them keeps the scores of a row,
 
 from collections.abc import Callable, Iterator
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -48,18 +49,25 @@ class Attention:
   """How the tokens of whole packed rows attend to each other.
 
   Attributes:
-    context: segments [B, T] int32 -> what `mix` needs of them; computed once
-      for all layers.
+    context: (segments [B, T] int32, window) -> what `mix` needs of them;
+      computed once for all layers of one window.
     mix: (queries [B, T, M, N/M, H], keys [B, T, M, H], values [B, T, M, H],
       context) -> [B, T, M, N/M, H].
   """
 
-  context: Callable[[types.Array], Any]
+  context: Callable[[types.Array, int], Any]
   mix: Callable[..., types.Array]
 
 
 def select(
-  kind: str, *, length: int, head_width: int, dtype: Any, backend: str
+  kind: str,
+  *,
+  length: int,
+  head_width: int,
+  dtype: Any,
+  backend: str,
+  windowed: bool = False,
+  softcap: float = 0.0,
 ) -> Attention:
   """What rows of one shape use.
 
@@ -69,10 +77,15 @@ def select(
     head_width: H.
     dtype: of queries, keys and values.
     backend: of the devices, as JAX names it.
+    windowed: whether any layer looks back on a window only.
+    softcap: bound of the scores, 0 for none.
 
   Returns:
     The attention of such rows.
   """
+  if softcap:
+    mix = functools.partial(attend_rows_capped, softcap=softcap)
+    return Attention(allowed_in, mix)
   if kind == "auto" and backend == "gpu":
     if (
       dtype == jnp.bfloat16
@@ -84,7 +97,7 @@ def select(
   if kind == "auto" and backend == "tpu":
     # The partitioner cannot split the kernel's heads.
     whole = sharding.current_size("tensor") == 1
-    if whole and length % _LANES == 0:
+    if whole and not windowed and length % _LANES == 0:
       return SPLASH
   return EINSUM
 
@@ -96,7 +109,13 @@ def _product(left, right) -> types.Array:
   return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
 
-def attend(queries, keys, values, allowed) -> types.Array:
+def attend(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+  softcap: float = 0.0,
+) -> types.Array:
   """Softmax attention of grouped queries, the softmax in float32.
 
   The queries of a group are rows of one matrix, on the left of both products:
@@ -108,11 +127,12 @@ def attend(queries, keys, values, allowed) -> types.Array:
     keys: [B, M, C, H, S/C], their positions in C blocks.
     values: [B, M, S, H].
     allowed: [B, T, S] bool, True where a query may look.
+    softcap: scores s become softcap tanh(s / softcap); 0 for none.
 
   Returns:
     [B, T, M, N/M, H] in the dtype of the queries.
   """
-  return _attend(queries, keys, values, allowed)[0]
+  return _attend(queries, keys, values, allowed, softcap)[0]
 
 
 def cache_block(length: int, *, backend: str) -> int:
@@ -130,9 +150,9 @@ def cache_block(length: int, *, backend: str) -> int:
   return -(-length // blocks)
 
 
-def _attend(queries, keys, values, allowed):
+def _attend(queries, keys, values, allowed, softcap):
   """`attend`, and the log-sum-exp of the scores, [B, M, N/M, T, 1]."""
-  scores = _scores(queries, keys, allowed)
+  scores = _scores(queries, keys, allowed, softcap)
   largest = jnp.max(scores, axis=-1, keepdims=True)
   weights = jnp.exp(scores - jax.lax.stop_gradient(largest))
   # Normed at the end, where there are fewer numbers.
@@ -143,7 +163,7 @@ def _attend(queries, keys, values, allowed):
   return mixed, largest + jnp.log(total)
 
 
-def _scores(queries, keys, allowed):
+def _scores(queries, keys, allowed, softcap):
   """Scaled products [B, M, N/M, T, S], `MASKED` where not allowed."""
   rows, length, heads, share, width = queries.shape
   left = _grouped(queries) * width**-0.5
@@ -159,6 +179,8 @@ def _scores(queries, keys, allowed):
     together = keys.swapaxes(2, 3).reshape(rows, heads, width, -1)
     scores = _product(left, together)
   scores = scores.reshape(rows, heads, share, length, -1)
+  if softcap:
+    scores = softcap * jnp.tanh(scores / softcap)
   return jnp.where(allowed[:, None, None], scores, MASKED)
 
 
@@ -172,14 +194,35 @@ def _stacked(x):
   return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
 
-def allowed_in(segments: types.Array) -> types.Array:
-  """[B, T, T] bool: itself and earlier tokens of the same segment [B, T]."""
+def allowed_in(segments: types.Array, window: int = 0) -> types.Array:
+  """[B, T, T] bool: itself and earlier tokens of the same segment [B, T].
+
+  With a window, of these the last `window` only.
+  """
   causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
+  if window:
+    causal = jnp.triu(causal, 1 - window)
   return causal[None] & (segments[:, :, None] == segments[:, None, :])
 
 
-@jax.custom_vjp
-def attend_rows(queries, keys, values, allowed) -> types.Array:
+def attend_rows(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+) -> types.Array:
+  """`attend_rows_capped` without a bound of the scores."""
+  return attend_rows_capped(queries, keys, values, allowed, 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attend_rows_capped(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+  softcap: float,
+) -> types.Array:
   """`attend` for whole rows that never look ahead, in blocks of queries.
 
   A block multiplies the keys up to its own end, which saves nearly half of the
@@ -192,11 +235,12 @@ def attend_rows(queries, keys, values, allowed) -> types.Array:
     keys: [B, T, M, H].
     values: [B, T, M, H].
     allowed: [B, T, T] bool, False wherever a key is later than the query.
+    softcap: as in `attend`.
 
   Returns:
     [B, T, M, N/M, H] in the dtype of the queries.
   """
-  return _rows_forward(queries, keys, values, allowed)[0]
+  return _rows_forward(queries, keys, values, allowed, softcap)[0]
 
 
 def _blocks(length: int) -> Iterator[slice]:
@@ -206,7 +250,7 @@ def _blocks(length: int) -> Iterator[slice]:
     yield slice(start, min(start + size, length))
 
 
-def _rows_forward(queries, keys, values, allowed):
+def _rows_forward(queries, keys, values, allowed, softcap):
   across, down = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
   across = across[:, :, None]  # One block.
   mixed, log_totals = [], []
@@ -217,6 +261,7 @@ def _rows_forward(queries, keys, values, allowed):
       across[..., :end],
       down[:, :, :end],
       allowed[:, block, :end],
+      softcap,
     )
     mixed.append(found[0])
     log_totals.append(found[1])
@@ -225,7 +270,7 @@ def _rows_forward(queries, keys, values, allowed):
   return mixed, (queries, keys, values, allowed, mixed, log_totals)
 
 
-def _rows_backward(saved, slope):
+def _rows_backward(softcap, saved, slope):
   """The last block first: its keys are all keys."""
   queries, keys, values, allowed, mixed, log_totals = saved
   across, down = keys.transpose(0, 2, 3, 1), keys.transpose(0, 2, 1, 3)
@@ -248,6 +293,7 @@ def _rows_backward(saved, slope):
       log_totals[:, :, :, block],
       level[:, :, :, block],
       slope[:, block],
+      softcap,
     )
     of_queries.append(of_block)
     if of_keys is None:
@@ -264,16 +310,21 @@ def _rows_backward(saved, slope):
 
 
 def _block_backward(
-  queries, across, down, values, allowed, log_total, level, slope
+  queries, across, down, values, allowed, log_total, level, slope, softcap
 ):
   """Gradients by queries [B, T, M, N/M, H], keys and values [B, M, H, S].
 
-  With w the softmax weights: ds = w (dw - sum w dw).
+  With w the softmax weights: ds = w (dw - sum w dw), times 1 - (s / cap)^2
+  for bounded scores s.
   """
   dtype, width = queries.dtype, queries.shape[-1]
-  weights = jnp.exp(_scores(queries, across, allowed) - log_total)
+  scores = _scores(queries, across, allowed, softcap)
+  weights = jnp.exp(scores - log_total)
   of_weights = _product(_grouped(slope), values).reshape(weights.shape)
   of_scores = weights * (of_weights - level) * width**-0.5
+  if softcap:
+    bounded = jnp.clip(scores / softcap, -1.0, 1.0)  # Also where masked.
+    of_scores *= 1.0 - jnp.square(bounded)
   # Left as they lie: what three products read is never transposed.
   weights, of_scores = jax.lax.optimization_barrier(
     (_stacked(weights).astype(dtype), _stacked(of_scores).astype(dtype))
@@ -287,7 +338,7 @@ def _block_backward(
   )
 
 
-attend_rows.defvjp(_rows_forward, _rows_backward)
+attend_rows_capped.defvjp(_rows_forward, _rows_backward)
 
 
 def _mix_cudnn(queries, keys, values, allowed) -> types.Array:
@@ -344,4 +395,4 @@ def mix_splash(
 
 EINSUM = Attention(allowed_in, attend_rows)
 CUDNN = Attention(allowed_in, _mix_cudnn)
-SPLASH = Attention(lambda segments: segments, mix_splash)
+SPLASH = Attention(lambda segments, window: segments, mix_splash)

@@ -1,25 +1,17 @@
-"""The shape of a policy network.
+"""The shape of a policy network: one frozen record for every family.
 
-One frozen record describes the three decoder families that the code knows:
-Llama, Qwen2 and Qwen3. They differ in biases, in the normalisation of queries
-and keys, and in RoPE scaling. The record reads and writes the `config.json`
-of Hugging Face checkpoints; a setting that would change the mathematics and
-is not supported is refused by name instead of being ignored.
+Families differ in biases, norms, rotary positions, windows of attention and
+feed-forward layers; each such difference is a field here, so that the decoder
+never asks for a family's name. `models.families` reads the record from the
+files of Hugging Face and llama.cpp, and writes it back.
 """
 
-from collections.abc import Mapping
 import dataclasses
 import difflib
-from typing import Any
 
-FAMILIES = ("llama", "qwen2", "qwen3")
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
-
-_ARCHITECTURES = {
-  "llama": "LlamaForCausalLM",
-  "qwen2": "Qwen2ForCausalLM",
-  "qwen3": "Qwen3ForCausalLM",
-}
+ROPES = ("global", "local", "none")
+ACTIVATIONS = ("silu", "gelu_tanh")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,25 +55,53 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerKind:
+  """How the attention of a layer differs from that of other layers.
+
+  Attributes:
+    window: keys that a query sees, its own among them; 0 for all before it.
+    rope: one of `ROPES`: rotated by `rope_theta` and its scaling, by
+      `local_rope_theta` without scaling, or not at all.
+  """
+
+  window: int = 0
+  rope: str = "global"
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """The sizes and options of a decoder.
 
   Attributes:
-    family: `llama`, `qwen2` or `qwen3`.
+    family: a name from `families.FAMILIES`; says only how files are named.
     vocab_size: V, rows of the embedding table.
     width: D, width of the residual stream.
     layers: L.
     heads: N, query heads.
     kv_heads: M, key/value heads; divides N.
     head_width: H, even.
-    mlp_width: F, inner width of the gated MLP.
+    mlp_width: F, inner width of the gated MLP, or of one expert.
     rope_theta: base of the rotary frequencies.
     rope_scaling: stretching of the rotary frequencies, None for none.
-    qk_norm: RMS-normalise queries and keys per head (Qwen3).
+    qk_norm: RMS-normalise queries and keys per head.
     attention_bias: biases on query, key and value projections.
     tied_embeddings: the vocabulary projection is the embedding table.
     norm_eps: epsilon of the RMS norms.
     max_positions: longest sequence the model was made for, in tokens.
+    output_bias: a bias on the attention's output projection as well.
+    kinds: the kind of every layer, L of them; empty if all are plain.
+    local_rope_theta: base of the rotary frequencies in `local` layers.
+    activation: of the gated MLP, one of `ACTIVATIONS`.
+    query_scalar: scores are divided by its square root; 0 for H.
+    attention_softcap: scores s become cap tanh(s / cap); 0 for none.
+    logit_softcap: the same for the logits.
+    norm_offset: a norm multiplies by 1 + scale instead of by the scale.
+    post_norms: what attention and MLP put out is normalised as well.
+    scaled_embeddings: embeddings are multiplied by sqrt(D).
+    experts: E, experts of a layer, of which each token takes some; 0 for one
+      MLP per layer.
+    experts_per_token: how many experts a token takes.
+    normalised_routing: the weights of a token's experts add up to 1.
   """
 
   family: str
@@ -99,13 +119,21 @@ class ModelConfig:
   tied_embeddings: bool = True
   norm_eps: float = 1e-6
   max_positions: int = 2048
+  output_bias: bool = False
+  kinds: tuple[LayerKind, ...] = ()
+  local_rope_theta: float = 10_000.0
+  activation: str = "silu"
+  query_scalar: float = 0.0
+  attention_softcap: float = 0.0
+  logit_softcap: float = 0.0
+  norm_offset: bool = False
+  post_norms: bool = False
+  scaled_embeddings: bool = False
+  experts: int = 0
+  experts_per_token: int = 0
+  normalised_routing: bool = True
 
   def __post_init__(self):
-    if self.family not in FAMILIES:
-      raise ValueError(
-        f"family {self.family!r} is not supported; use one of "
-        f"{', '.join(FAMILIES)}"
-      )
     for name in (
       "vocab_size",
       "width",
@@ -124,11 +152,30 @@ class ModelConfig:
       )
     if self.head_width % 2:
       raise ValueError(f"head_width must be even, found {self.head_width}")
+    if self.kinds and len(self.kinds) != self.layers:
+      raise ValueError(
+        f"kinds must name all layers = {self.layers}, found {len(self.kinds)}"
+      )
+    if self.activation not in ACTIVATIONS:
+      raise ValueError(
+        f"activation {self.activation!r} is not supported; use one of "
+        f"{', '.join(ACTIVATIONS)}"
+      )
+    if self.experts and not 1 <= self.experts_per_token <= self.experts:
+      raise ValueError(
+        f"experts_per_token must be within 1 and experts = {self.experts}, "
+        f"found {self.experts_per_token}"
+      )
 
   @property
-  def output_bias(self) -> bool:
-    """Whether the attention's output projection has a bias as well."""
-    return self.attention_bias and self.family != "qwen2"
+  def layer_kinds(self) -> tuple[LayerKind, ...]:
+    """The kind of every layer."""
+    return self.kinds or (LayerKind(),) * self.layers
+
+  @property
+  def distinct_kinds(self) -> tuple[LayerKind, ...]:
+    """The kinds that occur, in order of their first layer."""
+    return tuple(dict.fromkeys(self.layer_kinds))
 
 
 _SIZES = {
@@ -262,179 +309,3 @@ def named(name: str) -> ModelConfig:
       f"{', '.join(_SIZES)}"
     )
   return _SIZES[name]
-
-
-def _require(source: Mapping[str, Any], key: str) -> Any:
-  if source.get(key) is None:
-    raise ValueError(f"config.json: key {key!r} is missing")
-  return source[key]
-
-
-def _refuse_unsupported(source: Mapping[str, Any]) -> None:
-  """Raises for settings that would change the mathematics."""
-  supported = {
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "use_sliding_window": False,
-    "partial_rotary_factor": 1.0,
-    "quantization_config": None,
-  }
-  for key, value in supported.items():
-    found = source.get(key)
-    if found is not None and found != value:
-      raise ValueError(
-        f"config.json: {key} = {found!r} is not supported, only {value!r}"
-      )
-
-
-def _read_rope(
-  source: Mapping[str, Any], max_positions: int
-) -> tuple[float, RopeScaling | None]:
-  """(theta, scaling) from `rope_parameters` or the older two keys."""
-  rope = dict(source.get("rope_scaling") or {})
-  rope.update(source.get("rope_parameters") or {})
-  theta = rope.get("rope_theta") or source.get("rope_theta") or 10_000.0
-  kind = rope.get("rope_type") or rope.get("type") or "default"
-  if kind == "default":
-    return float(theta), None
-  for key in ("mscale", "mscale_all_dim", "short_factor"):
-    if rope.get(key):
-      raise ValueError(f"config.json: rope scaling by {key!r} is not supported")
-  if rope.get("truncate") is False:
-    raise ValueError("config.json: yarn with truncate = false is not supported")
-  original = rope.get("original_max_position_embeddings") or max_positions
-  given = {
-    key: float(rope[key])
-    for key in (
-      "low_freq_factor",
-      "high_freq_factor",
-      "beta_fast",
-      "beta_slow",
-      "attention_factor",
-    )
-    if rope.get(key) is not None
-  }
-  return float(theta), RopeScaling(
-    kind=kind,
-    factor=float(_require(rope, "factor")),
-    original_max_positions=0 if kind == "linear" else int(original),
-    **given,
-  )
-
-
-def from_hugging_face(source: Mapping[str, Any]) -> ModelConfig:
-  """Reads the contents of a Hugging Face `config.json`.
-
-  Args:
-    source: the parsed JSON object.
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: if a key is missing, or the model is of another family, or has
-      a setting that the decoder does not implement.
-  """
-  family = _require(source, "model_type")
-  if family not in FAMILIES:
-    raise ValueError(
-      f"config.json: model_type {family!r} is not supported; use one of "
-      f"{', '.join(FAMILIES)}"
-    )
-  _refuse_unsupported(source)
-  width = _require(source, "hidden_size")
-  heads = _require(source, "num_attention_heads")
-  head_width = source.get("head_dim")
-  if head_width is None:
-    head_width = 128 if family == "qwen3" else width // heads
-  max_positions = source.get("max_position_embeddings") or (
-    2048 if family == "llama" else 32_768
-  )
-  theta, scaling = _read_rope(source, max_positions)
-  return ModelConfig(
-    family=family,
-    vocab_size=_require(source, "vocab_size"),
-    width=width,
-    layers=_require(source, "num_hidden_layers"),
-    heads=heads,
-    kv_heads=source.get("num_key_value_heads") or heads,
-    head_width=head_width,
-    mlp_width=_require(source, "intermediate_size"),
-    rope_theta=theta,
-    rope_scaling=scaling,
-    qk_norm=family == "qwen3",
-    attention_bias=(
-      family == "qwen2" or bool(source.get("attention_bias", False))
-    ),
-    tied_embeddings=bool(source.get("tie_word_embeddings", False)),
-    norm_eps=float(source.get("rms_norm_eps") or 1e-6),
-    max_positions=max_positions,
-  )
-
-
-def _write_rope(config: ModelConfig) -> dict[str, Any]:
-  scaling = config.rope_scaling
-  if scaling is None:
-    return {"rope_type": "default", "rope_theta": config.rope_theta}
-  written = {
-    "rope_type": scaling.kind,
-    "rope_theta": config.rope_theta,
-    "factor": scaling.factor,
-  }
-  if scaling.kind != "linear":
-    written["original_max_position_embeddings"] = scaling.original_max_positions
-  if scaling.kind == "llama3":
-    written["low_freq_factor"] = scaling.low_freq_factor
-    written["high_freq_factor"] = scaling.high_freq_factor
-  if scaling.kind == "yarn":
-    written["beta_fast"] = scaling.beta_fast
-    written["beta_slow"] = scaling.beta_slow
-    if scaling.attention_factor is not None:
-      written["attention_factor"] = scaling.attention_factor
-  return written
-
-
-def to_hugging_face(config: ModelConfig) -> dict[str, Any]:
-  """The inverse of `from_hugging_face`.
-
-  Both spellings of the rotary settings are written, so that older and newer
-  readers understand the file.
-
-  Args:
-    config: the config; its options must be those of its family.
-
-  Returns:
-    What belongs into `config.json`.
-
-  Raises:
-    ValueError: if the family cannot express the config.
-  """
-  if config.qk_norm != (config.family == "qwen3"):
-    raise ValueError(
-      f"qk_norm = {config.qk_norm} cannot be written as {config.family!r}; "
-      "qk_norm belongs to 'qwen3'"
-    )
-  if config.family == "qwen2" and not config.attention_bias:
-    raise ValueError(
-      "attention_bias = False cannot be written as 'qwen2'; use 'llama'"
-    )
-  rope = _write_rope(config)
-  return {
-    "architectures": [_ARCHITECTURES[config.family]],
-    "model_type": config.family,
-    "vocab_size": config.vocab_size,
-    "hidden_size": config.width,
-    "num_hidden_layers": config.layers,
-    "num_attention_heads": config.heads,
-    "num_key_value_heads": config.kv_heads,
-    "head_dim": config.head_width,
-    "intermediate_size": config.mlp_width,
-    "hidden_act": "silu",
-    "attention_bias": config.attention_bias,
-    "tie_word_embeddings": config.tied_embeddings,
-    "rms_norm_eps": config.norm_eps,
-    "max_position_embeddings": config.max_positions,
-    "rope_theta": config.rope_theta,
-    "rope_scaling": None if config.rope_scaling is None else rope,
-    "rope_parameters": rope,
-  }

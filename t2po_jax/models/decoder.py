@@ -1,18 +1,18 @@
 """The policy network: one apply function for acting, learning and reference.
 
-A decoder-only transformer of the Llama, Qwen2 and Qwen3 families (RMSNorm,
-rotary positions, grouped-query attention, SwiGLU). The layers are Flax NNX
-modules; `Policy` splits them once and from there on parameters are plain
-nested dicts, so that whatever is jitted is a pure function of arrays.
+A decoder-only transformer (RMSNorm, rotary positions, grouped-query attention,
+gated MLPs or experts) with the options of `config.ModelConfig`. The layers are
+Flax NNX modules; `Policy` splits them once and from there on parameters are
+plain nested dicts, so that whatever is jitted is a pure function of arrays.
 
 There are two ways through the same modules: `hidden` runs whole packed rows
 for training, `extend` runs new tokens against a cache for prefill and
 decoding. Training parameters stack the layers on a leading axis, which
 compiles fast and allows rematerialisation; `decode_params` unstacks them,
 because a scan that slices stacked layers is several times slower on CPU, and
-turns every kernel to [outputs, inputs]: `extend` keeps activations as columns
-[D, B T], because with few columns CPUs multiply matrices from the left about
-twice as fast as from the right.
+transposes every kernel to [outputs, inputs]: `extend` keeps activations as
+columns [D, B T], because with few columns CPUs multiply matrices from the left
+about twice as fast as from the right.
 Products accumulate in float32; norms, rotations and softmax run in float32.
 """
 
@@ -20,6 +20,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
+from typing import Any
 
 from flax import nnx
 import flax.struct
@@ -30,7 +31,7 @@ import numpy as np
 
 from t2po_jax import types
 from t2po_jax.distributed import sharding
-from t2po_jax.models import attention, layer_math
+from t2po_jax.models import attention, layer_math, layers, rope
 from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
@@ -42,29 +43,6 @@ _ROW_MAJOR = layout.Layout(major_to_minor=(0, 1))
 _ACTIVATION = ("rows", "length", "activation_width")
 
 REMATS = ("none", "dots", "full")
-
-# Logical axis names by the end of a parameter's path. Parameters of the
-# stacked layers have "layers" in front.
-LOGICAL_AXES = {
-  "embed/table": ("vocab", "width"),
-  "head/kernel": ("width", "vocab"),
-  "norm/scale": ("width",),
-  "attention_norm/scale": ("width",),
-  "mlp_norm/scale": ("width",),
-  "query/kernel": ("width", "heads"),
-  "query/bias": ("heads",),
-  "key/kernel": ("width", "kv_heads"),
-  "key/bias": ("kv_heads",),
-  "value/kernel": ("width", "kv_heads"),
-  "value/bias": ("kv_heads",),
-  "query_norm/scale": ("head_width",),
-  "key_norm/scale": ("head_width",),
-  "out/kernel": ("heads", "width"),
-  "out/bias": ("width",),
-  "gate/kernel": ("width", "mlp"),
-  "up/kernel": ("width", "mlp"),
-  "down/kernel": ("mlp", "width"),
-}
 
 
 @flax.struct.dataclass
@@ -81,262 +59,14 @@ class Cache:
   values: tuple[types.Array, ...]
 
 
-def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
-  """Angular frequencies of the rotary pairs, stretched as configured.
-
-  theta^(-2i/H) for pair i; llama3 divides the frequencies whose wavelength
-  exceeds the original length by the factor, yarn does so by the number of
-  rotations (arXiv 2309.00071, section 3.2).
-
-  Args:
-    config: the model's config.
-
-  Returns:
-    [H/2] float32 radians per position, and the scale of cosine and sine.
-  """
-  half = np.arange(config.head_width // 2)
-  plain = config.rope_theta ** (-2.0 * half / config.head_width)
-  scaling = config.rope_scaling
-  if scaling is None:
-    return plain.astype(np.float32), 1.0
-  slow = plain / scaling.factor
-  if scaling.kind == "linear":
-    return slow.astype(np.float32), 1.0
-  rotations = scaling.original_max_positions * plain / (2 * np.pi)
-  if scaling.kind == "llama3":
-    low, high = scaling.low_freq_factor, scaling.high_freq_factor
-    keep = np.clip((rotations - low) / (high - low), 0, 1)
-    return (keep * plain + (1 - keep) * slow).astype(np.float32), 1.0
-
-  def pair_with(count: float) -> float:
-    wavelength = scaling.original_max_positions / (2 * np.pi * count)
-    return half.size * math.log(wavelength) / math.log(config.rope_theta)
-
-  first = max(math.floor(pair_with(scaling.beta_fast)), 0)
-  last = min(math.ceil(pair_with(scaling.beta_slow)), config.head_width - 1)
-  ramp = np.clip((half - first) / max(last - first, 1e-3), 0, 1)
-  scale = scaling.attention_factor
-  if scale is None:
-    scale = 0.1 * math.log(max(scaling.factor, 1.0)) + 1.0
-  return ((1 - ramp) * plain + ramp * slow).astype(np.float32), scale
-
-
-def rotary_angles(
-  positions: types.Array, config: ModelConfig
-) -> tuple[types.Array, types.Array]:
-  """Cosines and sines, each [B, T, H/2] float32, of positions [B, T]."""
-  frequencies, scale = rope_frequencies(config)
-  angles = positions[..., None].astype(jnp.float32) * frequencies[None, None]
-  return jnp.cos(angles) * scale, jnp.sin(angles) * scale
-
-
-def rotate(
-  x: types.Array, angles: tuple[types.Array, types.Array]
-) -> types.Array:
-  """Rotates pair (i, i + H/2) of each head of `x` [B, T, heads, H]."""
-  cosine, sine = (part[:, :, None, :] for part in angles)
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = (
-    first * cosine - second * sine,
-    second * cosine + first * sine,
-  )
-  return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
-
-
-def low_rank(x: types.Array, a: types.Array, b: types.Array) -> types.Array:
-  """x @ a @ b in the dtype of x, for a [inputs, rank] and b [rank, outputs]."""
-  return jnp.dot(jnp.dot(x, a.astype(x.dtype)), b.astype(x.dtype))
-
-
-def rms_norm_columns(
-  x: types.Array, scale: types.Array, eps: float
-) -> types.Array:
-  """`layer_math.rms_norm` over the first axis, of columns [D, P]."""
-  wide = x.astype(jnp.float32)
-  mean = jnp.mean(jnp.square(wide), axis=0, keepdims=True)
-  normed = wide * jax.lax.rsqrt(mean + eps)
-  return (normed * scale[:, None]).astype(x.dtype)
-
-
-def rows_of(columns: types.Array) -> types.Array:
-  """Columns [D, P] -> rows [P, D].
-
-  The barrier keeps XLA from folding the transposition into the product that
-  made the columns: that would multiply from the right again.
-  """
-  return jax.lax.optimization_barrier(columns).T
-
-
-class RMSNorm(nnx.Module):
-  """`layer_math.rms_norm` with a learned scale."""
-
-  def __init__(self, width: int, eps: float):
-    self.eps = eps
-    self.scale = nnx.Param(jnp.ones(width))
-
-  def __call__(self, x: types.Array) -> types.Array:
-    return layer_math.rms_norm(x, self.scale[...], self.eps)
-
-  def columns(self, x: types.Array) -> types.Array:
-    """The same for columns [D, P]."""
-    return rms_norm_columns(x, self.scale[...], self.eps)
-
-
-class Linear(nnx.Module):
-  """x @ kernel + bias in the dtype of x, and x @ lora_a @ lora_b if adapted."""
-
-  def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
-    self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
-    if bias:
-      self.bias = nnx.Param(jnp.zeros(outputs))
-    self.biased = bias
-    self.adapted = False
-
-  def adapt(self) -> None:
-    """Makes room for a low-rank adapter; its rank is that of the arrays."""
-    inputs, outputs = self.kernel.shape
-    self.lora_a = nnx.Param(jnp.zeros((inputs, 1)))
-    self.lora_b = nnx.Param(jnp.zeros((1, outputs)))
-    self.adapted = True
-
-  def __call__(self, x: types.Array) -> types.Array:
-    y = layer_math.matmul(x, self.kernel[...].astype(x.dtype))
-    if self.adapted:
-      y = y + low_rank(x, self.lora_a[...], self.lora_b[...])
-    if not self.biased:
-      return y
-    return y + layer_math.along_last(self.bias[...].astype(x.dtype), y)
-
-  def columns(self, x: types.Array) -> types.Array:
-    """The same for columns [inputs, P]; the kernel is [outputs, inputs]."""
-    y = jnp.dot(self.kernel[...].astype(x.dtype), x)
-    if not self.biased:
-      return y
-    return y + self.bias[...].astype(x.dtype)[:, None]
-
-
-class Attention(nnx.Module):
-  """Grouped-query attention; keys and values are never repeated."""
-
-  def __init__(self, config: ModelConfig):
-    self.config = config
-    queries = config.heads * config.head_width
-    keys = config.kv_heads * config.head_width
-    bias = config.attention_bias
-    self.query = Linear(config.width, queries, bias=bias)
-    self.key = Linear(config.width, keys, bias=bias)
-    self.value = Linear(config.width, keys, bias=bias)
-    self.out = Linear(queries, config.width, bias=config.output_bias)
-    if config.qk_norm:
-      self.query_norm = RMSNorm(config.head_width, config.norm_eps)
-      self.key_norm = RMSNorm(config.head_width, config.norm_eps)
-
-  def project(self, x, angles):
-    """Rotated queries [B, T, M, N/M, H], keys and values [B, T, M, H]."""
-    projected = self.query(x), self.key(x), self.value(x)
-    return self.split(*projected, angles)
-
-  def split(self, queries, keys, values, angles):
-    """Heads of projections [B, T, heads x H], normed and rotated."""
-    config = self.config
-    lead = queries.shape[:2]
-    queries = queries.reshape(*lead, config.heads, config.head_width)
-    keys = keys.reshape(*lead, config.kv_heads, config.head_width)
-    values = values.reshape(keys.shape)
-    if config.qk_norm:
-      queries, keys = self.query_norm(queries), self.key_norm(keys)
-    queries, keys = rotate(queries, angles), rotate(keys, angles)
-    grouped = (*lead, config.kv_heads, -1, config.head_width)
-    return queries.reshape(grouped), keys, values
-
-  def output(self, mixed):
-    """Projects mixed values [B, T, M, N/M, H] back to [B, T, D]."""
-    return self.out(mixed.reshape(*mixed.shape[:2], -1))
-
-  def __call__(self, x, angles, context, mix):
-    return self.output(mix(*self.project(x, angles), context))
-
-  def extend(self, x, angles, keys, values, slots, allowed):
-    """Writes new keys and values into the cache and attends to it.
-
-    Args:
-      x: [D, B T].
-      angles: of the new positions.
-      keys: [B, M, C, H, S/C].
-      values: [B, M, S, H].
-      slots: [B, T] cache offsets of the new tokens; beyond S is dropped.
-      allowed: [B, T, live] bool, of whole blocks.
-
-    Returns:
-      [D, B T] and the updated keys and values.
-    """
-    projected = (
-      rows_of(part.columns(x)).reshape(*slots.shape, -1)
-      for part in (self.query, self.key, self.value)
-    )
-    queries, new_keys, new_values = self.split(*projected, angles)
-    rows = jnp.arange(slots.shape[0])[:, None]
-    size, live = keys.shape[-1], allowed.shape[-1]
-    keys = keys.at[rows, :, slots // size, :, slots % size].set(
-      new_keys.astype(keys.dtype), mode="drop", unique_indices=True
-    )
-    values = values.at[rows, :, slots].set(
-      new_values.astype(values.dtype), mode="drop", unique_indices=True
-    )
-    mixed = attention.attend(
-      queries, keys[:, :, : live // size], values[:, :, :live], allowed
-    )
-    mixed = mixed.astype(x.dtype).reshape(x.shape[1], -1)
-    return self.out.columns(mixed.T), keys, values
-
-
-class MLP(nnx.Module):
-  """down(silu(gate(x)) * up(x))."""
-
-  def __init__(self, config: ModelConfig):
-    self.gate = Linear(config.width, config.mlp_width)
-    self.up = Linear(config.width, config.mlp_width)
-    self.down = Linear(config.mlp_width, config.width)
-
-  def __call__(self, x: types.Array) -> types.Array:
-    return self.down(layer_math.swiglu(self.gate(x), self.up(x)))
-
-  def columns(self, x: types.Array) -> types.Array:
-    """The same for columns [D, P]; kernels are turned."""
-    gate, up = self.gate.columns(x), self.up.columns(x)
-    return self.down.columns(layer_math.swiglu(gate, up))
-
-
-class Block(nnx.Module):
-  """One layer: attention, then the MLP, each on a normed residual."""
-
-  def __init__(self, config: ModelConfig):
-    self.attention_norm = RMSNorm(config.width, config.norm_eps)
-    self.attention = Attention(config)
-    self.mlp_norm = RMSNorm(config.width, config.norm_eps)
-    self.mlp = MLP(config)
-
-  def __call__(self, x, angles, context, mix):
-    x = x + self.attention(self.attention_norm(x), angles, context, mix)
-    return x + self.mlp(self.mlp_norm(x))
-
-  def extend(self, x, angles, keys, values, slots, allowed):
-    """As `Attention.extend`, for the whole layer."""
-    mixed, keys, values = self.attention.extend(
-      self.attention_norm.columns(x), angles, keys, values, slots, allowed
-    )
-    x = x + mixed
-    return x + self.mlp.columns(self.mlp_norm.columns(x)), keys, values
-
-
 @functools.cache
 def _split_block(
   config: ModelConfig, adapted: frozenset[tuple[str, str]] = frozenset()
 ) -> tuple[nnx.GraphDef, types.Params]:
   """A layer's structure, and the shapes of its parameters."""
 
-  def build() -> Block:
-    block = Block(config)
+  def build() -> layers.Block:
+    block = layers.Block(config)
     for part, name in adapted:
       getattr(getattr(block, part), name).adapt()
     return block
@@ -375,7 +105,7 @@ def _deviation(path, leaf: jax.ShapeDtypeStruct, config: ModelConfig) -> float:
   module, name = path[-2].key, path[-1].key
   if name == "table":
     return leaf.shape[-1] ** -0.5
-  into_residual = module in ("out", "down")
+  into_residual = module in ("out", "down", "expert_down")
   return (leaf.shape[-2] * (2 * config.layers if into_residual else 1)) ** -0.5
 
 
@@ -438,10 +168,11 @@ class Policy:
         deviation = _deviation(path, leaf, self.config)
         params.append(deviation * piece.reshape(leaf.shape))
       else:
-        params.append(jnp.full(leaf.shape, float(path[-1].key == "scale")))
+        scale = path[-1].key == "scale" and not self.config.norm_offset
+        params.append(jnp.full(leaf.shape, float(scale)))
     return jax.tree.unflatten(tree, params)
 
-  def _block(self, layer: types.Params) -> Block:
+  def _block(self, layer: types.Params) -> layers.Block:
     adapted = frozenset(
       (part, name)
       for part in ("attention", "mlp")
@@ -451,26 +182,44 @@ class Policy:
     return nnx.merge(_split_block(self.config, adapted)[0], layer)
 
   def _embed(self, params, tokens):
-    return params["embed"]["table"][tokens].astype(self.dtype)
+    return self._scaled(params["embed"]["table"][tokens].astype(self.dtype))
 
-  def _final_norm(self, params, x):
-    return layer_math.rms_norm(x, params["norm"]["scale"], self.config.norm_eps)
+  def _scaled(self, embedded):
+    if not self.config.scaled_embeddings:
+      return embedded
+    return embedded * jnp.asarray(self.config.width**0.5, self.dtype)
 
-  def _layer_function(self, mix: Callable) -> Callable:
-    """(x, layer params, angles, context) -> x, with the remat option."""
+  def _final_norm(self, params, x, axis=-1):
+    scale, eps = self._final_scale(params), self.config.norm_eps
+    return layer_math.rms_norm(x, scale, eps, axis)
 
-    def run(x, layer, angles, context):
+  def _final_scale(self, params):
+    scale = params["norm"]["scale"]
+    return 1.0 + scale if self.config.norm_offset else scale
+
+  def _layer_function(self, mix: Callable, looped: bool) -> Callable:
+    """(x, layer params, kind, parts) -> x, with the remat option.
+
+    `parts` are angles and context of every kind of layer; stacked, if the
+    kind is only known to the compiled loop.
+    """
+
+    def run(x, layer, kind, parts):
+      if not isinstance(kind, int):
+        parts, kind = [jax.tree.map(lambda part: part[kind], parts)], 0
+      angles, context = parts[kind]
       return self._block(layer)(x, angles, context, mix)
 
+    static = () if looped else (2,)
     if self.remat == "full":
-      return jax.checkpoint(run)
+      return jax.checkpoint(run, static_argnums=static)
     if self.remat == "dots":
       policies = jax.checkpoint_policies
       saved = policies.save_from_both_policies(
         policies.dots_with_no_batch_dims_saveable,
         policies.save_only_these_names(attention.KEPT),
       )
-      return jax.checkpoint(run, policy=saved)
+      return jax.checkpoint(run, policy=saved, static_argnums=static)
     return run
 
   def hidden(
@@ -494,28 +243,52 @@ class Policy:
     Returns:
       [B, T, D] final-normed hidden states in `dtype`.
     """
-    angles = rotary_angles(positions, self.config)
+    config = self.config
+    kinds = config.distinct_kinds
     attends = attention.select(
       self.attention,
       length=tokens.shape[1],
-      head_width=self.config.head_width,
+      head_width=config.head_width,
       dtype=self.dtype,
       backend=jax.default_backend(),
+      windowed=any(kind.window for kind in kinds),
+      softcap=config.attention_softcap,
     )
-    context = attends.context(segments)
-    run = self._layer_function(attends.mix)
+    angles = {
+      name: rope.angles(positions, config, name)
+      for name in dict.fromkeys(kind.rope for kind in kinds)
+    }
+    contexts = {
+      window: attends.context(segments, window)
+      for window in dict.fromkeys(kind.window for kind in kinds)
+    }
+    parts: Any = [(angles[kind.rope], contexts[kind.window]) for kind in kinds]
+    looped = self.scan_layers and len(kinds) > 1
+    run = self._layer_function(attends.mix, looped)
 
-    def step(x, layer):
-      x = run(x, layer, angles, context)
-      return sharding.constrain(x, *_ACTIVATION), None
+    def step(x, layer, kind=0):
+      x = run(x, layer, kind, parts)
+      return sharding.constrain(x, *_ACTIVATION)
 
     x = sharding.lookup(params["embed"]["table"], tokens, self.dtype)
-    x = sharding.constrain(x, *_ACTIVATION)
-    if self.scan_layers:
-      x, _ = jax.lax.scan(step, x, params["layers"])
+    x = sharding.constrain(self._scaled(x), *_ACTIVATION)
+    of_layer = [kinds.index(kind) for kind in config.layer_kinds]
+    if looped:
+      parts = jax.tree.map(lambda *each: jnp.stack(each), *parts)
+      x, _ = jax.lax.scan(
+        lambda x, layer: (step(x, *layer), None),
+        x,
+        (params["layers"], jnp.asarray(of_layer)),
+      )
+    elif self.scan_layers:
+      x, _ = jax.lax.scan(
+        lambda x, layer: (step(x, layer), None), x, params["layers"]
+      )
     else:
-      for layer in unstack_layers(params["layers"]):
-        x, _ = step(x, layer)
+      for layer, kind in zip(
+        unstack_layers(params["layers"]), of_layer, strict=True
+      ):
+        x = step(x, layer, kind)
     return self._final_norm(params, x)
 
   def head(self, params: types.Params) -> types.Params:
@@ -525,24 +298,25 @@ class Policy:
 
   def logits(self, params: types.Params, hidden: types.Array) -> types.Array:
     """Logits [..., V] float32 of hidden states [..., D]."""
-    hidden = hidden.astype(self.dtype)
+    hidden, cap = hidden.astype(self.dtype), self.config.logit_softcap
     if self.config.tied_embeddings:
       table = params["embed"]["table"].astype(self.dtype)
-      return jnp.einsum(
+      logits = jnp.einsum(
         "...d,vd->...v", hidden, table, preferred_element_type=jnp.float32
       )
+      return layers.softcap(logits, cap)
     head = params["head"]
     kernel = head["kernel"].astype(self.dtype)
     logits = jnp.dot(hidden, kernel, preferred_element_type=jnp.float32)
     if "lora_a" in head:
-      logits += low_rank(hidden, head["lora_a"], head["lora_b"])
-    return logits
+      logits += layers.low_rank(hidden, head["lora_a"], head["lora_b"])
+    return layers.softcap(logits, cap)
 
   def decode_params(self, params: types.Params) -> types.Params:
     """The layout for `extend`: a list of layers, matrices cast to `dtype`.
 
-    Kernels are turned to [outputs, inputs]. Norm scales and biases keep their
-    dtype, as they do in `hidden`.
+    Kernels are transposed to [outputs, inputs]. Norm scales and biases keep
+    their dtype, as they do in `hidden`.
 
     Args:
       params: as from `init`.
@@ -553,10 +327,10 @@ class Policy:
 
     params = {**params, "layers": unstack_layers(params["layers"])}
 
-    def turn(path, leaf):
-      return leaf.T if path[-1].key == "kernel" else leaf
+    def transpose(path, leaf):
+      return leaf.mT if path[-1].key == "kernel" else leaf
 
-    return jax.tree.map_with_path(turn, self.cast_matrices(params))
+    return jax.tree.map_with_path(transpose, self.cast_matrices(params))
 
   def cast_matrices(self, params: types.Params) -> types.Params:
     """Parameters as the computation uses them: matrices in `dtype`.
@@ -586,10 +360,11 @@ class Policy:
       kernel = decode_params["head"]["kernel"]
     columns = hidden.astype(self.dtype).T
     logits = jnp.dot(kernel, columns, preferred_element_type=jnp.float32)
-    # Turned here, once; left to choose a layout, XLA lets them lie as columns,
-    # and each of those who read them turns them again.
-    rows = layout.with_layout_constraint(rows_of(logits), _ROW_MAJOR)
-    return jax.lax.optimization_barrier(rows)
+    # Transposed here, once; left to choose a layout, XLA lets them lie as
+    # columns, and each of those who read them transposes them again.
+    rows = layout.with_layout_constraint(layers.rows_of(logits), _ROW_MAJOR)
+    rows = jax.lax.optimization_barrier(rows)
+    return layers.softcap(rows, self.config.logit_softcap)
 
   def init_cache(self, slots: int, length: int, dtype=None) -> Cache:
     """An empty cache.
@@ -607,10 +382,9 @@ class Policy:
     blocks = -(-length // size)
     keys = (slots, config.kv_heads, blocks, config.head_width, size)
     values = (slots, config.kv_heads, blocks * size, config.head_width)
-    layers = range(config.layers)
     return Cache(
-      keys=tuple(jnp.zeros(keys, dtype) for _ in layers),
-      values=tuple(jnp.zeros(values, dtype) for _ in layers),
+      keys=tuple(jnp.zeros(keys, dtype) for _ in range(config.layers)),
+      values=tuple(jnp.zeros(values, dtype) for _ in range(config.layers)),
     )
 
   def extend(
@@ -626,7 +400,8 @@ class Policy:
 
     Row b's tokens get the positions start[b], start[b] + 1, ... and are
     written to the cache at the same offsets; offsets of S or more are
-    dropped. A token attends to keys at offsets up to its own.
+    dropped. A token attends to keys at offsets up to its own, in layers with
+    a window to the last of them.
 
     Args:
       decode_params: as from `decode_params`.
@@ -644,34 +419,41 @@ class Policy:
     size = cache.keys[0].shape[-1]
     live = -(-live // size) * size
     slots = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    angles = rotary_angles(slots, self.config)
-    angles = tuple(map(layer_math.computed_once, angles))
-    allowed = jnp.arange(live)[None, None] <= slots[:, :, None]
+    config, angles, allowed = self.config, {}, {}
+    offsets = jnp.arange(live)[None, None]
+    for kind in config.distinct_kinds:
+      if kind.rope not in angles:
+        found = rope.angles(slots, config, kind.rope)
+        angles[kind.rope] = tuple(map(layer_math.computed_once, found))
+      seen = offsets <= slots[:, :, None]
+      if kind.window:
+        seen &= offsets > slots[:, :, None] - kind.window
+      allowed[kind.window] = seen
     x = self._embed(decode_params, tokens.reshape(-1)).T
     all_keys, all_values = [], []
-    for layer, keys, values in zip(
-      decode_params["layers"], cache.keys, cache.values, strict=True
+    for layer, kind, keys, values in zip(
+      decode_params["layers"],
+      config.layer_kinds,
+      cache.keys,
+      cache.values,
+      strict=True,
     ):
       x, keys, values = self._block(layer).extend(
-        x, angles, keys, values, slots, allowed
+        x, angles[kind.rope], keys, values, slots, allowed[kind.window]
       )
       all_keys.append(keys)
       all_values.append(values)
     cache = Cache(keys=tuple(all_keys), values=tuple(all_values))
-    scale = decode_params["norm"]["scale"]
-    x = rms_norm_columns(x, scale, self.config.norm_eps)
+    x = self._final_norm(decode_params, x, 0)
     return x.T.reshape(*tokens.shape, -1), cache
 
 
-def unstack_layers(layers: types.Params) -> list[types.Params]:
+def unstack_layers(stacked: types.Params) -> list[types.Params]:
   """Stacked layers -> one tree per layer."""
-  count = jax.tree.leaves(layers)[0].shape[0]
-  return [jax.tree.map(lambda leaf, i=i: leaf[i], layers) for i in range(count)]
-
-
-def stack_layers(layers: list[types.Params]) -> types.Params:
-  """One tree per layer -> stacked layers."""
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  return [
+    jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)
+  ]
 
 
 def cache_axes(cache: Cache) -> Cache:
@@ -688,7 +470,7 @@ def logical_axes(params: types.Params) -> types.Params:
     params: as from `Policy.init` or `Policy.decode_params`, or their shapes.
 
   Returns:
-    The same structure with a tuple of axis names from `LOGICAL_AXES` for
+    The same structure with a tuple of axis names from `layers.LOGICAL_AXES` for
     every array, preceded by `layers` where layers are stacked; reversed for
     the kernels of the decoding layout. The factors of an adapter share the
     axes of their kernel.
@@ -699,13 +481,13 @@ def logical_axes(params: types.Params) -> types.Params:
     keys = [str(part.key) for part in path if hasattr(part, "key")]
     module, name = keys[-2:]
     if name == "lora_a":
-      axes = (LOGICAL_AXES[f"{module}/kernel"][0], "rank")
+      axes = (layers.LOGICAL_AXES[f"{module}/kernel"][0], "rank")
     elif name == "lora_b":
-      axes = ("rank", LOGICAL_AXES[f"{module}/kernel"][1])
+      axes = ("rank", layers.LOGICAL_AXES[f"{module}/kernel"][1])
     else:
-      axes = LOGICAL_AXES[f"{module}/{name}"]
+      axes = layers.LOGICAL_AXES[f"{module}/{name}"]
     if decoding and name == "kernel":
-      return axes[::-1]
+      return (*axes[:-2], axes[-1], axes[-2])
     return ("layers", *axes) if len(leaf.shape) > len(axes) else axes
 
   return jax.tree.map_with_path(names, params)

@@ -99,35 +99,43 @@ def _swiglu_backward(saved, slope):
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def rms_norm(x: types.Array, scale: types.Array, eps: float) -> types.Array:
-  """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def rms_norm(
+  x: types.Array, scale: types.Array, eps: float, axis: int = -1
+) -> types.Array:
+  """x / sqrt(mean(x^2) + eps) * scale over one axis, in float32.
 
   Args:
-    x: [..., D].
+    x: [..., D], or columns [D, P].
     scale: [D].
     eps: above 0.
+    axis: the axis of D: -1, or 0 for columns.
 
   Returns:
-    [..., D] in the dtype of `x`.
+    Of the shape and in the dtype of `x`.
   """
-  return _rms_norm_forward(x, scale, eps)[0]
+  return _rms_norm_forward(x, scale, eps, axis)[0]
 
 
-def _rms_norm_forward(x, scale, eps):
+def _rms_norm_forward(x, scale, eps, axis):
   wide = x.astype(jnp.float32)
-  mean = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+  mean = jnp.mean(jnp.square(wide), axis=axis, keepdims=True)
   inverse = jax.lax.rsqrt(mean + eps)
-  normed = wide * inverse * along_last(scale, x)
+  along = along_last(scale, x) if axis == -1 else scale[:, None]
+  normed = wide * inverse * along
   return normed.astype(x.dtype), (x, scale, inverse)
 
 
-def _rms_norm_backward(eps, saved, slope):
+def _rms_norm_backward(eps, axis, saved, slope):
   """With r = 1 / rms and z = x dy: dscale = sum r z, and
   dx = r scale dy - x r^3 / D sum z scale.
   """
-  del eps
   x, scale, inverse = saved
+  if axis == 0:
+    of_x, of_scale = _rms_norm_backward(
+      eps, -1, (x.T, scale, inverse.T), slope.T
+    )
+    return of_x.T, of_scale
   wide, slope = x.astype(jnp.float32), slope.astype(jnp.float32)
   lead = tuple(range(x.ndim - 1))
   product = functools.partial(

@@ -1,21 +1,23 @@
 """Checkpoints in and out: safetensors and GGUF in, safetensors out.
 
-`NAMES` is the whole mapping between checkpoint tensors and parameters. A
-checkpoint must have exactly the tensors that its config implies; a missing,
-extra or misshapen one is refused by name. Parameters come back as numpy
-arrays on the host, layers stacked, so that the caller decides where they go.
+The table of a family (`models.families`) is the whole mapping between tensors
+and parameters. A checkpoint must have exactly the tensors that its config
+implies; a missing, extra or misshapen one is refused by name, and so is one
+with a number that is not finite. Parameters come back as numpy arrays on the
+host, layers stacked, so that the caller decides where they go.
 
-GGUF tensors are dequantised. Llama files store query and key rows with the
-two halves of each rotary pair interleaved; that is undone here.
+GGUF tensors are dequantised.
 """
 
 from collections.abc import Callable, Iterator
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
 import pathlib
+from typing import Any
 
 import gguf
 import jax
@@ -26,7 +28,8 @@ import safetensors.numpy
 
 from t2po_jax import types
 from t2po_jax.models import config as config_lib
-from t2po_jax.models import decoder, sources
+from t2po_jax.models import decoder, families, rope, sources
+from t2po_jax.models.families import family as family_lib
 
 ModelConfig = config_lib.ModelConfig
 Tensors = dict[str, Callable[[], np.ndarray]]
@@ -34,133 +37,23 @@ Tensors = dict[str, Callable[[], np.ndarray]]
 SHARD_BYTES = 5_000_000_000
 
 
-def keep(tensor: np.ndarray) -> np.ndarray:
-  """The tensor as it is."""
-  return tensor
-
-
-def turn(tensor: np.ndarray) -> np.ndarray:
-  """[outputs, inputs] <-> [inputs, outputs]."""
-  return tensor.T
-
-
-_LAYER = "model.layers.{}."
-# Safetensors name, GGUF name, path in the parameters, transform (its own
-# inverse). {} is the layer.
-NAMES = (
-  ("model.embed_tokens.weight", "token_embd.weight", "embed/table", keep),
-  ("model.norm.weight", "output_norm.weight", "norm/scale", keep),
-  ("lm_head.weight", "output.weight", "head/kernel", turn),
-  (
-    _LAYER + "input_layernorm.weight",
-    "blk.{}.attn_norm.weight",
-    "layers/attention_norm/scale",
-    keep,
-  ),
-  (
-    _LAYER + "self_attn.q_proj.weight",
-    "blk.{}.attn_q.weight",
-    "layers/attention/query/kernel",
-    turn,
-  ),
-  (
-    _LAYER + "self_attn.q_proj.bias",
-    "blk.{}.attn_q.bias",
-    "layers/attention/query/bias",
-    keep,
-  ),
-  (
-    _LAYER + "self_attn.k_proj.weight",
-    "blk.{}.attn_k.weight",
-    "layers/attention/key/kernel",
-    turn,
-  ),
-  (
-    _LAYER + "self_attn.k_proj.bias",
-    "blk.{}.attn_k.bias",
-    "layers/attention/key/bias",
-    keep,
-  ),
-  (
-    _LAYER + "self_attn.v_proj.weight",
-    "blk.{}.attn_v.weight",
-    "layers/attention/value/kernel",
-    turn,
-  ),
-  (
-    _LAYER + "self_attn.v_proj.bias",
-    "blk.{}.attn_v.bias",
-    "layers/attention/value/bias",
-    keep,
-  ),
-  (
-    _LAYER + "self_attn.o_proj.weight",
-    "blk.{}.attn_output.weight",
-    "layers/attention/out/kernel",
-    turn,
-  ),
-  (
-    _LAYER + "self_attn.o_proj.bias",
-    "blk.{}.attn_output.bias",
-    "layers/attention/out/bias",
-    keep,
-  ),
-  (
-    _LAYER + "self_attn.q_norm.weight",
-    "blk.{}.attn_q_norm.weight",
-    "layers/attention/query_norm/scale",
-    keep,
-  ),
-  (
-    _LAYER + "self_attn.k_norm.weight",
-    "blk.{}.attn_k_norm.weight",
-    "layers/attention/key_norm/scale",
-    keep,
-  ),
-  (
-    _LAYER + "post_attention_layernorm.weight",
-    "blk.{}.ffn_norm.weight",
-    "layers/mlp_norm/scale",
-    keep,
-  ),
-  (
-    _LAYER + "mlp.gate_proj.weight",
-    "blk.{}.ffn_gate.weight",
-    "layers/mlp/gate/kernel",
-    turn,
-  ),
-  (
-    _LAYER + "mlp.up_proj.weight",
-    "blk.{}.ffn_up.weight",
-    "layers/mlp/up/kernel",
-    turn,
-  ),
-  (
-    _LAYER + "mlp.down_proj.weight",
-    "blk.{}.ffn_down.weight",
-    "layers/mlp/down/kernel",
-    turn,
-  ),
-)
-
-
 @dataclasses.dataclass(frozen=True)
 class Entry:
   """One tensor of a checkpoint and where it belongs.
 
   Attributes:
-    name: the tensor's name in a safetensors checkpoint.
-    gguf_name: its name in a GGUF file.
-    path: of the parameter, parts joined by `/`.
-    layer: index into the parameter's leading axis, None if it has none.
-    transform: from the tensor to the parameter and back.
+    name: of the tensor in the checkpoint.
+    tensor: the row of the family's table.
+    index: into the leading axes of the parameter.
   """
 
   name: str
-  gguf_name: str
-  path: str
-  layer: int | None
-  transform: Callable[[np.ndarray], np.ndarray]
+  tensor: family_lib.Tensor
+  index: tuple[int, ...]
+
+  def read(self, array: np.ndarray) -> np.ndarray:
+    """From the tensor to the parameter; its own inverse."""
+    return array.mT if self.tensor.transposed else array
 
 
 def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -171,17 +64,24 @@ def _shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   }
 
 
-def _entries(config: ModelConfig) -> Iterator[Entry]:
-  """The tensors of a model's checkpoint, in order of `NAMES`."""
+def _entries(config: ModelConfig, *, gguf: bool = False) -> Iterator[Entry]:
+  """The tensors of a model's checkpoint, in order of the family's table."""
   present = _shapes(config)
-  for name, gguf_name, path, transform in NAMES:
-    if path not in present:
+  for tensor in families.of(config).tensors:
+    if tensor.path not in present:
       continue
-    if path.startswith("layers/"):
-      for i in range(config.layers):
-        yield Entry(name.format(i), gguf_name.format(i), path, i, transform)
-    else:
-      yield Entry(name, gguf_name, path, None, transform)
+    name = tensor.gguf_name if gguf else tensor.name
+    counts = [
+      range(count)
+      for part, count in (
+        ("{layer}", config.layers),
+        ("{expert}", config.experts),
+      )
+      if part in name
+    ]
+    for index in itertools.product(*counts):
+      named = dict(zip(("layer", "expert"), index, strict=False))
+      yield Entry(name.format(**named), tensor, index)
 
 
 def _nest(flat: dict[str, np.ndarray]) -> types.Params:
@@ -199,12 +99,13 @@ def _fill(
   config: ModelConfig,
   tensors: Tensors,
   place: pathlib.Path,
-  dtype,
-  name_of: Callable[[Entry], str],
+  dtype: Any,
+  *,
+  gguf: bool = False,
 ) -> types.Params:
   """Reads every tensor into its parameter; refuses any difference."""
-  entries = list(_entries(config))
-  names = {name_of(entry) for entry in entries}
+  entries = list(_entries(config, gguf=gguf))
+  names = {entry.name for entry in entries}
   if missing := sorted(names - tensors.keys()):
     raise ValueError(
       f"{place}: tensor {missing[0]!r} is missing ({len(missing)} of "
@@ -219,17 +120,24 @@ def _fill(
     path: np.empty(shape, jnp.dtype(dtype))
     for path, shape in _shapes(config).items()
   }
+  fix = families.of(config).from_gguf if gguf else family_lib.keep
   for entry in entries:
-    leaf = flat[entry.path]
-    target = leaf if entry.layer is None else leaf[entry.layer]
-    tensor = entry.transform(tensors[name_of(entry)]())
-    if tensor.shape != target.shape:
+    target = flat[entry.tensor.path][entry.index]
+    found = tensors[entry.name]()
+    array = entry.read(found)
+    if array.shape != target.shape:
       raise ValueError(
-        f"{place}: tensor {name_of(entry)!r} has shape "
-        f"{entry.transform(tensor).shape}, the config asks for "
-        f"{entry.transform(target).shape}"
+        f"{place}: tensor {entry.name!r} has shape {found.shape}, the config "
+        f"asks for {entry.read(target).shape}"
       )
-    target[...] = tensor
+    array = entry.read(fix(entry.tensor, found, config))
+    if not np.isfinite(array).all():
+      broken = np.count_nonzero(~np.isfinite(array))
+      raise ValueError(
+        f"{place}: tensor {entry.name!r} holds {broken} numbers that are NaN "
+        "or infinite; fetch or export the model again"
+      )
+    target[...] = array
   return _nest(flat)
 
 
@@ -270,16 +178,15 @@ def _open_safetensors(directory: pathlib.Path) -> Tensors:
 
 
 def _load_directory(directory: pathlib.Path, dtype):
-  config = config_lib.from_hugging_face(
-    sources.read_json(directory / "config.json")
-  )
+  try:
+    config = families.read_config(sources.read_json(directory / "config.json"))
+  except TypeError as error:
+    raise ValueError(f"{directory}/config.json: {error}") from None
   tensors = _open_safetensors(directory)
   if config.tied_embeddings:
     # Some writers store the embedding table a second time under this name.
     tensors.pop("lm_head.weight", None)
-  return config, _fill(
-    config, tensors, directory, dtype, lambda entry: entry.name
-  )
+  return config, _fill(config, tensors, directory, dtype)
 
 
 def _gguf_rope_scaling(
@@ -312,10 +219,8 @@ def _gguf_rope_scaling(
     1,
     rope_theta=float(get("rope.freq_base", 10_000.0)),
   )
-  before, _ = decoder.rope_frequencies(plain)
-  after, _ = decoder.rope_frequencies(
-    dataclasses.replace(plain, rope_scaling=scaling)
-  )
+  before, _ = rope.frequencies(plain)
+  after, _ = rope.frequencies(dataclasses.replace(plain, rope_scaling=scaling))
   if not np.allclose(before / after, factors[0].data, rtol=1e-3):
     raise ValueError(
       f"{place}: rope_freqs.weight is not the scaling of Llama 3; only that "
@@ -326,25 +231,29 @@ def _gguf_rope_scaling(
 
 def _gguf_config(reader: gguf.GGUFReader, place: pathlib.Path) -> ModelConfig:
   """Reads a model's config from the metadata of a GGUF file."""
-  family = reader.fields["general.architecture"].contents()
-  if family not in config_lib.FAMILIES:
-    raise ValueError(
-      f"{place}: architecture {family!r} is not supported; use one of "
-      f"{', '.join(config_lib.FAMILIES)}"
-    )
+  kind = reader.fields["general.architecture"].contents()
+  try:
+    family = families.of_gguf(kind)
+  except ValueError as error:
+    raise ValueError(f"{place}: {error}") from None
+  metadata = {
+    name.removeprefix(f"{kind}."): field.contents()
+    for name, field in reader.fields.items()
+    if name.startswith(f"{kind}.")
+  }
 
   def get(key, default=None):
-    field = reader.fields.get(f"{family}.{key}")
-    if field is None and default is None:
-      raise ValueError(f"{place}: metadata key {family}.{key} is missing")
-    return default if field is None else field.contents()
+    if metadata.get(key, default) is None:
+      raise ValueError(f"{place}: metadata key {kind}.{key} is missing")
+    return metadata.get(key, default)
 
   names = {tensor.name: tensor for tensor in reader.tensors}
   if "token_embd.weight" not in names:
     raise ValueError(f"{place}: tensor 'token_embd.weight' is missing")
   width, heads = get("embedding_length"), get("attention.head_count")
-  return ModelConfig(
-    family=family,
+  biased = "blk.0.attn_q.bias" in names
+  config = ModelConfig(
+    family=family.name,
     vocab_size=int(names["token_embd.weight"].shape[1]),
     width=width,
     layers=get("block_count"),
@@ -354,35 +263,33 @@ def _gguf_config(reader: gguf.GGUFReader, place: pathlib.Path) -> ModelConfig:
     mlp_width=get("feed_forward_length"),
     rope_theta=float(get("rope.freq_base", 10_000.0)),
     rope_scaling=_gguf_rope_scaling(reader, get, place),
-    qk_norm=family == "qwen3",
-    attention_bias="blk.0.attn_q.bias" in names,
+    attention_bias=biased,
+    output_bias="blk.0.attn_output.bias" in names,
     tied_embeddings="output.weight" not in names,
     norm_eps=round(float(get("attention.layer_norm_rms_epsilon")), 12),
     max_positions=get("context_length"),
   )
-
-
-def _read_gguf_tensor(tensor, config: ModelConfig) -> np.ndarray:
-  """Dequantises a tensor and undoes the row order of llama's rotary pairs."""
-  array = gguf.dequantize(tensor.data, tensor.tensor_type)
-  rotary = tensor.name.split(".")[-2] in ("attn_q", "attn_k")
-  if config.family == "llama" and rotary:
-    pairs = array.reshape(-1, config.head_width // 2, 2, *array.shape[1:])
-    return pairs.swapaxes(1, 2).reshape(array.shape)
-  return array
+  try:
+    return dataclasses.replace(config, **family.gguf_options(metadata, config))
+  except KeyError as error:
+    raise ValueError(
+      f"{place}: metadata key {kind}.{error.args[0]} is missing"
+    ) from None
 
 
 def _load_gguf(path: pathlib.Path, dtype):
   reader = sources.read_gguf(path)
   config = _gguf_config(reader, path)
+
+  def read(tensor):
+    return gguf.dequantize(tensor.data, tensor.tensor_type)
+
   tensors = {
-    tensor.name: functools.partial(_read_gguf_tensor, tensor, config)
+    tensor.name: functools.partial(read, tensor)
     for tensor in reader.tensors
     if tensor.name != "rope_freqs.weight"
   }
-  return config, _fill(
-    config, tensors, path, dtype, lambda entry: entry.gguf_name
-  )
+  return config, _fill(config, tensors, path, dtype, gguf=True)
 
 
 def load(
@@ -414,9 +321,8 @@ def _plan_shards(
   """Splits tensors, in order, into files of at most `shard_bytes`."""
   shards, room = [[]], shard_bytes
   for entry in entries:
-    leaf = _lookup(params, entry.path)
-    rows = 1 if entry.layer is None else leaf.shape[0]
-    size = math.prod(leaf.shape) * leaf.dtype.itemsize // rows
+    leaf = _lookup(params, entry.tensor.path)
+    size = math.prod(leaf.shape[len(entry.index) :]) * leaf.dtype.itemsize
     if size > room and shards[-1]:
       shards.append([])
       room = shard_bytes
@@ -430,9 +336,8 @@ def _lookup(params: types.Params, path: str) -> types.Array:
 
 
 def _tensor(params: types.Params, entry: Entry) -> np.ndarray:
-  leaf = _lookup(params, entry.path)
-  leaf = leaf if entry.layer is None else leaf[entry.layer]
-  return np.ascontiguousarray(entry.transform(np.asarray(leaf)))
+  leaf = np.asarray(_lookup(params, entry.tensor.path)[entry.index])
+  return np.ascontiguousarray(entry.read(leaf))
 
 
 def save(
@@ -469,7 +374,7 @@ def save(
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     _write_json(place / "model.safetensors.index.json", index)
   dtype = jax.tree.leaves(params)[0].dtype.name
-  described = config_lib.to_hugging_face(config) | {"torch_dtype": dtype}
+  described = families.write_config(config) | {"torch_dtype": dtype}
   _write_json(place / "config.json", described)
 
 

@@ -78,6 +78,45 @@ class ReferenceTest(parameterized.TestCase):
     for one, other in zip(found, gradients(in_one_piece), strict=True):
       np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
+  def test_bounded_scores_have_the_gradients_of_one_piece(self):
+    *arrays, segments = draw_rows(300, 8)
+    allowed = attention.allowed_in(segments)
+
+    def in_one_piece(queries, keys, values):
+      keys, values = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
+      keys = keys[:, :, None]
+      return attention.attend(queries, keys, values, allowed, 0.7)
+
+    def in_blocks(*arrays):
+      return attention.attend_rows_capped(*arrays, allowed, 0.7)
+
+    def gradients(mix):
+      loss = jax.jit(lambda *arrays: jnp.sum(jnp.sin(mix(*arrays))))
+      return jax.grad(loss, (0, 1, 2))(*arrays)
+
+    plain = reference(*arrays, segments)
+    found = in_blocks(*arrays)
+    np.testing.assert_allclose(found, in_one_piece(*arrays), atol=1e-5)
+    self.assertGreater(float(jnp.max(jnp.abs(found - plain))), 0.01)
+    for one, other in zip(
+      gradients(in_blocks), gradients(in_one_piece), strict=True
+    ):
+      np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+  def test_a_window_ends_at_the_token_itself(self):
+    segments = np.array([[1, 1, 1, 1, 2]])
+    found = attention.allowed_in(segments, 2)[0].astype(int)
+    np.testing.assert_array_equal(
+      found,
+      [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+      ],
+    )
+
   @parameterized.parameters(1, 4, 20)  # Tokens: few rows, as many, more.
   def test_keys_in_blocks_and_in_one(self, count):
     *arrays, segments = draw_rows(48, 8)
@@ -166,6 +205,23 @@ class SelectTest(parameterized.TestCase):
       kind, length=length, head_width=width, dtype=dtype, backend=backend
     )
     self.assertIs(found, expected)
+
+  def test_windows_and_bounds_have_no_splash(self):
+    select = functools.partial(
+      attention.select,
+      "auto",
+      length=384,
+      head_width=64,
+      dtype=jnp.float32,
+      backend="tpu",
+    )
+    self.assertIs(select(windowed=True), attention.EINSUM)
+    *arrays, segments = draw_rows(20, 8)
+    allowed = attention.allowed_in(segments)
+    np.testing.assert_array_equal(
+      select(softcap=0.7).mix(*arrays, allowed),
+      attention.attend_rows_capped(*arrays, allowed, 0.7),
+    )
 
   def test_split_heads_have_no_splash(self):
     mesh = jax.sharding.AbstractMesh((1, 2), ("fsdp", "tensor"))

@@ -6,6 +6,7 @@ import json
 from absl.testing import absltest, parameterized
 
 from t2po_jax.models import config as config_lib
+from t2po_jax.models import families
 
 QWEN3 = {
   "model_type": "qwen3",
@@ -26,7 +27,7 @@ QWEN3 = {
 class FromHuggingFaceTest(parameterized.TestCase):
   def test_reads_every_field(self):
     self.assertEqual(
-      config_lib.from_hugging_face(QWEN3),
+      families.read_config(QWEN3),
       config_lib.ModelConfig(
         family="qwen3",
         vocab_size=100,
@@ -50,12 +51,12 @@ class FromHuggingFaceTest(parameterized.TestCase):
       for key, value in QWEN3.items()
       if key not in ("head_dim", "num_key_value_heads", "tie_word_embeddings")
     }
-    qwen3 = config_lib.from_hugging_face(source)
+    qwen3 = families.read_config(source)
     self.assertEqual((qwen3.head_width, qwen3.kv_heads), (128, 4))
     self.assertFalse(qwen3.tied_embeddings)
-    llama = config_lib.from_hugging_face(source | {"model_type": "llama"})
+    llama = families.read_config(source | {"model_type": "llama"})
     self.assertEqual((llama.head_width, llama.qk_norm), (8, False))
-    qwen2 = config_lib.from_hugging_face(source | {"model_type": "qwen2"})
+    qwen2 = families.read_config(source | {"model_type": "qwen2"})
     self.assertTrue(qwen2.attention_bias)
     self.assertFalse(qwen2.output_bias)
 
@@ -69,7 +70,7 @@ class FromHuggingFaceTest(parameterized.TestCase):
       "high_freq_factor": 5.0,
       "rope_theta": 1e6,
     }
-    config = config_lib.from_hugging_face(QWEN3 | {key: rope})
+    config = families.read_config(QWEN3 | {key: rope})
     self.assertEqual(
       config.rope_scaling,
       config_lib.RopeScaling("llama3", 8.0, 64, 1.5, 5.0),
@@ -91,7 +92,7 @@ class FromHuggingFaceTest(parameterized.TestCase):
   )
   def test_refusals_name_the_key(self, change, message):
     with self.assertRaisesRegex(ValueError, message) as raised:
-      config_lib.from_hugging_face(QWEN3 | change)
+      families.read_config(QWEN3 | change)
     self.assertNotIn("\n", str(raised.exception))
 
 
@@ -101,8 +102,8 @@ class ToHuggingFaceTest(parameterized.TestCase):
   )
   def test_round_trip_through_json(self, name):
     config = config_lib.named(name)
-    written = json.dumps(config_lib.to_hugging_face(config))
-    self.assertEqual(config_lib.from_hugging_face(json.loads(written)), config)
+    written = json.dumps(families.write_config(config))
+    self.assertEqual(families.read_config(json.loads(written)), config)
 
   @parameterized.parameters(
     config_lib.RopeScaling("linear", 2.0),
@@ -112,15 +113,15 @@ class ToHuggingFaceTest(parameterized.TestCase):
   )
   def test_round_trip_of_rope_scaling(self, scaling):
     config = dataclasses.replace(config_lib.named("tiny"), rope_scaling=scaling)
-    written = config_lib.to_hugging_face(config)
-    self.assertEqual(config_lib.from_hugging_face(written), config)
+    written = families.write_config(config)
+    self.assertEqual(families.read_config(written), config)
 
   def test_refuses_what_the_family_cannot_express(self):
     tiny = config_lib.named("tiny")
     with self.assertRaisesRegex(ValueError, "qk_norm = True.*'llama'"):
-      config_lib.to_hugging_face(dataclasses.replace(tiny, qk_norm=True))
+      families.write_config(dataclasses.replace(tiny, qk_norm=True))
     with self.assertRaisesRegex(ValueError, "attention_bias = False.*'qwen2'"):
-      config_lib.to_hugging_face(dataclasses.replace(tiny, family="qwen2"))
+      families.write_config(dataclasses.replace(tiny, family="qwen2"))
 
 
 class NamedTest(absltest.TestCase):

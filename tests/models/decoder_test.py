@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax.models import config as config_lib
-from t2po_jax.models import decoder
+from t2po_jax.models import decoder, rope
 
 LLAMA = config_lib.ModelConfig(
   "llama", 29, 16, 2, 4, 2, 8, 24, rope_theta=100.0, max_positions=64
@@ -19,7 +19,46 @@ QWEN2 = dataclasses.replace(
   LLAMA, family="qwen2", attention_bias=True, tied_embeddings=False
 )
 QWEN3 = dataclasses.replace(LLAMA, family="qwen3", qk_norm=True)
-FAMILIES = (("llama", LLAMA), ("qwen2", QWEN2), ("qwen3", QWEN3))
+MISTRAL = dataclasses.replace(
+  LLAMA, family="mistral", kinds=(config_lib.LayerKind(3),) * 2
+)
+SMOLLM3 = dataclasses.replace(
+  LLAMA,
+  family="smollm3",
+  kinds=(config_lib.LayerKind(rope="none"), config_lib.LayerKind()),
+)
+QWEN3_MOE = dataclasses.replace(
+  QWEN3, family="qwen3_moe", experts=4, experts_per_token=2, mlp_width=12
+)
+GEMMA2 = dataclasses.replace(
+  LLAMA,
+  family="gemma2",
+  kinds=(config_lib.LayerKind(3), config_lib.LayerKind()),
+  activation="gelu_tanh",
+  query_scalar=5.0,
+  attention_softcap=2.0,
+  logit_softcap=3.0,
+  norm_offset=True,
+  post_norms=True,
+  scaled_embeddings=True,
+)
+GEMMA3 = dataclasses.replace(
+  GEMMA2,
+  family="gemma3_text",
+  qk_norm=True,
+  kinds=(config_lib.LayerKind(3, "local"), config_lib.LayerKind()),
+  local_rope_theta=10.0,
+  attention_softcap=0.0,
+  logit_softcap=0.0,
+)
+NEWER = (
+  ("mistral", MISTRAL),
+  ("smollm3", SMOLLM3),
+  ("qwen3_moe", QWEN3_MOE),
+  ("gemma2", GEMMA2),
+  ("gemma3", GEMMA3),
+)
+FAMILIES = (("llama", LLAMA), ("qwen2", QWEN2), ("qwen3", QWEN3), *NEWER)
 
 
 @functools.cache
@@ -60,8 +99,9 @@ def run_extend(policy, params, cache, tokens, start, *, live):
   return policy.extend(params, cache, tokens, start, live=live)
 
 
-def loop_norm(x, scale, eps):
-  return x / np.sqrt(np.mean(x * x) + eps) * scale
+def loop_norm(x, scale, config):
+  scale = scale + 1 if config.norm_offset else scale
+  return x / np.sqrt(np.mean(x * x) + config.norm_eps) * scale
 
 
 def loop_rotate(x, position, theta):
@@ -75,9 +115,18 @@ def loop_rotate(x, position, theta):
   return out
 
 
-def loop_attention(x, layer, config):
+def loop_cap(x, cap):
+  return cap * np.tanh(x / cap) if cap else x
+
+
+def loop_attention(x, layer, config, kind):
   """Attention of one row [T, D], one query head and position at a time."""
   width = config.head_width
+  thetas = {
+    "global": config.rope_theta,
+    "local": config.local_rope_theta,
+    "none": np.inf,
+  }
 
   def project(name):
     part = layer["attention"][name]
@@ -87,8 +136,10 @@ def loop_attention(x, layer, config):
     vector = flat[position, index * width : (index + 1) * width]
     if config.qk_norm:
       scale = layer["attention"][f"{name}_norm"]["scale"]
-      vector = loop_norm(vector, scale, config.norm_eps)
-    return loop_rotate(vector, position, config.rope_theta)
+      vector = loop_norm(vector, scale, config)
+    if kind.rope == "none":
+      return vector
+    return loop_rotate(vector, position, thetas[kind.rope])
 
   queries, keys, values = project("query"), project("key"), project("value")
   mixed = np.zeros((len(x), config.heads * width))
@@ -96,41 +147,79 @@ def loop_attention(x, layer, config):
     m = n // (config.heads // config.kv_heads)
     for t in range(len(x)):
       query = head("query", queries, n, t)
+      first = max(t + 1 - kind.window, 0) if kind.window else 0
       scores = np.array(
-        [query @ head("key", keys, m, s) for s in range(t + 1)]
-      ) / np.sqrt(width)
+        [query @ head("key", keys, m, s) for s in range(first, t + 1)]
+      ) / np.sqrt(config.query_scalar or width)
+      scores = loop_cap(scores, config.attention_softcap)
       weights = np.exp(scores - scores.max())
       weights /= weights.sum()
       mixed[t, n * width : (n + 1) * width] = (
-        weights @ values[: t + 1, m * width : (m + 1) * width]
+        weights @ values[first : t + 1, m * width : (m + 1) * width]
       )
   return mixed @ layer["attention"]["out"]["kernel"]
+
+
+def loop_gated(gate, up, config):
+  if config.activation == "silu":
+    return gate / (1 + np.exp(-gate)) * up
+  inner = np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)
+  return gate / 2 * (1 + np.tanh(inner)) * up
+
+
+def loop_experts(row, mlp, config):
+  """The experts of one token [D], each by itself."""
+  scores = row @ mlp["router"]["kernel"]
+  weights = np.exp(scores - scores.max())
+  weights /= weights.sum()
+  taken = np.argsort(-weights)[: config.experts_per_token]
+  total = weights[taken].sum() if config.normalised_routing else 1.0
+  out = np.zeros(len(row))
+  for e in taken:
+    inner = loop_gated(
+      row @ mlp["expert_gate"]["kernel"][e],
+      row @ mlp["expert_up"]["kernel"][e],
+      config,
+    )
+    out += weights[e] / total * (inner @ mlp["expert_down"]["kernel"][e])
+  return out
 
 
 def loop_logits(params, tokens, config):
   """Logits [T, V] of one row of tokens, in float64."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   table = params["embed"]["table"]
-  norm = lambda x, scale: np.stack(  # noqa: E731
-    [loop_norm(row, scale, config.norm_eps) for row in x]
+  norm = lambda x, part: np.stack(  # noqa: E731
+    [loop_norm(row, part["scale"], config) for row in x]
   )
   x = table[tokens]
-  for i in range(config.layers):
+  if config.scaled_embeddings:
+    x = x * np.sqrt(config.width)
+  for i, kind in enumerate(config.layer_kinds):
     layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
-    x = x + loop_attention(
-      norm(x, layer["attention_norm"]["scale"]), layer, config
+    mixed = loop_attention(
+      norm(x, layer["attention_norm"]), layer, config, kind
     )
-    inner = norm(x, layer["mlp_norm"]["scale"])
-    gate = inner @ layer["mlp"]["gate"]["kernel"]
-    up = inner @ layer["mlp"]["up"]["kernel"]
-    x = x + (gate / (1 + np.exp(-gate)) * up) @ layer["mlp"]["down"]["kernel"]
-  x = norm(x, params["norm"]["scale"])
-  return x @ (table.T if config.tied_embeddings else params["head"]["kernel"])
+    if config.post_norms:
+      mixed = norm(mixed, layer["attention_post_norm"])
+    x = x + mixed
+    inner, mlp = norm(x, layer["mlp_norm"]), layer["mlp"]
+    if config.experts:
+      mixed = np.stack([loop_experts(row, mlp, config) for row in inner])
+    else:
+      gate, up = inner @ mlp["gate"]["kernel"], inner @ mlp["up"]["kernel"]
+      mixed = loop_gated(gate, up, config) @ mlp["down"]["kernel"]
+    if config.post_norms:
+      mixed = norm(mixed, layer["mlp_post_norm"])
+    x = x + mixed
+  x = norm(x, params["norm"])
+  head = table.T if config.tied_embeddings else params["head"]["kernel"]
+  return loop_cap(x @ head, config.logit_softcap)
 
 
 class RopeTest(chex.TestCase):
   def test_plain_frequencies(self):
-    frequencies, scale = decoder.rope_frequencies(LLAMA)
+    frequencies, scale = rope.frequencies(LLAMA)
     np.testing.assert_allclose(
       frequencies, [1.0, 100**-0.25, 0.1, 100**-0.75], rtol=1e-6
     )
@@ -140,8 +229,8 @@ class RopeTest(chex.TestCase):
     scaling = config_lib.RopeScaling("linear", 4.0)
     config = dataclasses.replace(LLAMA, rope_scaling=scaling)
     np.testing.assert_allclose(
-      decoder.rope_frequencies(config)[0] * 4,
-      decoder.rope_frequencies(LLAMA)[0],
+      rope.frequencies(config)[0] * 4,
+      rope.frequencies(LLAMA)[0],
       rtol=1e-6,
     )
 
@@ -153,10 +242,10 @@ class RopeTest(chex.TestCase):
     # 64 pairs: the fastest turns often in 64 positions, the slowest hardly.
     plain = dataclasses.replace(LLAMA, head_width=128, rope_theta=10_000.0)
     scaling = config_lib.RopeScaling(kind, 8.0, 64, 1.0, 4.0)
-    scaled, scale = decoder.rope_frequencies(
+    scaled, scale = rope.frequencies(
       dataclasses.replace(plain, rope_scaling=scaling)
     )
-    ratio = decoder.rope_frequencies(plain)[0] / scaled
+    ratio = rope.frequencies(plain)[0] / scaled
     np.testing.assert_allclose(ratio[0], 1.0, rtol=1e-6)
     np.testing.assert_allclose(ratio[-1], 8.0, rtol=1e-6)
     self.assertTrue(np.all(np.diff(ratio) > -1e-5))
@@ -181,7 +270,11 @@ class PolicyTest(chex.TestCase):
       expected = loop_logits(params, tokens[row], config)
       np.testing.assert_allclose(logits[row], expected, rtol=2e-4, atol=2e-5)
 
-  @parameterized.parameters(QWEN2, LLAMA)  # Own vocabulary projection, tied.
+  @parameterized.parameters(
+    QWEN2,  # A vocabulary projection of its own.
+    LLAMA,
+    GEMMA2,
+  )
   def test_logits_of_both_layouts(self, config):
     policy, params = decoder.Policy(config), make_params(config)
     hidden = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
@@ -194,6 +287,11 @@ class PolicyTest(chex.TestCase):
     (QWEN3, "float32", 1),
     (QWEN2, "bfloat16", 1),
     (QWEN3, "float32", 7),  # Several blocks of keys.
+    (MISTRAL, "float32", 1),
+    (SMOLLM3, "float32", 1),
+    (QWEN3_MOE, "float32", 1),
+    (GEMMA2, "float32", 1),
+    (GEMMA3, "float32", 7),
   )
   def test_cached_equals_full(self, config, dtype, stretch):
     """Ragged prompts, padded prefill, then one token at a time."""
@@ -266,9 +364,10 @@ class PolicyTest(chex.TestCase):
     chex.assert_shape(cache.keys, (3, 2, 3, 8, 24))
     chex.assert_shape(cache.values, (3, 2, 72, 8))
 
-  def test_packing_and_padding_change_nothing(self):
+  @parameterized.parameters(QWEN3, GEMMA3, QWEN3_MOE)
+  def test_packing_and_padding_change_nothing(self, config):
     """Two texts in one row, then each alone in rows with other padding."""
-    policy, params = decoder.Policy(QWEN3), make_params(QWEN3)
+    policy, params = decoder.Policy(config), make_params(config)
     run = functools.partial(run_hidden, policy, params)
     (text,) = draw_tokens(1, 5)
     packed = run(
@@ -293,28 +392,30 @@ class PolicyTest(chex.TestCase):
     np.testing.assert_array_equal(one[:, :3], two[:, :3])
     self.assertGreater(float(np.abs(one[:, 3:] - two[:, 3:]).max()), 1e-3)
 
-  def test_unrolling_changes_nothing(self):
-    params, tokens = make_params(LLAMA), draw_tokens(2, 7)
+  @parameterized.parameters(LLAMA, GEMMA3)
+  def test_unrolling_changes_nothing(self, config):
+    params, tokens = make_params(config), draw_tokens(2, 7)
     found, expected = (
       run_hidden(policy, params, tokens, *whole_row(tokens))
       for policy in (
-        decoder.Policy(LLAMA, scan_layers=False),
-        decoder.Policy(LLAMA),
+        decoder.Policy(config, scan_layers=False),
+        decoder.Policy(config),
       )
     )
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
-  def test_remat_changes_no_gradient(self):
-    params, tokens = make_params(LLAMA), draw_tokens(2, 5)
+  @parameterized.parameters(LLAMA, GEMMA3)
+  def test_remat_changes_no_gradient(self, config):
+    params, tokens = make_params(config), draw_tokens(2, 5)
 
     def loss(policy, params):
       hidden = policy.hidden(params, tokens, *whole_row(tokens))
       return jnp.mean(jnp.square(policy.logits(params, hidden)))
 
     grad = jax.jit(jax.value_and_grad(loss, argnums=1), static_argnums=0)
-    expected = grad(decoder.Policy(LLAMA), params)
+    expected = grad(decoder.Policy(config), params)
     for remat in ("full", "dots"):
-      found = grad(decoder.Policy(LLAMA, remat=remat), params)
+      found = grad(decoder.Policy(config, remat=remat), params)
       chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=1e-6)
 
   def test_bfloat16_is_close_and_has_finite_gradients(self):
@@ -350,8 +451,9 @@ class PolicyTest(chex.TestCase):
     for i in range(3):
       _, cache = step(cache, draw_tokens(2, 1), jnp.full(2, i))
 
-  def test_init_has_unit_scale(self):
-    config = dataclasses.replace(config_lib.named("tiny"), layers=2)
+  @parameterized.parameters({}, {"norm_offset": True, "post_norms": True})
+  def test_init_has_unit_scale(self, **options):
+    config = dataclasses.replace(config_lib.named("tiny"), layers=2, **options)
     policy = decoder.Policy(config)
     params = jax.jit(policy.init)(jax.random.key(0))
     tokens = draw_tokens(2, 16, config.vocab_size)
@@ -380,9 +482,16 @@ class LogicalAxesTest(chex.TestCase):
     stacked = decoder.logical_axes(params)["layers"]["attention"]
     self.assertEqual(stacked["key"]["kernel"], ("layers", "width", "kv_heads"))
     self.assertEqual(stacked["out"]["kernel"], ("layers", "heads", "width"))
-    turned = jax.eval_shape(policy.decode_params, params)
-    turned = decoder.logical_axes(turned)["layers"][0]["attention"]
-    self.assertEqual(turned["key"]["kernel"], ("kv_heads", "width"))
+    decoding = jax.eval_shape(policy.decode_params, params)
+    decoding = decoder.logical_axes(decoding)["layers"][0]
+    self.assertEqual(
+      decoding["attention"]["key"]["kernel"], ("kv_heads", "width")
+    )
+    if config.experts:
+      self.assertEqual(
+        decoding["mlp"]["expert_up"]["kernel"],
+        ("experts", "expert_mlp", "width"),
+      )
 
   def test_widths_agree_with_the_names(self):
     """Equal names mean equal sizes over the whole model."""
@@ -411,10 +520,11 @@ class LogicalAxesTest(chex.TestCase):
       },
     )
 
-  def test_stack_inverts_unstack(self):
+  def test_unstacked_layers_are_slices(self):
     layers = make_params(LLAMA)["layers"]
+    first, second = decoder.unstack_layers(layers)
     chex.assert_trees_all_equal(
-      decoder.stack_layers(decoder.unstack_layers(layers)), layers
+      jax.tree.map(lambda *each: np.stack(each), first, second), layers
     )
 
 

@@ -39,6 +39,12 @@ FUNCTIONS = {
     (2, 3, 5),
     (5,),
   ),
+  "rms_norm_columns": (
+    lambda x, scale: layer_math.rms_norm(x, scale, EPS, 0),
+    lambda x, scale: numpy_rms_norm(x.T, scale).T,
+    (5, 3),
+    (5,),
+  ),
   "rms_norm_heads": (
     lambda x, scale: layer_math.rms_norm(x, scale, EPS),
     numpy_rms_norm,

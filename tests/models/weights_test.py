@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from t2po_jax.models import config as config_lib
-from t2po_jax.models import decoder, sources, weights
+from t2po_jax.models import decoder, rope, sources, weights
 from t2po_jax.models import tokenizer as tokenizer_lib
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -69,6 +69,67 @@ CASES = (
     {"head_dim": 16, "tie_word_embeddings": True},
     "5GB",
   ),
+  ("mistral_windowed", "Mistral", {"sliding_window": 8}, "20KB"),
+  (
+    "smollm3_layers_without_rope",
+    "SmolLM3",
+    {
+      "no_rope_layer_interval": 2,
+      "pad_token_id": 0,
+      "bos_token_id": 1,
+      "eos_token_id": 2,
+    },
+    "5GB",
+  ),
+  (
+    "qwen3_moe_normed",
+    "Qwen3Moe",
+    {
+      "head_dim": 16,
+      "num_experts": 5,
+      "num_experts_per_tok": 2,
+      "moe_intermediate_size": 24,
+      "norm_topk_prob": True,
+    },
+    "5GB",
+  ),
+  (
+    "qwen3_moe_plain",
+    "Qwen3Moe",
+    {"num_experts": 4, "num_experts_per_tok": 3, "moe_intermediate_size": 16},
+    "20KB",
+  ),
+  (
+    "gemma2_capped",
+    "Gemma2",
+    {
+      "head_dim": 16,
+      "sliding_window": 8,
+      "query_pre_attn_scalar": 24,
+      "attn_logit_softcapping": 3.0,
+      "final_logit_softcapping": 5.0,
+    },
+    "5GB",
+  ),
+  (
+    "gemma3_two_ropes",
+    "Gemma3",
+    {
+      "head_dim": 16,
+      "sliding_window": 8,
+      "query_pre_attn_scalar": 24,
+      "layer_types": ["sliding_attention", "full_attention"],
+      "rope_parameters": {
+        "full_attention": {
+          "rope_type": "linear",
+          "factor": 2.0,
+          "rope_theta": 500.0,
+        },
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+      },
+    },
+    "5GB",
+  ),
 )
 
 
@@ -78,7 +139,8 @@ def write_with_transformers(kind, settings, directory, shard):
   import transformers
 
   torch.manual_seed(0)
-  config = getattr(transformers, f"{kind}Config")(**SIZES, **settings)
+  name = {"Gemma3": "Gemma3Text"}.get(kind, kind)
+  config = getattr(transformers, f"{name}Config")(**SIZES, **settings)
   model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
   with torch.no_grad():
     for parameter in model.parameters():
@@ -147,7 +209,15 @@ class TransformersParityTest(chex.TestCase):
     # Given the text so far, ours would have written the same next token.
     np.testing.assert_array_equal(found[:, 5:-1].argmax(-1), tokens[:, 6:])
 
-  @parameterized.parameters("llama_biased_untied_llama3", "qwen3_tied")
+  @parameterized.parameters(
+    "llama_biased_untied_llama3",
+    "qwen3_tied",
+    "mistral_windowed",
+    "smollm3_layers_without_rope",
+    "qwen3_moe_normed",
+    "gemma2_capped",
+    "gemma3_two_ropes",
+  )
   def test_transformers_loads_what_we_save(self, case):
     import transformers
 
@@ -227,7 +297,7 @@ class SaveTest(chex.TestCase):
       weights.save(params, SMALL, directory)
       chex.assert_trees_all_equal(weights.load(directory)[1], params)
 
-  def test_kernels_are_turned(self):
+  def test_kernels_are_transposed(self):
     params = make_params(SMALL)
     with tempfile.TemporaryDirectory() as directory:
       weights.save(params, SMALL, directory)
@@ -277,6 +347,14 @@ class RefusalTest(chex.TestCase):
       lambda tensors: tensors.update({name: np.zeros((63, 32), np.float32)})
     )
     self.assert_refused(r"'model.layers.1.mlp.up_proj.weight' has shape \(63")
+
+  @parameterized.parameters(np.nan, np.inf)
+  def test_numbers_that_are_not_finite(self, value):
+    def spoil(tensors):
+      tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = value
+
+    self.change_tensors(spoil)
+    self.assert_refused("'model.layers.1.mlp.up_proj.weight' holds 1 numbers")
 
   def test_second_copy_of_a_tied_head_is_fine(self):
     self.change_tensors(
@@ -411,9 +489,7 @@ class GGUFTest(chex.TestCase):
       SMALL, rope_theta=500_000.0, rope_scaling=scaling
     )
     plain = dataclasses.replace(config, rope_scaling=None)
-    factors = (
-      decoder.rope_frequencies(plain)[0] / decoder.rope_frequencies(config)[0]
-    )
+    factors = rope.frequencies(plain)[0] / rope.frequencies(config)[0]
     params = make_params(config)
     with tempfile.TemporaryDirectory() as directory:
       path = f"{directory}/model.gguf"

@@ -1,0 +1,28 @@
+"""Mistral: Llama, looking back on a window in every layer if it has one."""
+
+import dataclasses
+from typing import Any
+
+from t2po_jax.models.families import family
+
+
+def _read(source: family.Source) -> family.ModelConfig:
+  family.refuse_other(source, {"hidden_act": "silu"})
+  config = family.read_sizes(source, family="mistral", max_positions=131_072)
+  # Absent means the first version's, null means none.
+  window = source.get("sliding_window", 4096)
+  kinds = (family.LayerKind(window),) * config.layers if window else ()
+  return dataclasses.replace(config, kinds=kinds)
+
+
+def _write(config: family.ModelConfig) -> dict[str, Any]:
+  window = config.layer_kinds[0].window
+  kinds = (family.LayerKind(window),) * config.layers if window else ()
+  family.require_options(config, kinds=(kinds,))
+  return {"hidden_act": "silu", "sliding_window": window or None}
+
+
+# llama.cpp files of Mistral say that they are of the architecture llama.
+FAMILY = family.Family(
+  "mistral", "MistralForCausalLM", _read, _write, family.PLAIN
+)
