@@ -281,10 +281,11 @@ def _rows_backward(softcap, saved, slope):
   # sum_s w_s dw_s = dy . y: no array of [T, S] is needed for it.
   level = jnp.sum(slope.astype(jnp.float32) * mixed, axis=-1)
   level = level.transpose(0, 2, 3, 1)[..., None]
-  of_queries, of_keys, of_values = [], None, None
+  of_queries: list[jax.Array] = []
+  sums: list[jax.Array] = []
   for block in reversed(list(_blocks(queries.shape[1]))):
     end = block.stop
-    of_block, more_keys, more_values = _block_backward(
+    of_block, *more = _block_backward(
       queries[:, block],
       across[..., :end],
       down[:, :, :end],
@@ -296,11 +297,14 @@ def _rows_backward(softcap, saved, slope):
       softcap,
     )
     of_queries.append(of_block)
-    if of_keys is None:
-      of_keys, of_values = more_keys, more_values
-    else:
-      of_keys = of_keys.at[..., :end].add(more_keys)
-      of_values = of_values.at[..., :end].add(more_values)
+    if not sums:
+      sums = more
+      continue
+    sums = [
+      total.at[..., :end].add(part)
+      for total, part in zip(sums, more, strict=True)
+    ]
+  of_keys, of_values = sums
   return (
     jnp.concatenate(of_queries[::-1], axis=1).astype(queries.dtype),
     of_keys.transpose(0, 3, 1, 2).astype(keys.dtype),

@@ -22,8 +22,7 @@ import functools
 import math
 from typing import Any
 
-from flax import nnx
-import flax.struct
+from flax import nnx, struct
 import jax
 from jax.experimental import layout
 import jax.numpy as jnp
@@ -45,8 +44,7 @@ _ACTIVATION = ("rows", "length", "activation_width")
 REMATS = ("none", "dots", "full")
 
 
-@flax.struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
   """Keys and values of every slot, one array per layer.
 
   Attributes:
@@ -55,8 +53,8 @@ class Cache:
     values: L arrays [B, M, S, H].
   """
 
-  keys: tuple[types.Array, ...]
-  values: tuple[types.Array, ...]
+  keys: tuple[jax.Array, ...]
+  values: tuple[jax.Array, ...]
 
 
 @functools.cache

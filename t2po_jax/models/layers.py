@@ -178,11 +178,11 @@ class Attention(nnx.Module):
     self,
     x: types.Array,
     angles: rope.Angles,
-    keys: types.Array,
-    values: types.Array,
+    keys: jax.Array,
+    values: jax.Array,
     slots: types.Array,
     allowed: types.Array,
-  ) -> tuple[types.Array, types.Array, types.Array]:
+  ) -> tuple[types.Array, jax.Array, jax.Array]:
     """Writes new keys and values into the cache and attends to it.
 
     Args:
@@ -337,11 +337,11 @@ class Block(nnx.Module):
     self,
     x: types.Array,
     angles: rope.Angles,
-    keys: types.Array,
-    values: types.Array,
+    keys: jax.Array,
+    values: jax.Array,
     slots: types.Array,
     allowed: types.Array,
-  ) -> tuple[types.Array, types.Array, types.Array]:
+  ) -> tuple[types.Array, jax.Array, jax.Array]:
     """As `Attention.extend`, for the whole layer."""
     mixed, keys, values = self.attention.extend(
       self.attention_norm.columns(x), angles, keys, values, slots, allowed

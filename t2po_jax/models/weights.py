@@ -242,7 +242,7 @@ def _gguf_config(reader: gguf.GGUFReader, place: pathlib.Path) -> ModelConfig:
     if name.startswith(f"{kind}.")
   }
 
-  def get(key, default=None):
+  def get(key: str, default: Any = None) -> Any:
     if metadata.get(key, default) is None:
       raise ValueError(f"{place}: metadata key {kind}.{key} is missing")
     return metadata.get(key, default)

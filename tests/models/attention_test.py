@@ -79,7 +79,7 @@ class ReferenceTest(parameterized.TestCase):
       np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
 
   def test_bounded_scores_have_the_gradients_of_one_piece(self):
-    *arrays, segments = draw_rows(300, 8)
+    *arrays, segments = draw_rows(150, 8)
     allowed = attention.allowed_in(segments)
 
     def in_one_piece(queries, keys, values):
@@ -216,12 +216,9 @@ class SelectTest(parameterized.TestCase):
       backend="tpu",
     )
     self.assertIs(select(windowed=True), attention.EINSUM)
-    *arrays, segments = draw_rows(20, 8)
-    allowed = attention.allowed_in(segments)
-    np.testing.assert_array_equal(
-      select(softcap=0.7).mix(*arrays, allowed),
-      attention.attend_rows_capped(*arrays, allowed, 0.7),
-    )
+    capped = select(softcap=0.7)
+    self.assertIs(capped.mix.func, attention.attend_rows_capped)
+    self.assertEqual(capped.mix.keywords, {"softcap": 0.7})
 
   def test_split_heads_have_no_splash(self):
     mesh = jax.sharding.AbstractMesh((1, 2), ("fsdp", "tensor"))
