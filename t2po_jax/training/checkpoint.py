@@ -16,6 +16,7 @@ disk is reported where it happens.
 from collections.abc import Iterator, Mapping
 import contextlib
 import json
+import logging as python_logging
 import math
 import os
 import time
@@ -314,14 +315,17 @@ def _split(state: types.TrainState):
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-  """Keeps the storage layer's threads from printing what they also raise.
-
-  After a failure they go on until the program ends, so it stays silent.
-  """
+  """Keeps the storage layer's threads from printing what they also raise."""
   before = logging.get_verbosity()
   logging.set_verbosity(logging.FATAL)
-  yield
-  logging.set_verbosity(before)
+  try:
+    yield
+  except Exception:
+    # What the threads leave behind is found and told later, at the exit.
+    python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
+    raise
+  finally:
+    logging.set_verbosity(before)
 
 
 def _shapes(tree, name):

@@ -24,7 +24,7 @@ class SparseTest(parameterized.TestCase):
   def test_search_packages_leave_jax_alone(self):
     loaded = _run("""
       import sys
-      import envs.searchqa
+      import t2po_jax.envs.searchqa
       heavy = ("jax", "torch", "tensorflow", "transformers", "faiss")
       print([name for name in sys.modules if name.split(".")[0] in heavy])
     """)
@@ -36,7 +36,7 @@ class SparseTest(parameterized.TestCase):
       import types
       fake = types.ModuleType("jax")
       sys.modules["jax"] = fake
-      from envs import sparse
+      from t2po_jax.envs import sparse
       print(sys.modules["jax"] is fake, sparse.bm25s.__name__)
       print(sparse.bm25s.selection_np.JAX_IS_AVAILABLE)
     """)

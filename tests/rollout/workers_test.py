@@ -228,7 +228,8 @@ class WorkersTest(parameterized.TestCase):
   @parameterized.parameters("red", "sleep")
   def test_processes_end_after_their_parent(self, mood):
     code = (
-      "import functools, os, signal, time, envs\n"
+      "import functools, os, signal, time\n"
+      "from t2po_jax import envs\n"
       "from t2po_jax.rollout import workers\n"
       "recipe = functools.partial(envs.make, 'toy', "
       f"sleep_turn={int(mood == 'sleep')}, sleep_seconds=60.0)\n"

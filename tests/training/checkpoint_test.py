@@ -213,7 +213,8 @@ class CheckpointTest(chex.TestCase):
     program = textwrap.dedent("""
       import sys
       import jax.numpy as jnp
-      from t2po_jax import checkpoint, types
+      from t2po_jax import types
+      from t2po_jax.training import checkpoint
       store = checkpoint.Checkpoints(sys.argv[1], keep=2)
       for step in range(1000):
         params = [jnp.full((64, 1024), step * 10.0 + i) for i in range(8)]

@@ -212,7 +212,7 @@ class RecordTest(MetricsCase):
   def test_kill_leaves_whole_lines(self):
     program = textwrap.dedent("""
       import sys
-      from t2po_jax import metrics
+      from t2po_jax.training import metrics
       writer = metrics.Writer(sys.argv[1], tensorboard=False)
       for step in range(10**9):
         writer.write(step, {"x": step})

@@ -113,7 +113,7 @@ class SplitsTest(parameterized.TestCase):
 
   def test_same_in_every_process(self):
     code = (
-      "from envs.searchqa import world\n"
+      "from t2po_jax.envs.searchqa import world\n"
       "import zlib\n"
       f"splits = world.draw_splits(world.build(0), {_SIZES})\n"
       "print(zlib.crc32(repr(splits).encode()))"

@@ -9,12 +9,12 @@ from tests import places
 
 _ALONE = """
 import sys
-import envs.webshop
+import t2po_jax.envs.webshop
 assert not any(name.split(".")[0] == "jax" for name in sys.modules)
 """
 _BESIDE = """
 import jax.lax
-import envs.webshop
+import t2po_jax.envs.webshop
 from jax._src import xla_bridge
 assert not xla_bridge.backends_are_initialized()
 """
