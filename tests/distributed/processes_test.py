@@ -111,7 +111,10 @@ class OneProcessTest(parameterized.TestCase):
 
   def test_no_cluster_is_refused(self):
     # In a process of its own: JAX must not have been used before.
-    script = "from t2po_jax.distributed import processes; processes.start(None, 'auto', None)"
+    script = (
+      "from t2po_jax.distributed import processes; "
+      "processes.start(None, 'auto', None)"
+    )
     output, _ = start(["-c", script], devices=1).communicate(timeout=300)
     self.assertIn("--processes: found 'auto' outside of a cluster", output)
 
