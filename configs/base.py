@@ -19,7 +19,7 @@ from ml_collections import config_dict
 
 from t2po_jax import keys
 from t2po_jax.configs import algorithms
-from t2po_jax.control import uncertainty
+from t2po_jax.control import resampling, uncertainty
 from t2po_jax.learning import (
   collapse_guard,
   estimators,
@@ -186,6 +186,12 @@ class Resampling:
   eta: str = key("auto(0.1)", "Threshold of |dPhi|, as `thinking.epsilon`.")
   max_tries: int = key(
     2, "B_max: samplings beyond the first; 0 = off.", least=0
+  )
+  sign: str = key(
+    "phi",
+    "What asks for another try: |dPhi| < eta (`phi`), the same `action` from "
+    "the same observation as at the turn before (ours), or `both`.",
+    choices=resampling.SIGNS,
   )
 
 

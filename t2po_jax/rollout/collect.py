@@ -45,6 +45,7 @@ class Rules:
     invalid_penalty: subtracted when its action is not possible, >= 0.
     max_tries: how often a turn may be sampled again; 0 turns resampling off.
     eta: turns whose score moves by less are sampled again.
+    resample_on: what asks for another try; see `resampling.SIGNS`.
     epsilon: threshold of the thinking intervention.
     sampling: how tokens are drawn.
     context: what a prompt is; see `next_prompt`.
@@ -58,6 +59,7 @@ class Rules:
   invalid_penalty: float = 0.0
   max_tries: int = 0
   eta: float = 0.0
+  resample_on: str = "phi"
   epsilon: float = 0.0
   sampling: draw.Sampling = draw.Sampling()
   context: str = "window"
@@ -230,6 +232,8 @@ class Loop:
       eta=self.rules.eta,
       tries=len(episode.discarded),
       max_tries=self.rules.max_tries,
+      sign=self.rules.resample_on,
+      repeated=self._repeats(episode, attempt.text),
     )
     if again:
       episode.discarded.append(attempt)
@@ -240,6 +244,16 @@ class Loop:
     episode.signal = completion.signal
     future = self._pool.step(episode.seat, attempt.text)
     self.waiting[future] = episode
+
+  def _repeats(self, episode: _Episode, text: str) -> bool:
+    """Whether a response does what the last turn did, from where it did it."""
+    if not episode.turns or self.rules.resample_on == "phi":
+      return False
+    last, grammar = episode.turns[-1], self._benchmark.grammar
+    now = prompts.parse(text, grammar)
+    before = prompts.parse(last.response.text, grammar)
+    same = (now.kind, now.content) == (before.kind, before.content)
+    return same and episode.observation.text == last.anchor
 
   def _record(self, episode: _Episode, result: base.StepResult) -> None:
     """Appends the finished turn."""

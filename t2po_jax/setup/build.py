@@ -289,6 +289,7 @@ def rules(
     max_tries=config.control.resampling.max_tries,
     epsilon=epsilon,
     eta=eta,
+    resample_on=config.control.resampling.sign,
     sampling=sampling,
   )
 

@@ -24,6 +24,23 @@ class ResamplingTest(parameterized.TestCase):
     )
     self.assertEqual(found, expected)
 
+  @parameterized.parameters(
+    # Sign, small change, repeated, expected.
+    ("phi", True, False, True),
+    ("phi", False, True, False),
+    ("action", True, False, False),
+    ("action", False, True, True),
+    ("both", True, False, False),
+    ("both", False, True, False),
+    ("both", True, True, True),
+  )
+  def test_signs(self, sign, small, repeated, expected):
+    change = 0.1 if small else 0.5
+    options = dict(eta=0.3, max_tries=2, sign=sign, repeated=repeated)
+    for tries, wanted in ((1, expected), (2, False)):
+      found = resampling.should_resample(change, tries=tries, **options)
+      self.assertEqual(found, wanted)
+
   def test_threshold_itself_is_far_enough(self):
     options = dict(tries=0, max_tries=2)
     self.assertFalse(resampling.should_resample(0.25, eta=0.25, **options))

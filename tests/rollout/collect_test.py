@@ -254,6 +254,28 @@ class ResamplingTest(parameterized.TestCase):
     # Only first attempts calibrate eta.
     self.assertLen(rollout.phi_changes, 2)
 
+  def test_a_repeated_action_is_sampled_again(self):
+    # Red on display twice, then another word: "red" again is a repeat once.
+    task = "echo-red-red-blue"
+    benchmark = toy.ToyBenchmark()
+    benchmark.splits["train"] = (task,)
+    said = iter(["red", "red", "green", "green", "green"])
+
+    def answer(prompt, number):
+      del prompt
+      text = f"<think> {number}</think><action> {next(said)}</action>"
+      return text, 0.5
+
+    rollout, under = play(
+      answer, benchmark, tasks=1, group_size=1, max_tries=2,
+      resample_on="action",
+    )  # fmt: skip
+    turns = rollout.trajectories[0].turns
+    self.assertEqual([turn.action for turn in turns], ["red", "green", "green"])
+    # Scores are all the same, and "green" before "blue" is no repeat.
+    self.assertEqual([len(turn.discarded) for turn in turns], [0, 1, 0])
+    self.assertLen(under.retries, 1)
+
   @parameterized.parameters((0, 9.0), (2, 0.0))
   def test_off_means_off(self, max_tries, eta):
     _, under = play(wrong, max_tries=max_tries, eta=eta)
