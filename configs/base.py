@@ -189,8 +189,9 @@ class Resampling:
   )
   sign: str = key(
     "phi",
-    "What asks for another try: |dPhi| < eta (`phi`), the same `action` from "
-    "the same observation as at the turn before (ours), or `both`.",
+    "What asks for another try: |dPhi| < eta (`phi`); of ours, the same "
+    "`action` from the same observation as at the turn before, `both` of them, "
+    "or an `unsure` response, exp(-mean entropy) < eta.",
     choices=resampling.SIGNS,
   )
 

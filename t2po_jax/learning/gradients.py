@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from t2po_jax import types
 from t2po_jax.learning import losses, networks, objectives
@@ -32,7 +33,9 @@ def batch_gradient(
 
   Returns:
     The gradient in the structure of `trained`, and means and maxima over the
-    tokens of the whole batch.
+    tokens of the whole batch. Among them `grad_agreement`, the norm of the
+    policy's gradient over the sum of its micro-batches' norms: 1 where all
+    point the same way, about 1 / sqrt(n) where n of them are noise.
   """
   weights = batch_weights(objective, batch)
 
@@ -43,7 +46,9 @@ def batch_gradient(
 
   def one(i):
     part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
-    return differentiate(trained, base, part, of_part)
+    grads, (means, maxima) = differentiate(trained, base, part, of_part)
+    norm = optax.tree.norm(grads["policy"])
+    return grads, (means | {"grad_agreement": norm}, maxima)
 
   def add(i, total):
     grads, (means, maxima) = one(i)
@@ -64,6 +69,9 @@ def batch_gradient(
     grads, (means, maxima) = jax.lax.fori_loop(
       0, count_filled(batch), add, zeros
     )
+  total = optax.tree.norm(grads["policy"])
+  parts = jnp.maximum(means["grad_agreement"], jnp.finfo(jnp.float32).tiny)
+  means |= {"grad_agreement": total / parts}
   return grads, means | maxima
 
 

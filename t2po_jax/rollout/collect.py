@@ -74,7 +74,8 @@ class Rollout:
     deltas: [n] float32, windowed mean |dM| at steps where the thinking
       intervention was allowed to fire; calibrates epsilon.
     phi_changes: [n] float32, |Phi^k - Phi^{k-1}| of every first attempt at
-      a turn after the first; calibrates eta.
+      a turn after the first, or how sure it is where that is the sign;
+      calibrates eta.
     aborted: number of episodes that the infrastructure ended.
   """
 
@@ -225,10 +226,14 @@ class Loop:
     self.deltas.append(completion.deltas)
     before = episode.turns[-1].response.phi if episode.turns else float("nan")
     phi_change = resampling.phi_change(attempt.phi, before)
-    if episode.turns and not episode.discarded:
-      self.phi_changes.append(phi_change)
+    change, measured = phi_change, bool(episode.turns)
+    if self.rules.resample_on == "unsure":
+      change = resampling.sureness(attempt.entropy, attempt.forced)
+      measured = not np.isnan(change)
+    if measured and not episode.discarded:
+      self.phi_changes.append(change)
     again = resampling.should_resample(
-      phi_change,
+      change,
       eta=self.rules.eta,
       tries=len(episode.discarded),
       max_tries=self.rules.max_tries,
@@ -247,7 +252,7 @@ class Loop:
 
   def _repeats(self, episode: _Episode, text: str) -> bool:
     """Whether a response does what the last turn did, from where it did it."""
-    if not episode.turns or self.rules.resample_on == "phi":
+    if not episode.turns or self.rules.resample_on not in ("action", "both"):
       return False
     last, grammar = episode.turns[-1], self._benchmark.grammar
     now = prompts.parse(text, grammar)

@@ -41,6 +41,18 @@ class ResamplingTest(parameterized.TestCase):
       found = resampling.should_resample(change, tries=tries, **options)
       self.assertEqual(found, wanted)
 
+  def test_sureness_by_hand(self):
+    entropy = np.array([0.1, 0.5, 9.0, 0.6], np.float32)
+    forced = np.array([False, False, True, False])
+    found = resampling.sureness(entropy, forced)
+    self.assertAlmostEqual(found, np.exp(-0.4), places=6)
+    nothing = resampling.sureness(entropy, np.ones(4, bool))
+    self.assertTrue(np.isnan(nothing))
+    options = dict(eta=0.7, tries=0, max_tries=1, sign="unsure")
+    self.assertTrue(resampling.should_resample(found, **options))
+    self.assertFalse(resampling.should_resample(0.8, **options))
+    self.assertFalse(resampling.should_resample(nothing, **options))
+
   def test_threshold_itself_is_far_enough(self):
     options = dict(tries=0, max_tries=2)
     self.assertFalse(resampling.should_resample(0.25, eta=0.25, **options))

@@ -254,6 +254,15 @@ class ResamplingTest(parameterized.TestCase):
     # Only first attempts calibrate eta.
     self.assertLen(rollout.phi_changes, 2)
 
+  def test_an_unsure_response_is_sampled_again(self):
+    # The scripted scheduler says one nat per token: exp(-1) = 0.37.
+    changes = dict(tasks=1, group_size=1, max_tries=1, resample_on="unsure")
+    rollout, under = play(wrong, eta=0.4, **changes)
+    self.assertLen(under.retries, toy.TURNS)  # The first turn too.
+    np.testing.assert_allclose(rollout.phi_changes, [np.exp(-1)] * toy.TURNS)
+    _, under = play(wrong, eta=0.3, **changes)
+    self.assertEmpty(under.retries)
+
   def test_a_repeated_action_is_sampled_again(self):
     # Red on display twice, then another word: "red" again is a repeat once.
     task = "echo-red-red-blue"
