@@ -9,6 +9,10 @@ tabular policy needed about 0.8 for resampling to pay (docs/study.md).
 
   python experiments/mechanism.py runs/gigpo --update=0 --kind=eval
 
+With `--env=CONFIG`, the configuration of the runs, it plays every resampled
+turn again in the environment, once with the response that stood and once with
+the first that was discarded, and counts which of the two led further.
+
 It also shows the uncertainty M over the positions of a thought, where the
 thinking intervention looks for a hump. `--out=FILE` writes everything as JSON.
 """
@@ -21,10 +25,14 @@ import sys
 from typing import Any
 
 from absl import app, flags
+from ml_collections import config_flags
 import numpy as np
 
 from t2po_jax import records, types
+from t2po_jax.configs import base as settings
+from t2po_jax.envs import base
 from t2po_jax.rollout import mechanism, statistics
+from t2po_jax.setup import build
 
 _UPDATE = flags.DEFINE_integer(
   "update", None, "Only episodes of this update; default: all."
@@ -34,6 +42,9 @@ _KIND = flags.DEFINE_enum(
 )
 _BINS = flags.DEFINE_integer(
   "bins", 8, "Parts of a thought in the curve of M.", lower_bound=1
+)
+_ENV = config_flags.DEFINE_config_file(
+  "env", lock_config=True, help_string="Plays resampled turns again."
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -158,6 +169,60 @@ def detect(
   return found
 
 
+def _worth(
+  benchmark: base.Benchmark, trajectory: types.Trajectory, at: int, text: str
+) -> float:
+  """How far a response leads at a turn, after the same turns before it.
+
+  2 for success, 1 for an observation that was not seen before, 0 for neither.
+  """
+  env = benchmark.env()
+  try:
+    seen = {env.reset(trajectory.task_id).text}
+    for turn in trajectory.turns[:at]:
+      seen.add(env.step(turn.response.text).observation.text)
+    result = env.step(text)
+  finally:
+    env.close()
+  if result.success:
+    return 2.0
+  fresh = result.observation.text not in seen
+  return float(result.action_valid and not result.done and fresh)
+
+
+def second_tries(
+  benchmark: base.Benchmark, trajectories: Sequence[types.Trajectory]
+) -> dict[str, float]:
+  """What came of resampling, by playing both responses.
+
+  Args:
+    benchmark: deterministic: the same responses lead to the same place.
+    trajectories: episodes that were not aborted.
+
+  Returns:
+    `turns`, how many were sampled again, and the shares in which the response
+    that stood led further than the first discarded one (`better`), equally far
+    (`equal`) or less far (`worse`); NaN without such turns.
+  """
+  gains = [
+    _worth(benchmark, trajectory, number, turn.response.text)
+    - _worth(benchmark, trajectory, number, turn.discarded[0].text)
+    for trajectory in trajectories
+    for number, turn in enumerate(trajectory.turns)
+    if turn.discarded
+  ]
+
+  def share(flags: list[bool]) -> float:
+    return float(np.mean(flags)) if flags else math.nan
+
+  return {
+    "turns": float(len(gains)),
+    "better": share([gain > 0 for gain in gains]),
+    "equal": share([gain == 0 for gain in gains]),
+    "worse": share([gain < 0 for gain in gains]),
+  }
+
+
 def load(
   folder: pathlib.Path, *, update: int | None, kind: str | None
 ) -> list[types.Trajectory]:
@@ -191,7 +256,9 @@ def table(detected: Mapping[str, Mapping[str, float]]) -> str:
 def main(argv: list[str]) -> None:
   if len(argv) < 2:
     sys.exit("error: name the folder of a run")
-  record = {}
+  record, benchmark = {}, None
+  if _ENV.value is not None:
+    benchmark = build.benchmark(settings.read(_ENV.value))
   for argument in argv[1:]:
     try:
       trajectories = load(
@@ -206,7 +273,11 @@ def main(argv: list[str]) -> None:
     print(f"{argument}: {len(trajectories)} episodes, {turns} turns")
     print(table(detected))
     print("M over a thought:", " ".join(f"{value:.3f}" for value in curve))
+    again = second_tries(benchmark, trajectories) if benchmark else {}
+    if again:
+      print("sampled again:", *(f"{k} {v:.2f}" for k, v in again.items()))
     record[argument] = {
+      "second_tries": again,
       "episodes": len(trajectories),
       "turns": turns,
       "roc": detected,

@@ -1,5 +1,6 @@
 """Signs of useless turns, on recorded episodes made by hand."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -11,9 +12,11 @@ from absl.testing import absltest
 import numpy as np
 
 from t2po_jax import records, types
+from t2po_jax.envs import gridworld
 from t2po_jax.experiments import mechanism
 from tests import places
 
+SMOKE = places.ROOT / "configs" / "smoke.py"
 SCRIPT = places.ROOT / "experiments" / "mechanism.py"
 
 
@@ -54,7 +57,8 @@ def walk(*steps, success=False):
       )
     )
     before = phi
-  return types.Trajectory("task", "all", 1, 2, tuple(turns), success)
+  task = "echo-red-red-blue"
+  return types.Trajectory(task, "all", 1, 2, tuple(turns), success)
 
 
 LOOPING = walk(("a", "e", 0.5), ("a", "e", 0.501), ("a", "e", 0.502))
@@ -92,6 +96,56 @@ class DetectTest(absltest.TestCase):
     # Phi 0.501 and 0.502 against 0.7 and 0.2.
     self.assertEqual(found["large Phi"]["losing"], 0.5)
 
+  def test_second_tries_are_played(self):
+    benchmark = gridworld.Gridworld(
+      gridworld.Settings(train_tasks=1, valid_tasks=1, test_tasks=1)
+    )
+    # . . G
+    # S # .
+    benchmark.maps["own"] = gridworld.Map(
+      3, frozenset({(1, 1)}), frozenset(), (1, 0), (0, 2)
+    )
+
+    def said(direction):
+      text = f"<think> x</think><action> go {direction}</action>"
+      return dataclasses.replace(attempt([1, 2], 0.5), text=text)
+
+    def turn(kept, *discarded):
+      return types.Turn(
+        np.zeros(0, np.int32),
+        said(kept),
+        "",
+        f"go {kept}",
+        0.0,
+        0.0,
+        True,
+        True,
+        0.1,
+        False,
+        discarded=tuple(map(said, discarded)),
+      )
+
+    walked = types.Trajectory(
+      "own",
+      "",
+      0,
+      0,
+      (
+        turn("north", "east"),  # The wall was discarded: better.
+        turn("south", "east"),  # Back to the start instead of on: worse.
+        turn("north"),
+        turn("east", "east", "north"),  # The first one did the same: equal.
+        turn("east", "north"),  # The goal instead of the edge: better.
+      ),
+      True,
+    )
+    found = mechanism.second_tries(benchmark, [walked])
+    self.assertEqual(
+      found, {"turns": 4.0, "better": 0.5, "equal": 0.25, "worse": 0.25}
+    )
+    nothing = mechanism.second_tries(benchmark, [])
+    self.assertTrue(math.isnan(nothing["better"]))
+
   def test_from_the_command_line(self):
     place = pathlib.Path(tempfile.mkdtemp())
     writer = records.Writer(place / "run" / records.FOLDER)
@@ -104,10 +158,15 @@ class DetectTest(absltest.TestCase):
     out = place / "found.json"
     command = [sys.executable, str(SCRIPT), str(place / "run"), "--bins=1"]
     found = subprocess.run(
-      [*command, "--update=5", f"--out={out}"], capture_output=True, text=True
+      [*command, "--update=5", f"--out={out}", f"--env={SMOKE}"],
+      capture_output=True,
+      text=True,
     )
     self.assertEqual(found.returncode, 0, found.stderr)
     self.assertIn("2 episodes, 6 turns", found.stdout)
+    # Neither response holds an action.
+    again = "sampled again: turns 6.00 better 0.00 equal 1.00 worse 0.00"
+    self.assertIn(again, found.stdout)
     self.assertIn("| small change of Phi |", found.stdout)
     (record,) = json.loads(out.read_text()).values()
     self.assertEqual(record["roc"]["small change of Phi"]["repeated"], 1.0)
