@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from t2po_jax import types
 from t2po_jax.learning import losses, networks, objectives
@@ -33,9 +32,7 @@ def batch_gradient(
 
   Returns:
     The gradient in the structure of `trained`, and means and maxima over the
-    tokens of the whole batch. Among them `grad_agreement`, the norm of the
-    policy's gradient over the sum of its micro-batches' norms: 1 where all
-    point the same way, about 1 / sqrt(n) where n of them are noise.
+    tokens of the whole batch.
   """
   weights = batch_weights(objective, batch)
 
@@ -46,9 +43,7 @@ def batch_gradient(
 
   def one(i):
     part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
-    grads, (means, maxima) = differentiate(trained, base, part, of_part)
-    norm = optax.tree.norm(grads["policy"])
-    return grads, (means | {"grad_agreement": norm}, maxima)
+    return differentiate(trained, base, part, of_part)
 
   def add(i, total):
     grads, (means, maxima) = one(i)
@@ -69,9 +64,6 @@ def batch_gradient(
     grads, (means, maxima) = jax.lax.fori_loop(
       0, count_filled(batch), add, zeros
     )
-  total = optax.tree.norm(grads["policy"])
-  parts = jnp.maximum(means["grad_agreement"], jnp.finfo(jnp.float32).tiny)
-  means |= {"grad_agreement": total / parts}
   return grads, means | maxima
 
 
