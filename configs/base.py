@@ -499,6 +499,12 @@ class Log:
     "those of evaluations are written whole. 0 = none at all.",
     least=0,
   )
+  gradient_noise: int = key(
+    0,
+    "Updates between measurements of how much micro-batches agree on the "
+    "gradient, `learn/grad_agreement`; each costs a gradient. 0 = never.",
+    least=0,
+  )
 
 
 # Sections that have the options of whatever is registered for them as keys.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from t2po_jax import types
 from t2po_jax.learning import losses, networks, objectives
@@ -34,16 +35,7 @@ def batch_gradient(
     The gradient in the structure of `trained`, and means and maxima over the
     tokens of the whole batch.
   """
-  weights = batch_weights(objective, batch)
-
-  def loss(trained, base, part, weights):
-    return _part_loss(nets, objective, trained, base, part, *weights)
-
-  differentiate = jax.grad(loss, has_aux=True)
-
-  def one(i):
-    part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
-    return differentiate(trained, base, part, of_part)
+  one = _part_gradient(nets, objective, trained, base, batch)
 
   def add(i, total):
     grads, (means, maxima) = one(i)
@@ -65,6 +57,67 @@ def batch_gradient(
       0, count_filled(batch), add, zeros
     )
   return grads, means | maxima
+
+
+def agreement(
+  nets: networks.Networks,
+  objective: objectives.Objective,
+  trained: Mapping[str, types.Params],
+  base: types.Params | None,
+  batch: types.Batch,
+) -> types.Array:
+  """How much the micro-batches of a batch agree on the policy's gradient.
+
+    |sum_i g_i| / sum_i |g_i|
+
+  with g_i the part of the gradient from micro-batch i: 1 where all point the
+  same way, about 1 / sqrt(n) where n of them are noise. Costs a gradient.
+
+  Args:
+    nets: the networks.
+    objective: what is minimised.
+    trained: parameters by name, see `layout.join`.
+    base: what adapters build on; None without.
+    batch: [micro-batches, rows, ...].
+
+  Returns:
+    Scalar float32; 0 where the gradient is zero.
+  """
+  one = _part_gradient(nets, objective, trained, base, batch)
+
+  def add(i, total):
+    grads, _ = one(i)
+    policy = grads["policy"]
+    return (
+      jax.tree.map(jnp.add, total[0], policy),
+      total[1] + optax.tree.norm(policy),
+    )
+
+  zeros = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)[0]["policy"]
+  )
+  whole, norms = jax.lax.fori_loop(
+    0, count_filled(batch), add, (zeros, jnp.zeros(()))
+  )
+  return optax.tree.norm(whole) / jnp.maximum(
+    norms, jnp.finfo(jnp.float32).tiny
+  )
+
+
+def _part_gradient(nets, objective, trained, base, batch):
+  """The function from a micro-batch's number to its gradient and metrics."""
+  weights = batch_weights(objective, batch)
+
+  def loss(trained, base, part, weights):
+    return _part_loss(nets, objective, trained, base, part, *weights)
+
+  differentiate = jax.grad(loss, has_aux=True)
+
+  def one(i):
+    part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
+    return differentiate(trained, base, part, of_part)
+
+  return one
 
 
 def _part_loss(

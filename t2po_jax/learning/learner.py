@@ -116,6 +116,11 @@ class Learner:
       out_shardings=(self._state_sharding, whole),
       donate_argnums=0,
     )
+    self._agreement = jax.jit(
+      self._batch_agreement,
+      in_shardings=(self._state_sharding, base, by_row),
+      out_shardings=whole,
+    )
     self._score = jax.jit(
       self._batch_logprobs,
       in_shardings=(self._state_sharding.params, base, by_row),
@@ -238,6 +243,7 @@ class Learner:
     epochs: int = 1,
     ref_params: types.Params | None = None,
     lr_scale: float = 1.0,
+    agreement: bool = False,
   ) -> tuple[types.TrainState, dict[str, types.Array]]:
     """One optimizer step per batch and epoch.
 
@@ -250,6 +256,8 @@ class Learner:
       ref_params: of the reference policy, from `place_reference`; only if the
         objective needs them and the batches lack them.
       lr_scale: multiplies the learning rate, above 0.
+      agreement: whether to measure how much the micro-batches of the first
+        batch agree, before the first step, as `grad_agreement`.
 
     Returns:
       The new state, and metrics as scalars on the device: means over the
@@ -274,12 +282,14 @@ class Learner:
       lr_scale = sharding.put(
         np.float32(lr_scale), sharding.replicated(self.mesh)
       )
-      steps = []
+      steps, noise = [], {}
+      if agreement and placed:
+        noise["grad_agreement"] = self._agreement(state, self._base, placed[0])
       for _ in range(epochs):
         for batch in placed:
           state, metrics = self._step(state, self._base, batch, lr_scale)
           steps.append(metrics)
-      return state, self._merge(steps) if steps else {}
+      return state, (self._merge(steps) if steps else {}) | noise
 
   def lower_update(self, batch: types.Batch) -> jax.stages.Lowered:
     """One optimizer step as a program, to be read instead of run.
@@ -384,6 +394,13 @@ class Learner:
       "steps": jnp.ones(()),
     }
     return new, metrics
+
+  def _batch_agreement(self, state, base, batch):
+    """See `gradients.agreement`."""
+    trained = layout.join(state.params, state.critic)
+    return gradients.agreement(
+      self._nets, self._objective, trained, base, batch
+    )
 
   def _batch_logprobs(self, params, base, batch):
     """[micro-batches, rows, R] log-probs; those without content are 0."""

@@ -86,6 +86,7 @@ class Improver:
     if "values" in build.estimator(config).needs:
       values = self._values(state, batches, turns)
       data = dataclasses.replace(data, values=_by_trajectory(values, data))
+    every = config.log.gradient_noise
     estimate = build.estimate(config, data)
     batches = [_fill(batch, turns, estimate, values) for batch in batches]
     state, learned = self._learner.update(
@@ -95,6 +96,7 @@ class Improver:
       # A KL penalty in the reward has filled in the log-probs already.
       ref_params=None if config.reward.kl != "off" else self._reference,
       lr_scale=self.caution.rate,
+      agreement=bool(every) and update % every == 0,
     )
     learned = metrics.to_floats(learned)
     scalars |= {f"learn/{name}": value for name, value in learned.items()}

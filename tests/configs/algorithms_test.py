@@ -172,9 +172,11 @@ class GuardTest(parameterized.TestCase):
 
   def test_a_warning_changes_nothing(self):
     _, plain = play("", {}, updates=2)
-    _, warned = play(
-      "", {"guard.patience": 1, "guard.min_format": 2.0}, updates=2
-    )
+    changes = {"guard.patience": 1, "guard.min_format": 2.0}
+    changes |= {"log.gradient_noise": 2}
+    _, warned = play("", changes, updates=2)
+    self.assertNotIn("learn/grad_agreement", warned[1])
+    self.assertBetween(warned[2]["learn/grad_agreement"], 0.0, 1.0 + 1e-6)
     self.assertEqual(warned[1]["guard/alarms"], 1.0)
     self.assertEqual(plain[2]["learn/loss"], warned[2]["learn/loss"])
 

@@ -316,6 +316,35 @@ class InvarianceTest(chex.TestCase):
     for other in found[1:]:
       chex.assert_trees_all_close(other, found[0], rtol=1e-4, atol=1e-6)
 
+  def test_agreement_of_micro_batches(self):
+    trainer, parts = make_learner(rows=2), make_segments(1, 11)
+    (batch,) = batching.pack(parts, lengths=[16], rows=2).batches
+
+    def learn(batch):
+      state = trainer.init_state(make_params())
+      state, metrics = trainer.update(state, [batch], agreement=True)
+      return state, {name: float(x) for name, x in metrics.items()}
+
+    moved, whole = learn(batch)
+    # Each micro-batch alone; the mean over tokens weighs it by its tokens.
+    norms = count = 0.0
+    for start in range(0, batch.tokens.shape[0], 2):
+      part = jax.tree.map(lambda x, i=start: x[i : i + 2], batch)
+      if part.mask.any():
+        _, alone = learn(part)
+        self.assertAlmostEqual(alone["grad_agreement"], 1.0, places=5)
+        norms += alone["tokens"] / whole["tokens"] * alone["grad_norm"]
+        count += 1
+    self.assertGreater(count, 1)
+    wanted = whole["grad_norm"] / norms
+    self.assertLess(wanted, 0.95)
+    self.assertAlmostEqual(whole["grad_agreement"], wanted, places=4)
+    # Measuring changes nothing.
+    state = trainer.init_state(make_params())
+    other, metrics = trainer.update(state, [batch])
+    self.assertNotIn("grad_agreement", metrics)
+    chex.assert_trees_all_equal(moved.params, other.params)
+
   def test_padding_may_hold_anything(self):
     (batch,) = pack(make_segments(5, 5))
     noise = {
