@@ -154,6 +154,7 @@ def sapo(c: ConfigDict) -> None:
   """SAPO (arXiv 2511.20347): a soft gate in place of the clip."""
   grpo(c)
   c.loss.kind = "sapo"
+  c.loss.aggregation = "seq_mean_token_mean"
 
 
 def gigpo(c: ConfigDict) -> None:

@@ -26,6 +26,7 @@ from t2po_jax.learning import (
   losses,
   objectives,
   optimizers,
+  policy_losses,
 )
 from t2po_jax.models import critic, decoder
 from t2po_jax.rollout import collect
@@ -270,19 +271,10 @@ class Critic:
 class Loss:
   """What an update minimises."""
 
-  kind: str = key("ppo", "Of the policy.", choices=lambda: losses.POLICY_LOSSES)
-  clip_low: float = key(0.2, "Range below a ratio of 1.", least=0, most=1)
-  clip_high: float = key(
-    0.2, "Range above it; above clip_low: clip-higher (DAPO).", least=0
-  )
-  dual_clip: float = key(
-    3.0, "ppo: bound for negative advantages; 0 = off.", least=0
-  )
-  temperature_positive: float = key(
-    1.0, "sapo: of the gate where A > 0.", above=0
-  )
-  temperature_negative: float = key(
-    1.05, "sapo: of the gate elsewhere.", above=0
+  kind: str = key(
+    "ppo",
+    "Of the policy; the options of all losses are keys, too.",
+    choices=lambda: policy_losses.POLICY_LOSSES,
   )
   aggregation: str = key(
     "token_mean", "How tokens are averaged.", choices=losses.AGGREGATIONS
@@ -302,10 +294,25 @@ class Loss:
   importance: str = key(
     "truncate",
     "With `recompute`: w = old / sampler, `truncate` to at most the cap, "
-    "`mask` tokens beyond it, or `off`.",
-    choices=("off", *losses.IMPORTANCE),
+    "`mask` tokens beyond it, `turn_truncate` a turn's product, or `off`.",
+    choices=objectives.WEIGHTS,
   )
-  importance_cap: float = key(2.0, "Of the importance weight.", above=1)
+  importance_cap: float = key(2.0, "Largest importance weight.", above=1)
+  importance_low: float = key(
+    0.0, "mask: the smallest; 0 = 1 / cap.", least=0, most=1
+  )
+  rejection: str = key(
+    "off",
+    "With `recompute`: leave out turns whose `geometric` mean of ratios, "
+    "`product` of ratios, or any `token`'s ratio is out of bounds.",
+    choices=objectives.REJECTIONS,
+  )
+  rejection_low: float = key(
+    0.0, "Smallest ratio; 0 = what is usual for the kind.", least=0, most=1
+  )
+  rejection_high: float = key(
+    0.0, "Largest ratio; 0 = what is usual for the kind.", least=0
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -511,6 +518,7 @@ class Log:
 _OPTIONS: Mapping[type, Callable[[], Mapping[str, keys.Key]]] = {
   Control: uncertainty.option_keys,
   Advantage: estimators.option_keys,
+  Loss: policy_losses.option_keys,
 }
 
 
@@ -551,7 +559,7 @@ class Config:
   reward: Reward = Reward()
   advantage: Advantage = _extensible(Advantage)
   critic: Critic = Critic()
-  loss: Loss = Loss()
+  loss: Loss = _extensible(Loss)
   optimizer: Optimizer = Optimizer()
   train: Train = Train()
   guard: Guard = Guard()

@@ -101,6 +101,7 @@ class Ours:
   def build(self, remat: str, chunk: int | None, rows: int = 0):
     from t2po_jax.distributed import sharding
     from t2po_jax.learning import learner, objectives, optimizers
+    from t2po_jax.learning.policy_losses import record
     from t2po_jax.models import decoder
     from t2po_jax.setup import build
 
@@ -114,7 +115,9 @@ class Ours:
       optimizer=optimizers.OptimizerConfig(
         learning_rate=RATE, max_grad_norm=NORM
       ),
-      objective=objectives.PolicyObjective(dual_clip=None),
+      objective=objectives.PolicyObjective(
+        settings=record.DualClip(dual_clip=0.0)
+      ),
       rows=rows or self.settings["rows"],
       chunk=chunk,
     )

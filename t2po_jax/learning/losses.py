@@ -1,19 +1,14 @@
-"""Losses on the response positions of a batch: pure functions of [B, R].
+"""Weights, sums and penalties on the response positions of a batch.
 
-Every loss here is per token. What becomes of the tokens is decided once for
-the whole batch by `token_weights`; `aggregate` then is a plain weighted sum,
-so micro-batches, packings and shards add up to exactly the loss of the big
-batch. Masks are 1 for tokens that the policy sampled: forced tokens and
-padding take part in nothing, whatever their entries hold.
+Every loss here and in `policy_losses` is per token. What becomes of the tokens
+is decided once for the whole batch by `token_weights`; `aggregate` then is a
+plain weighted sum, so micro-batches, packings and shards add up to exactly the
+loss of the big batch. Masks are 1 for tokens that the policy sampled: forced
+tokens and padding take part in nothing, whatever their entries hold.
 
-A turn is one sequence. Sources: clipped surrogate (arXiv 1707.06347), dual
-clip (1912.09729), clip-higher (DAPO, 2503.14476), KL estimators (Schulman,
-"Approximating KL divergence", 2020), GSPO (2507.18071), CISPO (2506.13585),
-SAPO (2511.20347), truncated importance weights (Yao et al. 2025, "Your
-efficient RL framework secretly brings you off-policy RL training").
+A turn is one sequence. KL estimators: Schulman, "Approximating KL divergence",
+2020.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -115,177 +110,6 @@ def turn_sum(values: types.Array, turn: types.Array) -> types.Array:
   return jax.vmap(per_row)(values, segment)
 
 
-def policy_loss(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
-  *,
-  turn: types.Array | None = None,
-  clip_low: float = 0.2,
-  clip_high: float = 0.2,
-  dual_clip: float | None = 3.0,
-) -> tuple[types.Array, Stats]:
-  """Clipped surrogate with clip-higher and dual clip.
-
-  L = max(-rho A, -clip(rho, 1 - clip_low, 1 + clip_high) A), and for A < 0 at
-  most -dual_clip A; rho = exp(logp - logp_old).
-
-  Args:
-    logprobs: [B, R] float32, of the current policy; differentiated.
-    old_logprobs: [B, R] float32, of the policy the ratio is against.
-    advantages: [B, R] float32.
-    mask: [B, R], 1 for sampled tokens.
-    turn: not used; every policy loss takes it.
-    clip_low: lower clip range, from 0 to 1.
-    clip_high: upper clip range, at least 0.
-    dual_clip: c > 1, or None for none.
-
-  Returns:
-    The loss per token and statistics per token, [B, R] each, 0 outside the
-    mask: `clip_fraction`, `dual_clip_fraction`, `ratio`, `kl_old` (k3 of the
-    old policy against the current one). Aggregate with `token_mean` weights.
-
-  Raises:
-    ValueError: for a dual clip of 1 or less.
-  """
-  del turn
-  log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-  return _clipped(
-    log_ratio,
-    log_ratio,
-    advantages,
-    mask,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    dual_clip=dual_clip,
-  )
-
-
-def gspo_loss(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
-  *,
-  turn: types.Array,
-  clip_low: float = 3e-4,
-  clip_high: float = 4e-4,
-) -> tuple[types.Array, Stats]:
-  """Clipped surrogate of the ratio of whole turns (GSPO, token form).
-
-  s = exp(mean over the turn of logp - logp_old) takes the place of rho; its
-  gradient reaches a token through that token's own log-probability.
-
-  Args:
-    logprobs: as in `policy_loss`.
-    old_logprobs: as in `policy_loss`.
-    advantages: as in `policy_loss`.
-    mask: as in `policy_loss`.
-    turn: [B, R] int32; a turn's positions are neighbours in one row.
-    clip_low: lower clip range, from 0 to 1.
-    clip_high: upper clip range, at least 0.
-
-  Returns:
-    As `policy_loss`.
-  """
-  log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-  kept = (mask > 0).astype(jnp.float32)
-  length = jnp.maximum(turn_sum(kept, turn), 1.0)
-  mean = jax.lax.stop_gradient(turn_sum(log_ratio, turn) / length)
-  # The value is the turn's mean, the gradient the token's own.
-  sequence = mean + log_ratio - jax.lax.stop_gradient(log_ratio)
-  return _clipped(
-    sequence,
-    log_ratio,
-    advantages,
-    mask,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    dual_clip=None,
-  )
-
-
-def cispo_loss(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
-  *,
-  turn: types.Array | None = None,
-  clip_low: float = 1.0,
-  clip_high: float = 4.0,
-) -> tuple[types.Array, Stats]:
-  """Policy gradient with clipped, constant importance weights (CISPO).
-
-  L = -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A logp: no token loses its
-  gradient.
-
-  Args:
-    logprobs: as in `policy_loss`.
-    old_logprobs: as in `policy_loss`.
-    advantages: as in `policy_loss`.
-    mask: as in `policy_loss`.
-    turn: not used; every policy loss takes it.
-    clip_low: 1 leaves small ratios alone.
-    clip_high: upper clip range, at least 0.
-
-  Returns:
-    As `policy_loss`.
-  """
-  del turn
-  log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-  ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
-  bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-  loss = -bounded * advantages * jnp.where(mask > 0, logprobs, 0.0)
-  return _masked_loss(loss, log_ratio, mask, clipped=bounded != ratio)
-
-
-def sapo_loss(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
-  *,
-  turn: types.Array | None = None,
-  temperature_positive: float = 1.0,
-  temperature_negative: float = 1.05,
-) -> tuple[types.Array, Stats]:
-  """Soft gate in place of the clip (SAPO).
-
-  L = -(4 / tau) sigmoid(tau (rho - 1)) A, tau by the sign of A. Its slope at
-  rho = 1 is that of the plain surrogate.
-
-  Args:
-    logprobs: as in `policy_loss`.
-    old_logprobs: as in `policy_loss`.
-    advantages: as in `policy_loss`.
-    mask: as in `policy_loss`.
-    turn: not used; every policy loss takes it.
-    temperature_positive: tau where A > 0; above 0.
-    temperature_negative: tau elsewhere; above 0.
-
-  Returns:
-    As `policy_loss`; nothing is ever clipped.
-  """
-  del turn
-  log_ratio = _log_ratio(logprobs, old_logprobs, mask)
-  ratio = jnp.exp(log_ratio)
-  tau = jnp.where(advantages > 0, temperature_positive, temperature_negative)
-  loss = -4.0 / tau * jax.nn.sigmoid(tau * (ratio - 1.0)) * advantages
-  return _masked_loss(
-    loss, log_ratio, mask, clipped=jnp.zeros(ratio.shape, bool)
-  )
-
-
-POLICY_LOSSES: dict[str, Callable[..., tuple[types.Array, Stats]]] = {
-  "ppo": policy_loss,
-  "gspo": gspo_loss,
-  "cispo": cispo_loss,
-  "sapo": sapo_loss,
-}
-
-
 def kl_penalty(
   logprobs: types.Array,
   ref_logprobs: types.Array,
@@ -295,9 +119,10 @@ def kl_penalty(
 ) -> types.Array:
   """Estimates KL(policy || reference) at each sampled token.
 
-  With d = logp - logp_ref clamped to +-20: k1 = d; k2 = d^2 / 2; k3 =
-  exp(-d) + d - 1, clamped to +-10. A `+` keeps the value and takes the
-  gradient of k2, which is the unbiased one.
+  With d = logp - logp_ref: k1 = d; k2 = d^2 / 2; k3 = exp(-d) + d - 1 of a d
+  clamped to +-20, then clamped to +-10 itself. A `+` keeps the value and takes
+  the gradient of k2, which is the unbiased one. k1, k2 and the gradient of `+`
+  are not clamped.
 
   Args:
     logprobs: [B, R] float32, of the current policy.
@@ -313,76 +138,19 @@ def kl_penalty(
   """
   if kind not in KL_KINDS:
     raise ValueError(f"kl: found {kind!r}, expected one of {KL_KINDS}")
-  difference = _log_ratio(logprobs, ref_logprobs, mask)
+  difference = _difference(logprobs, ref_logprobs, mask)
   k2 = 0.5 * jnp.square(difference)
   if kind == "k2":
     return k2
   if kind.startswith("k1"):
     value = difference
   else:
-    value = jnp.expm1(-difference) + difference
+    bounded = log_ratio(logprobs, ref_logprobs, mask)
+    value = jnp.expm1(-bounded) + bounded
     value = jnp.clip(value, -_K3_BOUND, _K3_BOUND)
   if kind.endswith("+"):
     return jax.lax.stop_gradient(value) + k2 - jax.lax.stop_gradient(k2)
   return value
-
-
-def truncated_importance_weight(
-  trainer_logprobs: types.Array,
-  sampler_logprobs: types.Array,
-  mask: types.Array,
-  *,
-  cap: float = 2.0,
-) -> types.Array:
-  """w = min(exp(logp_trainer - logp_sampler), cap), a constant.
-
-  Corrects for the difference between the two implementations of the old
-  policy when its log-probs were recomputed; multiplies the loss per token.
-
-  Args:
-    trainer_logprobs: [B, R] float32, of the old policy as the trainer sees it.
-    sampler_logprobs: [B, R] float32, as recorded while sampling.
-    mask: [B, R], 1 for sampled tokens.
-    cap: C, above 0.
-
-  Returns:
-    [B, R] float32, from 0 to C; 0 outside the mask.
-  """
-  log_ratio = _log_ratio(trainer_logprobs, sampler_logprobs, mask)
-  weight = jnp.minimum(jnp.exp(log_ratio), cap)
-  return jax.lax.stop_gradient(jnp.where(mask > 0, weight, 0.0))
-
-
-def masked_importance_weight(
-  trainer_logprobs: types.Array,
-  sampler_logprobs: types.Array,
-  mask: types.Array,
-  *,
-  cap: float = 2.0,
-) -> types.Array:
-  """w = exp(logp_trainer - logp_sampler) in [1 / cap, cap], elsewhere 0.
-
-  Tokens on which trainer and sampler disagree too much take no part at all
-  (IcePop, Ling team 2025, "Every step evolves", arXiv 2510.18855).
-
-  Args:
-    trainer_logprobs: as in `truncated_importance_weight`.
-    sampler_logprobs: as in `truncated_importance_weight`.
-    mask: as in `truncated_importance_weight`.
-    cap: C, above 1.
-
-  Returns:
-    [B, R] float32, 0 or from 1 / C to C; a constant; 0 outside the mask.
-  """
-  weight = jnp.exp(_log_ratio(trainer_logprobs, sampler_logprobs, mask))
-  kept = (mask > 0) & (weight >= 1.0 / cap) & (weight <= cap)
-  return jax.lax.stop_gradient(jnp.where(kept, weight, 0.0))
-
-
-IMPORTANCE: dict[str, Callable[..., types.Array]] = {
-  "truncate": truncated_importance_weight,
-  "mask": masked_importance_weight,
-}
 
 
 def mismatch(
@@ -405,11 +173,11 @@ def mismatch(
   gap = jnp.where(kept, trainer_logprobs, 0.0) - jnp.where(
     kept, sampler_logprobs, 0.0
   )
-  log_ratio = _log_ratio(trainer_logprobs, sampler_logprobs, mask)
+  difference = log_ratio(trainer_logprobs, sampler_logprobs, mask)
   return {
     "mean_abs": masked.masked_mean(jnp.abs(gap), kept),
     "max_abs": jnp.max(jnp.abs(gap), initial=0.0),
-    "kl": masked.masked_mean(jnp.expm1(log_ratio) - log_ratio, kept),
+    "kl": masked.masked_mean(jnp.expm1(difference) - difference, kept),
   }
 
 
@@ -449,54 +217,26 @@ def value_loss(
   return 0.5 * jnp.maximum(plain, limited), stats
 
 
-def _log_ratio(logprobs, other, mask) -> types.Array:
-  """Clamped difference, 0 outside the mask, where entries may be anything."""
-  kept = mask > 0
-  difference = jnp.where(kept, logprobs, 0.0) - jnp.where(kept, other, 0.0)
+def log_ratio(
+  logprobs: types.Array, other: types.Array, mask: types.Array
+) -> types.Array:
+  """Difference clamped to +-20 nats, to be exponentiated.
+
+  Args:
+    logprobs: [B, R] float32.
+    other: [B, R] float32.
+    mask: [B, R]; entries of both outside of it may be anything.
+
+  Returns:
+    [B, R] float32, 0 outside the mask.
+  """
+  difference = _difference(logprobs, other, mask)
   return jnp.clip(difference, -_LOG_RATIO_BOUND, _LOG_RATIO_BOUND)
 
 
-def _clipped(
-  log_ratio,
-  token_log_ratio,
-  advantages,
-  mask,
-  *,
-  clip_low: float,
-  clip_high: float,
-  dual_clip: float | None,
-) -> tuple[types.Array, Stats]:
-  """The clipped surrogate of a ratio, which may be that of a whole turn."""
-  if dual_clip is not None and dual_clip <= 1.0:
-    raise ValueError(f"dual_clip: found {dual_clip}, expected above 1 or None")
-  ratio = jnp.exp(log_ratio)
-  plain = -ratio * advantages
-  limited = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
-  loss = jnp.maximum(plain, limited)
-  stopped = jnp.zeros(loss.shape, bool)
-  if dual_clip is not None:
-    bound = -dual_clip * advantages
-    stopped = (advantages < 0) & (loss > bound)
-    loss = jnp.where(stopped, bound, loss)
-  return _masked_loss(
-    loss, token_log_ratio, mask, clipped=limited > plain, stopped=stopped
-  )
-
-
-def _masked_loss(
-  loss, log_ratio, mask, *, clipped, stopped=None
-) -> tuple[types.Array, Stats]:
-  """Loss and statistics, both 0 outside the mask."""
-  if stopped is None:
-    stopped = jnp.zeros(loss.shape, bool)
-  log_ratio = jax.lax.stop_gradient(log_ratio)
-  stats = {
-    "clip_fraction": clipped.astype(jnp.float32),
-    "dual_clip_fraction": stopped.astype(jnp.float32),
-    "ratio": jnp.exp(log_ratio),
-    "kl_old": jnp.expm1(log_ratio) - log_ratio,
-  }
+def _difference(
+  logprobs: types.Array, other: types.Array, mask: types.Array
+) -> types.Array:
+  """logprobs - other, 0 outside the mask."""
   kept = mask > 0
-  return jnp.where(kept, loss, 0.0), {
-    name: jnp.where(kept, value, 0.0) for name, value in stats.items()
-  }
+  return jnp.where(kept, logprobs, 0.0) - jnp.where(kept, other, 0.0)

@@ -9,26 +9,20 @@ whole, so that parts simply add up. Metrics are per-token means over the whole
 batch, which add up in the same way, and maxima.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
-import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from t2po_jax import types
-from t2po_jax.learning import losses
+from t2po_jax.learning import importance, losses, policy_losses
+from t2po_jax.learning.policy_losses import record
 
 OLD_LOGPROBS = ("sampler", "recompute")
-
-# Options of each policy loss, by the names of `PolicyObjective`'s fields.
-OPTIONS = {
-  "ppo": ("clip_low", "clip_high", "dual_clip"),
-  "gspo": ("clip_low", "clip_high"),
-  "cispo": ("clip_low", "clip_high"),
-  "sapo": ("temperature_positive", "temperature_negative"),
-}
+WEIGHTS = ("off", *importance.IMPORTANCE)
+REJECTIONS = ("off", *importance.REJECTIONS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +80,8 @@ class PolicyObjective:
   """Policy gradient: L = sum_t w_t (L_pg - c_H H + c_KL KL).
 
   Attributes:
-    kind: one of `losses.POLICY_LOSSES`.
-    clip_low: lower clip range, from 0 to 1.
-    clip_high: upper clip range, at least 0.
-    dual_clip: bound for negative advantages, above 1; None for none; `ppo`.
-    temperature_positive: of the soft gate where A > 0; `sapo`.
-    temperature_negative: of the soft gate elsewhere; `sapo`.
+    kind: one of `policy_losses.POLICY_LOSSES`.
+    settings: a record of that loss's options; None for its defaults.
     aggregation: one of `losses.AGGREGATIONS`.
     horizon: tokens, >= 1, for `seq_mean_token_sum_norm`.
     kl: `off`, or one of `losses.KL_KINDS` as a loss term.
@@ -100,20 +90,20 @@ class PolicyObjective:
     old_logprobs: `sampler` takes the recorded ones; `recompute` runs the
       policy once more before the first step.
     importance: how the gap between recomputed and recorded log-probs is
-      weighed, w = old / sampler: `off`; `truncate` to min(w, C); `mask`
-      leaves tokens outside [1 / C, C] out.
-    importance_cap: C, above 1; only when recomputed.
+      weighed: `off`, or one of `importance.IMPORTANCE`.
+    importance_cap: the largest weight, above 1; only when recomputed.
+    importance_low: the smallest, for `mask`; 0 = 1 / cap.
+    rejection: what decides that a turn is left out: `off`, or one of
+      `importance.REJECTIONS`; only when recomputed.
+    rejection_low: smallest ratio; 0 for the usual one.
+    rejection_high: largest ratio; 0 for the usual one.
     temperature: of sampling, above 0.
     value_coefficient: weight of the critic's loss, above 0.
     value_clip: range around the critic's old values, above 0; None for none.
   """
 
   kind: str = "ppo"
-  clip_low: float = 0.2
-  clip_high: float = 0.2
-  dual_clip: float | None = 3.0
-  temperature_positive: float = 1.0
-  temperature_negative: float = 1.05
+  settings: Any = None
   aggregation: str = "token_mean"
   horizon: int | None = None
   kl: str = "off"
@@ -122,16 +112,21 @@ class PolicyObjective:
   old_logprobs: str = "sampler"
   importance: str = "truncate"
   importance_cap: float = 2.0
+  importance_low: float = 0.0
+  rejection: str = "off"
+  rejection_low: float = 0.0
+  rejection_high: float = 0.0
   temperature: float = 1.0
   value_coefficient: float = 0.5
   value_clip: float | None = 0.5
 
-  def __post_init__(self):
-    _check_choice("kind", self.kind, tuple(losses.POLICY_LOSSES))
+  def __post_init__(self) -> None:
+    _check_choice("kind", self.kind, tuple(policy_losses.POLICY_LOSSES))
     _check_choice("kl", self.kl, ("off", *losses.KL_KINDS))
     _check_choice("old_logprobs", self.old_logprobs, OLD_LOGPROBS)
     _check_choice("aggregation", self.aggregation, losses.AGGREGATIONS)
-    _check_choice("importance", self.importance, ("off", *losses.IMPORTANCE))
+    _check_choice("importance", self.importance, WEIGHTS)
+    _check_choice("rejection", self.rejection, REJECTIONS)
     for name in ("kl_coefficient", "entropy_coefficient"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name}: found {getattr(self, name)}, expected >= 0")
@@ -152,10 +147,9 @@ class PolicyObjective:
     return self.old_logprobs == "recompute"
 
   @property
-  def policy_loss(self) -> Callable[..., tuple[types.Array, losses.Stats]]:
-    """The policy loss per token with its options set."""
-    options = {name: getattr(self, name) for name in OPTIONS[self.kind]}
-    return functools.partial(losses.POLICY_LOSSES[self.kind], **options)
+  def policy_loss(self) -> record.PolicyLoss:
+    """The record of the policy loss."""
+    return policy_losses.POLICY_LOSSES[self.kind]
 
   def evaluate(
     self,
@@ -178,21 +172,17 @@ class PolicyObjective:
       The parts; see `Parts`.
     """
     mask = batch.mask
-    per_token, stats = self.policy_loss(
-      logprobs, batch.old_logprobs, batch.advantages, mask, turn=batch.turn
+    source = self.policy_loss
+    per_token, stats = source.evaluate(
+      logprobs, batch, self.settings or source.options()
     )
     means = {
       name: losses.aggregate(value, shares)
       for name, value in stats.items()
       if name != "ratio"
     }
-    if self.recomputes_old and self.importance != "off":
-      trust = losses.IMPORTANCE[self.importance](
-        batch.old_logprobs,
-        batch.sampler_logprobs,
-        mask,
-        cap=self.importance_cap,
-      )
+    trust = self._trust(batch)
+    if trust is not None:
       per_token = per_token * trust
       means["importance_weight"] = losses.aggregate(trust, shares)
     loss = losses.aggregate(per_token, weights)
@@ -240,7 +230,34 @@ class PolicyObjective:
     means |= {"value_loss": loss, "value": losses.aggregate(values, weights)}
     return self.value_coefficient * loss, means
 
-  def _mismatch(self, logprobs, batch):
+  def _trust(self, batch: types.Batch) -> types.Array | None:
+    """[B, R] constants that multiply the loss; None for 1 everywhere."""
+    if not self.recomputes_old:
+      return None
+    pair = (batch.old_logprobs, batch.sampler_logprobs, batch.mask)
+    trust = None
+    if self.importance != "off":
+      trust = importance.IMPORTANCE[self.importance](
+        *pair,
+        turn=batch.turn,
+        low=self.importance_low,
+        cap=self.importance_cap,
+      )
+    if self.rejection != "off":
+      low, high = importance.REJECTIONS[self.rejection]
+      kept = importance.accepted(
+        *pair,
+        turn=batch.turn,
+        kind=self.rejection,
+        low=self.rejection_low or low,
+        high=self.rejection_high or high,
+      )
+      trust = kept if trust is None else trust * kept
+    return trust
+
+  def _mismatch(
+    self, logprobs: types.Array, batch: types.Batch
+  ) -> losses.Stats:
     """Sampler against trainer, both of the policy that sampled."""
     trainer = batch.old_logprobs if self.recomputes_old else logprobs
     return losses.mismatch(
@@ -264,7 +281,7 @@ class LikelihoodObjective:
   needs_reference = False
   recomputes_old = False
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     _check_choice("aggregation", self.aggregation, losses.AGGREGATIONS)
 
   def evaluate(
@@ -292,7 +309,7 @@ class LikelihoodObjective:
     raise NotImplementedError("supervised fine-tuning does not train a critic")
 
 
-def _check_choice(name, found, choices):
+def _check_choice(name: str, found: str, choices: Sequence[str]) -> None:
   """Refuses a value that is not one of the choices."""
   if found not in choices:
     raise ValueError(f"{name}: found {found!r}, expected one of {choices}")

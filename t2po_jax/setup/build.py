@@ -31,6 +31,7 @@ from t2po_jax.learning import (
   lora,
   objectives,
   optimizers,
+  policy_losses,
 )
 from t2po_jax.learning.estimators import episodes
 from t2po_jax.models import agent as agents
@@ -360,11 +361,7 @@ def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
   loss = config.loss
   objective = objectives.PolicyObjective(
     kind=loss.kind,
-    clip_low=loss.clip_low,
-    clip_high=loss.clip_high,
-    dual_clip=loss.dual_clip or None,
-    temperature_positive=loss.temperature_positive,
-    temperature_negative=loss.temperature_negative,
+    settings=keys.select(policy_losses.POLICY_LOSSES[loss.kind].options, loss),
     aggregation=loss.aggregation,
     horizon=config.rollout.max_response,
     kl=loss.kl,
@@ -373,6 +370,10 @@ def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
     old_logprobs=loss.old_logprobs,
     importance=loss.importance,
     importance_cap=loss.importance_cap,
+    importance_low=loss.importance_low,
+    rejection=loss.rejection,
+    rejection_low=loss.rejection_low,
+    rejection_high=loss.rejection_high,
     temperature=config.rollout.temperature,
     value_coefficient=(
       config.critic.coefficient if config.critic.kind == "trunk" else 1.0

@@ -10,7 +10,7 @@ compiled or a long job starts.
 from t2po_jax import keys
 from t2po_jax.configs import base as settings
 from t2po_jax.control import uncertainty
-from t2po_jax.learning import collapse_guard, estimators, lora, objectives
+from t2po_jax.learning import collapse_guard, estimators, lora, policy_losses
 from t2po_jax.setup import build
 
 _GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
@@ -35,8 +35,7 @@ def check(config: settings.Config) -> None:
   Raises:
     ValueError: naming the key, what was found and what would be right.
   """
-  if config.loss.dual_clip and config.loss.dual_clip <= 1:
-    _refuse(config, "loss.dual_clip", "above 1, or 0 for none")
+  _check_loss(config)
   _check_rollout(config)
   _check_kl(config)
   _check_drops(config)
@@ -47,6 +46,17 @@ def check(config: settings.Config) -> None:
 def _refuse(config: settings.Config, key: str, expected: str) -> None:
   found = settings.flatten(settings.to_dict(config))[key]
   raise ValueError(f"{key}: found {found!r}, expected {expected}")
+
+
+def _check_loss(config: settings.Config) -> None:
+  """The clip, and what a loss is averaged over."""
+  loss = config.loss
+  source = policy_losses.POLICY_LOSSES[loss.kind]
+  if "dual_clip" in source.keys and 0 < getattr(loss, "dual_clip") <= 1:  # noqa: B009
+    _refuse(config, "loss.dual_clip", "above 1, or 0 for none")
+  if source.aggregation and source.aggregation != loss.aggregation:
+    expected = f"{source.aggregation!r}, which defines loss.kind {loss.kind!r}"
+    _refuse(config, "loss.aggregation", expected)
 
 
 def _check_rollout(config: settings.Config) -> None:
@@ -118,7 +128,9 @@ def _check_unused(config: settings.Config) -> None:
   signal = uncertainty.SIGNALS[config.control.signal]
   used = {f"advantage.{key}" for key in estimator.keys}
   used |= {f"control.{name}" for name in keys.keys_of(signal.options)}
-  used |= {f"loss.{name}" for name in objectives.OPTIONS[loss.kind]}
+  used |= {
+    f"loss.{name}" for name in policy_losses.POLICY_LOSSES[loss.kind].keys
+  }
   of_estimator = f"advantage.estimator {advantage.estimator!r}"
   of_loss = f"loss.kind {loss.kind!r}"
   reasons = {
@@ -128,11 +140,7 @@ def _check_unused(config: settings.Config) -> None:
     f"control.{key}": f"control.signal {config.control.signal!r}"
     for key in uncertainty.option_keys()
   }
-  reasons |= {
-    f"loss.{key}": of_loss
-    for names in objectives.OPTIONS.values()
-    for key in names
-  }
+  reasons |= {f"loss.{key}": of_loss for key in policy_losses.option_keys()}
   sections = (
     (
       "values" not in estimator.needs,
@@ -147,13 +155,23 @@ def _check_unused(config: settings.Config) -> None:
     (
       loss.old_logprobs != "recompute",
       f"loss.old_logprobs {loss.old_logprobs!r}",
-      ["loss.importance"],
+      ["loss.importance", "loss.rejection"],
     ),
     (
       loss.old_logprobs != "recompute" or loss.importance == "off",
       f"loss.old_logprobs {loss.old_logprobs!r} and loss.importance "
       f"{loss.importance!r}",
       ["loss.importance_cap"],
+    ),
+    (
+      loss.importance != "mask",
+      f"loss.importance {loss.importance!r}",
+      ["loss.importance_low"],
+    ),
+    (
+      loss.rejection == "off",
+      "loss.rejection 'off'",
+      ["loss.rejection_low", "loss.rejection_high"],
     ),
     (
       config.reward.kl == "off",

@@ -102,7 +102,11 @@ class ConfigTest(parameterized.TestCase):
     ({"loss": {"kl_coefficient": 0.1}}, "loss.kl_coefficient.*loss.kl 'off'"),
     ({"loss": {"kl": "k4"}}, "loss.kl.*one of"),
     ({"loss": {"importance_cap": 3.0}}, "importance_cap.*old_logprobs"),
-    ({"loss": {"kind": "gspo", "dual_clip": 2.0}}, "dual_clip.*'gspo'"),
+    (
+      {"loss": {"kind": "cispo", "dual_clip": 2.0}},
+      "dual_clip.*'cispo'",
+    ),
+    ({"loss": {"kind": "sapo"}}, "aggregation.*'seq_mean_token_mean'.*sapo"),
     ({"loss": {"temperature_positive": 2.0}}, "temperature_positive.*'ppo'"),
     ({"reward": {"kl": "k3"}}, "reward.kl_coefficient"),
     ({"reward": {"kl": "k3+", "kl_coefficient": 0.1}}, "reward.kl.*without"),

@@ -21,8 +21,10 @@ from t2po_jax.learning import (
   losses,
   objectives,
   optimizers,
+  policy_losses,
   scoring,
 )
+from t2po_jax.learning.policy_losses import record
 
 V, D = 11, 4
 AXES = {
@@ -119,10 +121,11 @@ def loop_loss(params, segments, objective, *, old=None, reference=None):
       old_logp = segment.logprobs[i] if old is None else old[number][i]
       a = float(segment.advantages[i])
       ratio = np.exp(logp - old_logp)
-      low, high = 1 - objective.clip_low, 1 + objective.clip_high
+      clip = objective.settings or record.DualClip()
+      low, high = 1 - clip.clip_low, 1 + clip.clip_high
       term = max(-ratio * a, -min(max(ratio, low), high) * a)
-      if a < 0 and objective.dual_clip is not None:
-        term = min(term, -objective.dual_clip * a)
+      if a < 0 and clip.dual_clip:
+        term = min(term, -clip.dual_clip * a)
       if old is not None and objective.importance == "truncate":
         trust = np.exp(old_logp - segment.logprobs[i])
         term *= min(trust, objective.importance_cap)
@@ -213,9 +216,13 @@ def wide(params):
 
 class LossTest(chex.TestCase):
   @parameterized.parameters(
-    objectives.PolicyObjective(clip_low=0.1, clip_high=0.3, dual_clip=1.5),
     objectives.PolicyObjective(
-      aggregation="seq_mean_token_mean", dual_clip=None, temperature=0.7
+      settings=record.DualClip(clip_low=0.1, clip_high=0.3, dual_clip=1.5)
+    ),
+    objectives.PolicyObjective(
+      aggregation="seq_mean_token_mean",
+      settings=record.DualClip(dual_clip=0.0),
+      temperature=0.7,
     ),
     objectives.PolicyObjective(
       aggregation="seq_mean_token_sum",
@@ -689,13 +696,30 @@ class RefusalTest(chex.TestCase):
       objectives.PolicyObjective(**options)
 
   def test_every_policy_loss_has_its_options(self):
-    for kind in losses.POLICY_LOSSES:
+    (batch,) = pack(make_segments(0, 3))
+    for kind, loss in policy_losses.POLICY_LOSSES.items():
       objective = objectives.PolicyObjective(kind=kind)
-      zeros = np.zeros((1, 3), np.float32)
-      per_token, _ = objective.policy_loss(
-        zeros, zeros, zeros + 1, zeros + 1, turn=np.zeros((1, 3), np.int32)
+      self.assertIs(objective.policy_loss, loss)
+      per_token, _ = loss.evaluate(batch.old_logprobs, batch, loss.options())
+      chex.assert_shape(per_token, batch.mask.shape)
+
+  def test_rejected_turns_add_nothing(self):
+    (batch,) = pack(make_segments(0, 3))
+    mask, turn = batch.mask, batch.turn
+    chosen = np.max(turn)
+    sampler = np.where(turn == chosen, batch.old_logprobs + 1.0, 0.0)
+    sampler = np.where(turn == chosen, sampler, batch.old_logprobs)
+    batch = batch.replace(sampler_logprobs=sampler)
+    weights = losses.token_weights(mask, turn, mode="token_mean")
+    for rejection, kept in (("off", turn >= 0), ("geometric", turn < chosen)):
+      objective = objectives.PolicyObjective(
+        old_logprobs="recompute", importance="off", rejection=rejection
       )
-      chex.assert_shape(per_token, (1, 3))
+      parts = objective.evaluate(
+        batch.old_logprobs, 0 * mask, batch, weights, weights
+      )
+      expected = -np.sum(weights * batch.advantages * kept)
+      self.assertAlmostEqual(float(parts.loss), float(expected), places=5)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,43 @@
+"""Policy losses by name.
+
+Every loss is a pure function of [B, R] arrays with a record of its options
+beside it; see `record`. A module of this folder lists its losses in a table
+`LOSSES`, and that is all: the tables are found and joined here. Elsewhere a
+loss is added with `register`.
+"""
+
+import importlib
+import pkgutil
+
+from t2po_jax import keys
+from t2po_jax.learning.policy_losses import record
+
+POLICY_LOSSES: dict[str, record.PolicyLoss] = {}
+
+
+def register(name: str, loss: record.PolicyLoss) -> None:
+  """Makes a loss known; its keys appear in configurations from then on.
+
+  Args:
+    name: for `loss.kind`.
+    loss: its record.
+
+  Raises:
+    ValueError: if the name belongs to another loss, or one of its keys means
+      something else to another.
+  """
+  if POLICY_LOSSES.get(name, loss) != loss:
+    raise ValueError(f"policy loss {name!r}: the name is taken")
+  keys.union(known.options for known in (*POLICY_LOSSES.values(), loss))
+  POLICY_LOSSES[name] = loss
+
+
+def option_keys() -> dict[str, keys.Key]:
+  """The options of all losses: keys of the section `loss`."""
+  return keys.union(known.options for known in POLICY_LOSSES.values())
+
+
+for _module in pkgutil.iter_modules(__path__):
+  _tables = importlib.import_module(f"{__name__}.{_module.name}")
+  for _name, _loss in getattr(_tables, "LOSSES", {}).items():
+    register(_name, _loss)
