@@ -25,7 +25,6 @@ def t2po(c: ConfigDict) -> None:
   c.rollout.filter_groups = False
   c.advantage.estimator = "gigpo"
   c.advantage.discount = 0.95
-  c.advantage.norm_std = True
   c.loss.kind = "ppo"
   c.loss.clip_low = c.loss.clip_high = 0.2
   c.loss.aggregation = "token_mean"
@@ -129,7 +128,7 @@ def grpo(c: ConfigDict) -> None:
 def dr_grpo(c: ConfigDict) -> None:
   """Dr. GRPO (arXiv 2503.20783): no deviation, no length in the divisor."""
   grpo(c)
-  c.advantage.norm_std = False
+  c.advantage.norm = "mean_norm"
   c.loss.aggregation = "seq_mean_token_sum_norm"
 
 

@@ -28,6 +28,7 @@ from t2po_jax.learning import (
   optimizers,
   policy_losses,
 )
+from t2po_jax.learning.estimators import modulation
 from t2po_jax.models import critic, decoder
 from t2po_jax.rollout import collect
 
@@ -248,6 +249,11 @@ class Advantage:
   estimator: str = key(
     "gigpo",
     "One of `learning/estimators`, or `package.module:NAME` of another.",
+  )
+  modulation: str = key(
+    "off",
+    "Factors on what the estimator finds: `aem`, sure turns learn more.",
+    choices=lambda: ("off", *modulation.MODULATIONS),
   )
 
 

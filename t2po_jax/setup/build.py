@@ -33,7 +33,7 @@ from t2po_jax.learning import (
   optimizers,
   policy_losses,
 )
-from t2po_jax.learning.estimators import episodes
+from t2po_jax.learning.estimators import episodes, modulation
 from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import critic as critics
@@ -445,4 +445,7 @@ def estimate(
   config: settings.Config, data: episodes.Episodes
 ) -> episodes.Advantages:
   """Advantages of a rollout by the configured estimator."""
-  return estimator(config).estimate(data, config.advantage)
+  found = estimator(config).estimate(data, config.advantage)
+  return modulation.apply(
+    config.advantage.modulation, data, found, config.advantage
+  )

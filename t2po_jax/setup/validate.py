@@ -11,6 +11,7 @@ from t2po_jax import keys
 from t2po_jax.configs import base as settings
 from t2po_jax.control import uncertainty
 from t2po_jax.learning import collapse_guard, estimators, lora, policy_losses
+from t2po_jax.learning.estimators import modulation
 from t2po_jax.setup import build
 
 _GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
@@ -125,8 +126,11 @@ def _check_unused(config: settings.Config) -> None:
   """Settings that differ from their default and that nothing reads."""
   advantage, loss = config.advantage, config.loss
   estimator = build.estimator(config)
-  signal = uncertainty.SIGNALS[config.control.signal]
   used = {f"advantage.{key}" for key in estimator.keys}
+  if advantage.modulation != "off":
+    factor = modulation.MODULATIONS[advantage.modulation]
+    used |= {f"advantage.{key}" for key in keys.keys_of(factor.options)}
+  signal = uncertainty.SIGNALS[config.control.signal]
   used |= {f"control.{name}" for name in keys.keys_of(signal.options)}
   used |= {
     f"loss.{name}" for name in policy_losses.POLICY_LOSSES[loss.kind].keys

@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 
 from t2po_jax import keys
-from t2po_jax.learning.estimators import episodes
+from t2po_jax.learning.estimators import episodes, modulation
 
 ESTIMATORS: dict[str, episodes.Estimator] = {}
 
@@ -39,8 +39,11 @@ def register(name: str, estimator: episodes.Estimator) -> None:
 
 
 def option_keys() -> dict[str, keys.Key]:
-  """The options of all estimators: keys of the section `advantage`."""
-  return keys.union(known.options for known in ESTIMATORS.values())
+  """The options of all estimators and modulations: keys of `advantage`."""
+  return keys.union(
+    known.options
+    for known in (*ESTIMATORS.values(), *modulation.MODULATIONS.values())
+  )
 
 
 def find(name: str) -> episodes.Estimator:

@@ -9,26 +9,38 @@ import numpy as np
 from t2po_jax import keys, masked
 from t2po_jax.learning.estimators import episodes, groups
 
-NORMS = ("mean_norm", "mean_std_norm")
-
 
 @dataclasses.dataclass(frozen=True)
 class GigpoOptions(groups.GroupOptions, episodes.Discounted):
   """Options of `gigpo`."""
 
   step_weight: float = keys.key(1.0, "Weight of the step advantage.")
-  step_norm: str = keys.key(
-    "mean_norm",
-    "The step advantage is the distance to its cluster's mean, or that over "
-    "the cluster's standard deviation.",
-    choices=NORMS,
-  )
   similarity: float = keys.key(
     1.0,
     "Observations with at least this difflib ratio share a cluster; 1 = only "
     "equal ones.",
     least=0,
     most=1,
+  )
+  autojunk: bool = keys.key(
+    False,
+    "Whether difflib may ignore frequent characters of texts from 200 on, as "
+    "the reference code lets it: a coarse, asymmetric ratio.",
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class HgpoOptions(groups.Normed, episodes.Discounted, episodes.Penalized):
+  """Options of `hgpo`."""
+
+  context_turns: int = keys.key(
+    2, "h, most observations before the current one that are compared.", least=0
+  )
+  context_exponent: float = keys.key(
+    1.0, "alpha, how much more a longer common context weighs.", least=0
+  )
+  context_base: bool = keys.key(
+    False, "Whether the episode advantage is the level below all."
   )
 
 
@@ -37,44 +49,46 @@ def gigpo(
   *,
   discount: float = 0.95,
   step_weight: float = 1.0,
-  step_norm: str = "mean_norm",
   similarity: float = 1.0,
-  norm_std: bool = True,
+  autojunk: bool = False,
+  norm: str = "mean_std_norm",
   per: str = "trajectory",
+  penalty: str = "reward",
 ) -> episodes.Advantages:
   """Group-in-group advantage (GiGPO, arXiv 2505.10978).
 
   A = A_episode + w A_step. A_episode is `grpo`. For A_step the turns of a task
   group that start from the same observation form a cluster, and a turn's
-  return-to-go is compared with its cluster's mean.
+  return-to-go is compared with its cluster's mean; divided by the standard
+  deviation + 1e-6 or not, as A_episode is.
 
   Args:
     data: the episodes, with anchors.
     discount: beta of the return-to-go.
     step_weight: w.
-    step_norm: `mean_norm`, or `mean_std_norm` to divide by the cluster's
-      deviation + 1e-6 as well.
     similarity: 1 clusters equal anchors; below, see `cluster_anchors`.
-    norm_std: of A_episode, see `grpo`.
-    per: of A_episode, see `grpo`; a cluster always counts turns.
+    autojunk: see `cluster_anchors`.
+    norm: of both parts, see `groups.grpo`.
+    per: of A_episode, see `groups.grpo`; a cluster always counts turns.
+    penalty: of both parts, see `episodes.Penalized`.
 
   Returns:
     One value per turn; 0 for the step part of a turn alone in its cluster.
 
   Raises:
-    ValueError: for an unknown norm or missing anchors.
+    ValueError: for an unknown norm, or missing anchors.
   """
-  if step_norm not in NORMS:
-    raise ValueError(f"step_norm: found {step_norm!r}, expected one of {NORMS}")
   anchors = episodes.required(data.anchors, "anchors", "gigpo")
-  episode = groups.grpo(data, norm_std=norm_std, per=per)
-  to_go = [episodes.returns_to_go(r, discount=discount) for r in data.rewards]
+  episode = groups.grpo(data, norm=norm, per=per, penalty=penalty)
+  to_go = data.turn_returns_to_go(discount, penalty)
   step = [np.zeros(len(r)) for r in data.rewards]
   sizes = []
   for members in episodes.groups(data):
     places = [(e, k) for e in members for k in range(len(step[e]))]
     labels = cluster_anchors(
-      [anchors[e][k] for e, k in places], similarity=similarity
+      [anchors[e][k] for e, k in places],
+      similarity=similarity,
+      autojunk=autojunk,
     )
     found = np.array([to_go[e][k] for e, k in places])
     for label in range(max(labels) + 1):
@@ -83,7 +97,7 @@ def gigpo(
       if len(inside) < 2:
         continue
       centred = found[inside] - np.mean(found[inside])
-      if step_norm == "mean_std_norm":
+      if norm == "mean_std_norm":
         deviation = np.std(found[inside], ddof=1)
         centred = centred / (deviation + masked.SPREAD_EPSILON)
       for place, value in zip(inside, centred, strict=True):
@@ -102,17 +116,20 @@ def gigpo(
 
 
 def cluster_anchors(
-  anchors: Sequence[Hashable], *, similarity: float
+  anchors: Sequence[Hashable], *, similarity: float, autojunk: bool = False
 ) -> np.ndarray:
   """Labels anchors with their cluster.
 
   Greedy in the given order: an anchor joins the first cluster whose first
-  member it resembles, with a `difflib` ratio of at least `similarity` (without
-  difflib's shortcut for long texts), else it begins a new cluster.
+  member it resembles, with a `difflib` ratio of at least `similarity`, else it
+  begins a new cluster.
 
   Args:
     anchors: observations; strings if similarity is below 1.
     similarity: from 0 to 1; 1 means equality.
+    autojunk: difflib's shortcut for texts of 200 characters or more, which
+      ignores frequent characters: of two observations that differ in a word
+      the ratio may fall below a half. The reference code uses it.
 
   Returns:
     [len(anchors)] int labels, 0, 1, ... in order of first appearance.
@@ -135,13 +152,97 @@ def cluster_anchors(
     if seen[anchor] == clusters:
       clusters += 1
       if similarity < 1.0:
-        leaders.append(difflib.SequenceMatcher(None, "", text, autojunk=False))
+        leaders.append(
+          difflib.SequenceMatcher(None, "", text, autojunk=autojunk)
+        )
   return np.array([seen[anchor] for anchor in anchors], int)
+
+
+def hgpo(
+  data: episodes.Episodes,
+  *,
+  discount: float = 0.95,
+  context_turns: int = 2,
+  context_exponent: float = 1.0,
+  context_base: bool = False,
+  norm: str = "mean_std_norm",
+  penalty: str = "reward",
+) -> episodes.Advantages:
+  """Hierarchy-of-groups advantage (HGPO, arXiv 2602.22817).
+
+  Level l, from 1 to h + 1, clusters the turns of a task group whose last l
+  observations are equal. In every cluster of two or more A_l = (R^k - mean) /
+  (std + 1e-6), with the population's deviation; A = sum_l w_l A_l with w_l =
+  (l + 1)^alpha over the sum of these of all levels whose A_l is not 0. There
+  is no episode part beside it.
+
+  Args:
+    data: the episodes, with anchors.
+    discount: beta of the return-to-go R^k.
+    context_turns: h, the observations of the past that a prompt shows.
+    context_exponent: alpha.
+    context_base: whether the episode advantage (ddof 1, a turn counting once)
+      is level 0, with weight 1.
+    norm: `mean_norm` leaves the division out.
+    penalty: see `episodes.Penalized`; the reference charges the return.
+
+  Returns:
+    One value per turn.
+
+  Raises:
+    ValueError: for an unknown norm, or missing anchors.
+  """
+  groups.check_norm(norm)
+  anchors = episodes.required(data.anchors, "anchors", "hgpo")
+  to_go = data.turn_returns_to_go(discount, penalty)
+  base = groups.grpo(data, norm=norm, per="turn", penalty=penalty)
+  total = [np.zeros(len(r)) for r in data.rewards]
+  weights = [np.zeros(len(r)) for r in data.rewards]
+
+  def add(e: int, k: int, level: int, value: float) -> None:
+    if value != 0.0:
+      weight = (level + 1.0) ** context_exponent
+      total[e][k] += weight * value
+      weights[e][k] += weight
+
+  for members in episodes.groups(data):
+    if context_base:
+      for e in members:
+        for k, value in enumerate(base.turns[e]):
+          add(e, k, 0, value)
+    for level in range(1, context_turns + 2):
+      clusters: dict[tuple[str, ...], list[tuple[int, int]]] = {}
+      for e in members:
+        for k in range(level - 1, len(anchors[e])):
+          context = tuple(anchors[e][k - level + 1 : k + 1])
+          clusters.setdefault(context, []).append((e, k))
+      for places in clusters.values():
+        found = np.array([to_go[e][k] for e, k in places])
+        if len(found) < 2:
+          continue
+        spread = 1.0
+        if norm == "mean_std_norm":
+          spread = np.std(found) + masked.SPREAD_EPSILON
+        centred = (found - np.mean(found)) / spread
+        for (e, k), value in zip(places, centred, strict=True):
+          add(e, k, level, value)
+  turns = tuple(
+    t / (w + masked.SPREAD_EPSILON) for t, w in zip(total, weights, strict=True)
+  )
+  alone = sum(
+    int(np.sum(weights[e] == 0.0)) for e in np.flatnonzero(data.counted)
+  )
+  return episodes.Advantages(
+    turns, base.metrics | {"advantage/lone_turns": float(alone)}
+  )
 
 
 ESTIMATORS = {
   "gigpo": episodes.Estimator(
     gigpo, GigpoOptions, frozenset({"anchors"}), grouped=True
+  ),
+  "hgpo": episodes.Estimator(
+    hgpo, HgpoOptions, frozenset({"anchors"}), grouped=True
   ),
 }
 

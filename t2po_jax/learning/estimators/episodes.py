@@ -5,9 +5,10 @@ are unbiased (ddof 1). Aborted trajectories, and those without a turn, take
 part in no statistic and get advantage 0.
 
 Deliberate differences from the paper's reference code (arXiv 2605.02178):
-penalties are part of the reward of their turn, before discounting, where the
-reference subtracts them from the return; a group of one gets advantage 0 and
-is counted, not treated as mean 0 and deviation 1.
+penalties are part of the reward of their turn, before discounting, unless an
+estimator is told to subtract them from the return as the reference does; a
+group of one gets advantage 0 and is counted, not treated as mean 0 and
+deviation 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -40,6 +41,8 @@ class Episodes:
     entropies: per trajectory [K] float nats, mean token entropy of each turn;
       for `empg`.
     baselines: [E] float, return of a greedy rollout of the task; for `remax`.
+    penalties: per trajectory [K] float, what `rewards` already lack; needed to
+      charge them to returns.
   """
 
   groups: np.ndarray
@@ -50,16 +53,17 @@ class Episodes:
   sampled: Tokens | None = None
   entropies: Ragged | None = None
   baselines: np.ndarray | None = None
+  penalties: Ragged | None = None
 
   def __post_init__(self) -> None:
     count = len(self.rewards)
     for name in ("groups", "aborted", "anchors", "values", "sampled"):
       _check_length(name, getattr(self, name), count)
-    for name in ("entropies", "baselines"):
+    for name in ("entropies", "baselines", "penalties"):
       _check_length(name, getattr(self, name), count)
     if any(len(turn) == 0 for turns in self.values or () for turn in turns):
       raise ValueError("values: found a turn of 0 tokens, expected 1 or more")
-    for name in ("anchors", "values", "sampled", "entropies"):
+    for name in ("anchors", "values", "sampled", "entropies", "penalties"):
       for e, field in enumerate(getattr(self, name) or ()):
         if len(field) != len(self.rewards[e]):
           raise ValueError(
@@ -72,6 +76,29 @@ class Episodes:
     """[E] bool, the trajectories that take part in the statistics."""
     lengths = np.array([len(r) for r in self.rewards], int)
     return ~np.asarray(self.aborted, bool) & (lengths > 0)
+
+  def turn_returns(self, penalty: str) -> Ragged:
+    """Per trajectory [K] undiscounted returns; see `Penalized`."""
+    if penalty == "reward":
+      return broadcast(self.returns, self)
+    gross, penalties = self._uncharged()
+    return tuple(np.sum(r) - p for r, p in zip(gross, penalties, strict=True))
+
+  def turn_returns_to_go(self, discount: float, penalty: str) -> Ragged:
+    """Per trajectory [K] discounted returns-to-go; see `Penalized`."""
+    if penalty == "reward":
+      return tuple(returns_to_go(r, discount=discount) for r in self.rewards)
+    gross, penalties = self._uncharged()
+    return tuple(
+      returns_to_go(r, discount=discount) - p
+      for r, p in zip(gross, penalties, strict=True)
+    )
+
+  def _uncharged(self) -> tuple[Ragged, Ragged]:
+    """Rewards without penalties, and the penalties."""
+    penalties = required(self.penalties, "penalties", "penalty='return'")
+    gross = tuple(r + p for r, p in zip(self.rewards, penalties, strict=True))
+    return gross, penalties
 
   @property
   def returns(self) -> np.ndarray:
@@ -160,6 +187,21 @@ class Discounted:
   )
 
 
+PENALTIES = ("reward", "return")
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalized:
+  """Where a turn's penalty is charged."""
+
+  penalty: str = keys.key(
+    "reward",
+    "Penalties are part of their turn's `reward`, so that earlier turns share "
+    "them, or come off its `return`, so that they cost their own turn alone.",
+    choices=PENALTIES,
+  )
+
+
 def episodes(trajectories: Sequence[types.Trajectory]) -> Episodes:
   """Reads what the critic-free estimators need from trajectories."""
   return Episodes(
@@ -176,6 +218,9 @@ def episodes(trajectories: Sequence[types.Trajectory]) -> Episodes:
     entropies=tuple(
       np.array([_sampled_entropy(turn.response) for turn in t.turns], float)
       for t in trajectories
+    ),
+    penalties=tuple(
+      np.array([turn.penalty for turn in t.turns], float) for t in trajectories
     ),
   )
 

@@ -14,17 +14,23 @@ from t2po_jax.learning.estimators import episodes
 PER = ("trajectory", "turn")
 
 
+NORMS = ("mean_std_norm", "mean_norm")
+
+
 @dataclasses.dataclass(frozen=True)
 class Normed:
-  """How a group's returns are scaled."""
+  """How returns are scaled."""
 
-  norm_std: bool = keys.key(
-    True, "Divide by the standard deviation of the group."
+  norm: str = keys.key(
+    "mean_std_norm",
+    "Returns less the mean of their group, or that over its standard "
+    "deviation as well; in `gigpo` and `hgpo` the same for their clusters.",
+    choices=NORMS,
   )
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupOptions(Normed):
+class GroupOptions(Normed, episodes.Penalized):
   """Options of `grpo`."""
 
   per: str = keys.key(
@@ -48,7 +54,11 @@ class EmpgOptions(Normed):
 
 
 def grpo(
-  data: episodes.Episodes, *, norm_std: bool = True, per: str = "trajectory"
+  data: episodes.Episodes,
+  *,
+  norm: str = "mean_std_norm",
+  per: str = "trajectory",
+  penalty: str = "reward",
 ) -> episodes.Advantages:
   """Group-relative advantage (GRPO, arXiv 2402.03300).
 
@@ -56,27 +66,76 @@ def grpo(
 
   Args:
     data: the episodes.
-    norm_std: whether to divide by the deviation; off is Dr. GRPO (arXiv
-      2503.20783).
+    norm: `mean_std_norm`, or `mean_norm` not to divide by the deviation: Dr.
+      GRPO (arXiv 2503.20783).
     per: `trajectory` counts each trajectory once, `turn` once per turn.
+    penalty: see `episodes.Penalized`; charged to `return`, a trajectory that
+      counts once counts with its first turn, as in the reference code.
 
   Returns:
-    One value per trajectory, at each of its turns.
+    One value per turn; the same at all turns of a trajectory unless penalties
+    are charged to `return`.
 
   Raises:
-    ValueError: for an unknown `per`.
+    ValueError: for an unknown `norm` or `per`, or missing penalties.
   """
+  check_norm(norm)
   if per not in PER:
     raise ValueError(f"per: found {per!r}, expected one of {PER}")
-  lengths = np.array([len(r) for r in data.rewards], int)
-  weights = lengths if per == "turn" else np.ones_like(lengths)
-  returns = data.returns
-  values = np.zeros(len(lengths))
+  scores = data.turn_returns(penalty)
+  turns = [np.zeros(len(r)) for r in data.rewards]
   for members in episodes.groups(data):
-    rows = np.repeat(returns[members], weights[members])
-    centred = returns[members] - np.mean(rows)
-    spread = np.std(rows, ddof=1) + masked.SPREAD_EPSILON if norm_std else 1.0
-    values[members] = centred / spread
+    rows = np.concatenate(
+      [scores[e] if per == "turn" else scores[e][:1] for e in members]
+    )
+    mean, spread = np.mean(rows), 1.0
+    if norm == "mean_std_norm":
+      spread = np.std(rows, ddof=1) + masked.SPREAD_EPSILON
+    for e in members:
+      turns[e] = (scores[e] - mean) / spread
+  return episodes.Advantages(tuple(turns), episodes.group_metrics(data))
+
+
+def check_norm(norm: str) -> None:
+  """Refuses an unknown norm."""
+  if norm not in NORMS:
+    raise ValueError(f"norm: found {norm!r}, expected one of {NORMS}")
+
+
+def maxrl(data: episodes.Episodes) -> episodes.Advantages:
+  """Advantages of maximum likelihood RL (MaxRL, arXiv 2602.02710).
+
+  A = (R - mean) / (mean + 1e-6) of the episode return R in its group: the
+  rarer success is, the more it teaches. Meant for returns of at least 0;
+  groups whose mean is not positive get 0.
+  """
+  returns = data.returns
+  values = np.zeros(len(data.rewards))
+  for members in episodes.groups(data):
+    mean = np.mean(returns[members])
+    if mean > 0:
+      values[members] = (returns[members] - mean) / (
+        mean + masked.SPREAD_EPSILON
+      )
+  return episodes.Advantages(
+    episodes.broadcast(values, data), episodes.group_metrics(data)
+  )
+
+
+def opo(data: episodes.Episodes) -> episodes.Advantages:
+  """Optimal baseline on policy (OPO, arXiv 2505.23585).
+
+  A_i = R_i - sum_j l_j R_j / sum_j l_j over the group, l the number of sampled
+  tokens of a trajectory (its turns where `sampled` is missing): the baseline
+  of least variance if a trajectory's squared gradient grows with its length.
+  """
+  returns = data.returns
+  values = np.zeros(len(data.rewards))
+  for members in episodes.groups(data):
+    lengths = np.array([_length(data, e) for e in members], float)
+    if np.sum(lengths) > 0:
+      baseline = np.sum(lengths * returns[members]) / np.sum(lengths)
+      values[members] = returns[members] - baseline
   return episodes.Advantages(
     episodes.broadcast(values, data), episodes.group_metrics(data)
   )
@@ -164,7 +223,7 @@ def empg(
   entropy_scale: float = 1.0,
   clarity_scale: float = 1.0,
   clarity_weight: float = 0.05,
-  norm_std: bool = True,
+  norm: str = "mean_std_norm",
 ) -> episodes.Advantages:
   """Entropy-modulated group advantage (EMPG, arXiv 2509.09265).
 
@@ -178,7 +237,7 @@ def empg(
     entropy_scale: k.
     clarity_scale: k'.
     clarity_weight: zeta.
-    norm_std: of the group advantage, see `grpo`.
+    norm: of the group advantage, see `grpo`.
 
   Returns:
     One value per turn.
@@ -187,7 +246,7 @@ def empg(
     ValueError: if the entropies are missing.
   """
   entropies = episodes.required(data.entropies, "entropies", "empg")
-  base = grpo(data, norm_std=norm_std)
+  base = grpo(data, norm=norm)
   kept = np.flatnonzero(episodes.paired(data))
   turns = [np.zeros(len(r)) for r in data.rewards]
   if len(kept) == 0:
@@ -208,6 +267,8 @@ def empg(
 
 ESTIMATORS = {
   "grpo": episodes.Estimator(grpo, GroupOptions, grouped=True),
+  "maxrl": episodes.Estimator(maxrl, episodes.NoOptions, grouped=True),
+  "opo": episodes.Estimator(opo, episodes.NoOptions, grouped=True),
   "rloo": episodes.Estimator(rloo, episodes.NoOptions, grouped=True),
   "reinforce_pp": episodes.Estimator(reinforce_pp, episodes.Discounted),
   "reinforce_pp_baseline": episodes.Estimator(
@@ -220,3 +281,10 @@ ESTIMATORS = {
     empg, EmpgOptions, frozenset({"entropies"}), grouped=True
   ),
 }
+
+
+def _length(data: episodes.Episodes, e: int) -> int:
+  """Sampled tokens of a trajectory, or its turns."""
+  if data.sampled is None:
+    return len(data.rewards[e])
+  return int(sum(np.sum(turn) for turn in data.sampled[e]))

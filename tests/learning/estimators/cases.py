@@ -7,7 +7,14 @@ import numpy as np
 from t2po_jax.learning.estimators import episodes
 
 EPS = 1e-6
-BASELINES = ("grpo", "gigpo", "rloo", "reinforce_pp_baseline", "empg")
+BASELINES = (
+  "grpo",
+  "gigpo",
+  "opo",
+  "rloo",
+  "reinforce_pp_baseline",
+  "empg",
+)
 
 
 def mean(values):
@@ -36,6 +43,7 @@ def random(seed, *, groups=3, size=4, aborted=True):
     ),
     entropies=tuple(rng.uniform(size=k) for k in turns),
     baselines=rng.normal(size=count),
+    penalties=tuple(0.1 * (rng.uniform(size=k) < 0.5) for k in turns),
   )
 
 
@@ -54,6 +62,7 @@ def reorder(data, order):
     sampled=pick(data.sampled),
     entropies=pick(data.entropies),
     baselines=data.baselines[order],
+    penalties=pick(data.penalties),
   )
 
 

@@ -21,7 +21,7 @@ class GrpoTest(parameterized.TestCase):
     found = groups.grpo(data).turns
     np.testing.assert_allclose(found[0], [1 / deviation] * 2)
     np.testing.assert_allclose(found[1], [-1 / deviation])
-    found = groups.grpo(data, norm_std=False).turns
+    found = groups.grpo(data, norm="mean_norm").turns
     np.testing.assert_array_equal(found[0], [1.0, 1.0])
     # Three rows: 3, 3 and 1.
     found = groups.grpo(data, per="turn").turns
@@ -29,10 +29,10 @@ class GrpoTest(parameterized.TestCase):
       found[1], [(1 - 7 / 3) / (math.sqrt(4 / 3) + cases.EPS)]
     )
 
-  @parameterized.product(per=groups.PER, norm_std=(True, False))
-  def test_equals_loop(self, per, norm_std):
+  @parameterized.product(per=groups.PER, norm=groups.NORMS)
+  def test_equals_loop(self, per, norm):
     data = cases.random(5)
-    found = groups.grpo(data, per=per, norm_std=norm_std)
+    found = groups.grpo(data, per=per, norm=norm)
     for e, rewards in enumerate(data.rewards):
       rows = []
       for other, others in enumerate(data.rewards):
@@ -41,7 +41,8 @@ class GrpoTest(parameterized.TestCase):
       expected = 0.0
       if not data.aborted[e]:
         expected = sum(rewards) - cases.mean(rows)
-        expected /= cases.std(rows) + cases.EPS if norm_std else 1.0
+        if norm == "mean_std_norm":
+          expected /= cases.std(rows) + cases.EPS
       np.testing.assert_allclose(found.turns[e], expected, atol=1e-9)
 
   def test_equal_returns_give_zero(self):
@@ -52,12 +53,76 @@ class GrpoTest(parameterized.TestCase):
     self.assertEqual([t.tolist() for t in found.turns], [[0, 0], [0], [0, 0]])
     self.assertEqual(found.metrics["advantage/equal_groups"], 1.0)
 
-  def test_unknown_per(self):
+  def test_unknown_options(self):
+    with self.assertRaisesRegex(ValueError, "norm: found 'mean'"):
+      groups.grpo(cases.random(0), norm="mean")
     with self.assertRaisesRegex(ValueError, "per: found 'token'"):
       groups.grpo(cases.random(0), per="token")
 
 
 class BaselineTest(parameterized.TestCase):
+  def test_maxrl(self):
+    data = episodes.Episodes(
+      groups=np.array([0, 0, 0, 0, 1, 1, 2, 2]),
+      rewards=tuple(np.array([r]) for r in (1.0, 0, 0, 0, 0, 0, 3.0, 1.0)),
+      aborted=np.zeros(8, bool),
+    )
+    found = np.concatenate(groups.maxrl(data).turns)
+    # One of four succeeds: (1 - 1/4) / (1/4) = 3; a mean of 0 gives 0.
+    expected = [3, -1, -1, -1, 0, 0, 0.5, -0.5]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+  def test_maxrl_equals_loop(self):
+    data = cases.random(20)
+    found = groups.maxrl(data)
+    positive = 0
+    for e, rewards in enumerate(data.rewards):
+      group = [
+        sum(r)
+        for r, g, gone in zip(
+          data.rewards, data.groups, data.aborted, strict=True
+        )
+        if g == data.groups[e] and not gone
+      ]
+      expected = 0.0
+      if not data.aborted[e] and len(group) > 1 and cases.mean(group) > 0:
+        expected = sum(rewards) - cases.mean(group)
+        expected /= cases.mean(group) + cases.EPS
+        positive += 1
+      np.testing.assert_allclose(found.turns[e], expected, atol=1e-9)
+    self.assertBetween(positive, 1, 11)
+
+  def test_opo(self):
+    data = episodes.Episodes(
+      groups=np.zeros(2, int),
+      rewards=(np.array([0.0, 1.0]), np.array([0.0])),
+      aborted=np.zeros(2, bool),
+      sampled=(
+        (np.ones(2, bool), np.array([True, False])),
+        (np.ones(1, bool),),
+      ),
+    )
+    # Three tokens returned 1, one token 0: the baseline is 3/4.
+    found = groups.opo(data).turns
+    np.testing.assert_allclose(found[0], [0.25, 0.25])
+    np.testing.assert_allclose(found[1], [-0.75])
+    # Without token counts turns count: 2/3.
+    found = groups.opo(cases.replace(data, sampled=None)).turns
+    np.testing.assert_allclose(found[1], [-2 / 3])
+
+  def test_opo_equals_loop(self):
+    data = cases.random(21, aborted=False)
+    found = groups.opo(data)
+    for e, rewards in enumerate(data.rewards):
+      top = bottom = 0.0
+      for other in np.flatnonzero(data.groups == data.groups[e]):
+        tokens = sum(sum(map(int, turn)) for turn in data.sampled[other])
+        top += tokens * sum(data.rewards[other])
+        bottom += tokens
+      np.testing.assert_allclose(
+        found.turns[e], sum(rewards) - top / bottom, atol=1e-9
+      )
+
   def test_rloo(self):
     data = cases.random(7)
     found = groups.rloo(data)

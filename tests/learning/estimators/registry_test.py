@@ -51,6 +51,7 @@ class EveryEstimatorTest(parameterized.TestCase):
       sampled=(*data.sampled, (nan > 0, nan > 0), (), ()),
       entropies=(*data.entropies, nan, np.zeros(0), np.zeros(0)),
       baselines=np.append(data.baselines, [np.nan, 0.0, 0.0]),
+      penalties=(*data.penalties, nan, np.zeros(0), np.zeros(0)),
     )
     found = estimators.ESTIMATORS[name].function(more)
     for e, turns in enumerate(clean.turns):
