@@ -93,4 +93,29 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.eval.tasks = 140
 
 
-PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}
+def paper(c: base.ConfigDict) -> None:
+  """The setting of arXiv 2605.02178; see `models.paper`.
+
+  Not yet run.
+  """
+  qwen3_4b(c)
+  models.paper(c)
+  c.rollout.memory = 2  # Its script: history length.
+  c.advantage.norm = "mean_std_norm"  # Its script: mode of GiGPO.
+  c.loss.kl = "k3"  # Its script: low-variance KL to the reference.
+  c.loss.kl_coefficient = 0.01  # Its script.
+  c.loss.entropy_coefficient = 0.001  # Its script.
+
+
+def paper_code(c: base.ConfigDict) -> None:
+  """The same as its released code has it, where that differs from the text."""
+  paper(c)
+  models.paper_code(c)
+
+
+PRESETS = {
+  "smollm2": smollm2,
+  "qwen3-4b": qwen3_4b,
+  "paper": paper,
+  "paper-code": paper_code,
+}

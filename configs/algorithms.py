@@ -11,7 +11,32 @@ from typing import TypeAlias
 
 from ml_collections import config_dict
 
+from t2po_jax.learning import estimators, policy_losses
+
 ConfigDict: TypeAlias = config_dict.ConfigDict
+
+
+def _estimate(c: ConfigDict, name: str) -> None:
+  """Takes an estimator; options it does not have get their defaults."""
+  c.advantage.estimator = name
+  c.advantage.modulation = "off"
+  for key, option in estimators.option_keys().items():
+    if key not in estimators.ESTIMATORS[name].keys:
+      c.advantage[key] = option.default
+
+
+def _minimise(c: ConfigDict, kind: str) -> None:
+  """Takes a policy loss; all options of losses get their defaults."""
+  loss = policy_losses.POLICY_LOSSES[kind]
+  c.loss.kind = kind
+  c.loss.aggregation = loss.aggregation or "token_mean"
+  for key, option in policy_losses.option_keys().items():
+    c.loss[key] = option.default
+
+
+def _gigpo_norm(c: ConfigDict) -> str:
+  """How the published scripts scale GiGPO's returns on a task."""
+  return "mean_norm" if c.env.name == "webshop" else "mean_std_norm"
 
 
 def t2po(c: ConfigDict) -> None:
@@ -22,12 +47,14 @@ def t2po(c: ConfigDict) -> None:
     c.control.thinking.epsilon = "auto(0.2)"
   c.control.resampling.max_tries = 2
   c.reward.drop_void = False
+  c.control.thinking.closing = ""
+  c.reward.overlong_penalty = 0.0
+  c.reward.overlong_buffer = 0
   c.rollout.filter_groups = False
-  c.advantage.estimator = "gigpo"
+  _estimate(c, "gigpo")
   c.advantage.discount = 0.95
-  c.loss.kind = "ppo"
-  c.loss.clip_low = c.loss.clip_high = 0.2
-  c.loss.aggregation = "token_mean"
+  c.advantage.norm = _gigpo_norm(c)
+  _minimise(c, "ppo")
 
 
 def off(c: ConfigDict) -> None:
@@ -102,27 +129,33 @@ def confidence(c: ConfigDict) -> None:
 
 
 def released(c: ConfigDict) -> None:
-  """T2PO on the signal and the rule of the paper's released code."""
+  """T2PO with the signal, rule and thresholds of the paper's released code.
+
+  Its turn score is an arithmetic mean and it forces `</think>` alone.
+  """
   t2po(c)
   c.control.signal = "released"
+  c.control.thinking.closing = "</think>"
+  c.control.resampling.eta = "0.3"
 
 
 def ppo(c: ConfigDict) -> None:
   """PPO (arXiv 1707.06347): a critic, advantages across tokens and turns."""
   off(c)
-  c.advantage.estimator = "gae"
+  _estimate(c, "gae")
 
 
 def ppo_turn(c: ConfigDict) -> None:
   """PPO with a turn as one action."""
   off(c)
-  c.advantage.estimator = "gae_turn"
+  _estimate(c, "gae_turn")
 
 
 def grpo(c: ConfigDict) -> None:
   """GRPO (arXiv 2402.03300)."""
   off(c)
-  c.advantage.estimator = "grpo"
+  _estimate(c, "grpo")
+  c.advantage.norm = "mean_std_norm"
 
 
 def dr_grpo(c: ConfigDict) -> None:
@@ -135,16 +168,15 @@ def dr_grpo(c: ConfigDict) -> None:
 def gspo(c: ConfigDict) -> None:
   """GSPO (arXiv 2507.18071): the ratio of whole responses."""
   grpo(c)
-  c.loss.kind = "gspo"
+  _minimise(c, "gspo")
   c.loss.clip_low = 3e-4
   c.loss.clip_high = 4e-4
-  c.loss.aggregation = "seq_mean_token_mean"
 
 
 def cispo(c: ConfigDict) -> None:
   """CISPO (arXiv 2506.13585): clipped weights, every token keeps a gradient."""
   grpo(c)
-  c.loss.kind = "cispo"
+  _minimise(c, "cispo")
   c.loss.clip_low = 1.0
   c.loss.clip_high = 4.0
 
@@ -152,14 +184,13 @@ def cispo(c: ConfigDict) -> None:
 def sapo(c: ConfigDict) -> None:
   """SAPO (arXiv 2511.20347): a soft gate in place of the clip."""
   grpo(c)
-  c.loss.kind = "sapo"
-  c.loss.aggregation = "seq_mean_token_mean"
+  _minimise(c, "sapo")
 
 
 def gigpo(c: ConfigDict) -> None:
   """GiGPO (arXiv 2505.10978)."""
   off(c)
-  c.advantage.estimator = "gigpo"
+  _estimate(c, "gigpo")
 
 
 def gigpo_dapo(c: ConfigDict) -> None:
@@ -172,33 +203,134 @@ def gigpo_dapo(c: ConfigDict) -> None:
 def rloo(c: ConfigDict) -> None:
   """RLOO (arXiv 2402.14740)."""
   off(c)
-  c.advantage.estimator = "rloo"
+  _estimate(c, "rloo")
 
 
 def reinforce_pp(c: ConfigDict) -> None:
   """REINFORCE++ (arXiv 2501.03262)."""
   off(c)
+  _estimate(c, "reinforce_pp")
   c.advantage.discount = 1.0
-  c.advantage.estimator = "reinforce_pp"
 
 
 def reinforce_pp_baseline(c: ConfigDict) -> None:
   """REINFORCE++ with the group's mean as baseline."""
   off(c)
-  c.advantage.estimator = "reinforce_pp_baseline"
+  _estimate(c, "reinforce_pp_baseline")
 
 
 def remax(c: ConfigDict) -> None:
   """ReMax (arXiv 2310.10505): a greedy episode as baseline."""
   off(c)
+  _estimate(c, "remax")
   c.advantage.discount = 1.0
-  c.advantage.estimator = "remax"
 
 
 def empg(c: ConfigDict) -> None:
   """EMPG (arXiv 2509.09265): entropy-modulated group advantages."""
   off(c)
-  c.advantage.estimator = "empg"
+  _estimate(c, "empg")
+  c.advantage.norm = "mean_std_norm"
+
+
+def maxrl(c: ConfigDict) -> None:
+  """MaxRL (arXiv 2602.02710); returns must not be negative: no penalties."""
+  off(c)
+  _estimate(c, "maxrl")
+  c.reward.format_penalty = c.reward.invalid_penalty = 0.0
+
+
+def opo(c: ConfigDict) -> None:
+  """OPO (arXiv 2505.23585): the mean return weighted by length as baseline."""
+  off(c)
+  _estimate(c, "opo")
+
+
+def hgpo(c: ConfigDict) -> None:
+  """HGPO (arXiv 2602.22817): turns compared by what their prompts show."""
+  off(c)
+  _estimate(c, "hgpo")
+  c.advantage.norm = "mean_std_norm"
+  c.advantage.context_turns = c.rollout.memory
+  c.advantage.penalty = "return"
+
+
+def aem(c: ConfigDict) -> None:
+  """AEM (arXiv 2605.00425) on top of whatever came before: `grpo,aem`."""
+  c.advantage.modulation = "aem"
+
+
+def dapo(c: ConfigDict) -> None:
+  """DAPO (arXiv 2503.14476): four changes to GRPO.
+
+  Clip-higher, dynamic sampling, the mean over all tokens, and soft overlong
+  punishment over the last fifth of a response.
+  """
+  grpo(c)
+  c.rollout.filter_groups = True
+  c.loss.clip_high = 0.28
+  c.reward.overlong_penalty = 1.0
+  c.reward.overlong_buffer = c.rollout.max_response // 5
+
+
+def dppo_tv(c: ConfigDict) -> None:
+  """DPPO (arXiv 2602.04879) with the total variation."""
+  grpo(c)
+  _minimise(c, "dppo_tv")
+
+
+def dppo_kl(c: ConfigDict) -> None:
+  """DPPO (arXiv 2602.04879) with the KL divergence."""
+  grpo(c)
+  _minimise(c, "dppo_kl")
+  c.loss.divergence_low = c.loss.divergence_high = 0.05
+
+
+def ce_gppo(c: ConfigDict) -> None:
+  """CE-GPPO (arXiv 2509.20712): clipped tokens keep a bounded gradient."""
+  grpo(c)
+  _minimise(c, "ce_gppo")
+
+
+def clip_cov(c: ConfigDict) -> None:
+  """Clip-Cov (arXiv 2505.22617): some tokens that cost entropy are left out."""
+  grpo(c)
+  _minimise(c, "clip_cov")
+
+
+def kl_cov(c: ConfigDict) -> None:
+  """KL-Cov (arXiv 2505.22617): tokens that cost entropy pay a KL."""
+  grpo(c)
+  _minimise(c, "kl_cov")
+
+
+def icepop(c: ConfigDict) -> None:
+  """IcePop (arXiv 2510.18855) on top of whatever came before.
+
+  Tokens on which trainer and sampler disagree beyond a ratio of 0.5 to 5 take
+  no part.
+  """
+  c.loss.old_logprobs = "recompute"
+  c.loss.importance = "mask"
+  c.loss.importance_low = 0.5
+  c.loss.importance_cap = 5.0
+
+
+def turn_is(c: ConfigDict) -> None:
+  """Truncated importance weights of whole turns, on top of what came before."""
+  c.loss.old_logprobs = "recompute"
+  c.loss.importance = "turn_truncate"
+  c.loss.importance_low = 0.0
+  c.loss.importance_cap = 5.0
+
+
+def turn_rejection(c: ConfigDict) -> None:
+  """Turns on which trainer and sampler disagree are left out, likewise.
+
+  The geometric mean of their ratios must lie from 0.99 to 1.01.
+  """
+  c.loss.old_logprobs = "recompute"
+  c.loss.rejection = "geometric"
 
 
 def lora(c: ConfigDict) -> None:
@@ -235,6 +367,19 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
     reinforce_pp_baseline,
     remax,
     empg,
+    maxrl,
+    opo,
+    hgpo,
+    aem,
+    dapo,
+    dppo_tv,
+    dppo_kl,
+    ce_gppo,
+    clip_cov,
+    kl_cov,
+    icepop,
+    turn_is,
+    turn_rejection,
     lora,
   )
 }

@@ -23,6 +23,7 @@ from t2po_jax.control import resampling, uncertainty
 from t2po_jax.learning import (
   collapse_guard,
   estimators,
+  kl_control,
   losses,
   objectives,
   optimizers,
@@ -30,7 +31,7 @@ from t2po_jax.learning import (
 )
 from t2po_jax.learning.estimators import modulation
 from t2po_jax.models import critic, decoder
-from t2po_jax.rollout import collect
+from t2po_jax.rollout import collect, penalties
 
 ConfigDict: TypeAlias = config_dict.ConfigDict
 key = keys.key
@@ -179,6 +180,11 @@ class Thinking:
     450, "L_max: always fires here; the hard budget.", least=1
   )
   require_past_peak: bool = key(True, "Only after the signal's peak.")
+  closing: str = key(
+    "",
+    "Text that it forces, beginning with `</think>`; empty = the "
+    "environment's, which opens the action as well.",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +236,20 @@ class Reward:
     0.1, "Per response that breaks the grammar.", least=0
   )
   invalid_penalty: float = key(0.1, "Per action that is not possible.", least=0)
+  penalties: str = key(
+    "sum",
+    "What a response costs that is both.",
+    choices=penalties.COMBINATIONS,
+  )
+  overlong_penalty: float = key(
+    0.0,
+    "Of a response of `rollout.max_response` tokens (soft overlong punishment "
+    "of DAPO).",
+    least=0,
+  )
+  overlong_buffer: int = key(
+    0, "Tokens below that length over which it is approached.", least=0
+  )
   drop_void: bool = key(False, "Leave out episodes with a turn without action.")
   drop_overlong: bool = key(False, "Leave out responses that were cut off.")
   kl: str = key("off", "KL to the reference, charged per turn.", choices=_KL)
@@ -238,7 +258,13 @@ class Reward:
     0.0, "nats per token; the coefficient follows; 0 = fixed.", least=0
   )
   kl_horizon: float = key(
-    10_000.0, "Trajectories over which it follows.", least=1
+    10_000.0, "Trajectories, or turns, over which it follows.", least=1
+  )
+  kl_mean: str = key(
+    "token",
+    "What the KL that it follows is a mean of: all tokens, counting "
+    "trajectories, or the means of turns, counting turns (the reference).",
+    choices=kl_control.MEANS,
   )
 
 

@@ -85,4 +85,31 @@ def deep(c: base.ConfigDict) -> None:
   c.train.row_tokens = 256
 
 
-PRESETS = {"deep": deep, "smollm2": smollm2, "qwen3-4b": qwen3_4b}
+def paper(c: base.ConfigDict) -> None:
+  """The setting of arXiv 2605.02178; see `models.paper`.
+
+  Not yet run.
+  """
+  qwen3_4b(c)
+  models.paper(c)
+  c.rollout.memory = 4  # Its script: history length.
+  c.advantage.norm = "mean_std_norm"  # Its script: mode of GiGPO.
+  c.advantage.similarity = 0.9  # Its script: threshold of similarity.
+  c.advantage.autojunk = True  # Its code: difflib as it comes.
+  steps = c.train.updates * c.train.mini_batches * c.train.epochs
+  c.optimizer.warmup = steps // 10  # Its script: a tenth of the steps.
+
+
+def paper_code(c: base.ConfigDict) -> None:
+  """The same as its released code has it, where that differs from the text."""
+  paper(c)
+  models.paper_code(c)
+
+
+PRESETS = {
+  "deep": deep,
+  "smollm2": smollm2,
+  "qwen3-4b": qwen3_4b,
+  "paper": paper,
+  "paper-code": paper_code,
+}

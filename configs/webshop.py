@@ -29,6 +29,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.control.thinking.window = 4
   c.control.thinking.min_tokens = 8  # A product and its price take seven.
   c.control.thinking.max_tokens = 36
+  c.advantage.norm = "mean_norm"  # As the published script has it here.
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
   c.cold_start.episodes = 1000
@@ -79,4 +80,29 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.eval.tasks = 500
 
 
-PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}
+def paper(c: base.ConfigDict) -> None:
+  """The setting of arXiv 2605.02178; see `models.paper`.
+
+  Not yet run.
+  """
+  qwen3_4b(c)
+  models.paper(c)
+  c.rollout.memory = 2  # Its script: history length.
+  c.rollout.max_response = 500  # Its text.
+  c.advantage.norm = "mean_norm"  # Its script: mode of GiGPO.
+  c.loss.entropy_coefficient = 0.001  # Its script.
+
+
+def paper_code(c: base.ConfigDict) -> None:
+  """The same as its released code has it, where that differs from the text."""
+  paper(c)
+  models.paper_code(c)
+  c.rollout.max_response = 300  # Its script, for the text's 500.
+
+
+PRESETS = {
+  "smollm2": smollm2,
+  "qwen3-4b": qwen3_4b,
+  "paper": paper,
+  "paper-code": paper_code,
+}

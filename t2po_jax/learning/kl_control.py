@@ -4,10 +4,47 @@ The proportional controller of Ziegler et al. 2019, "Fine-tuning language
 models from human preferences" (arXiv 1909.08593), section 2.2.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+MEANS = ("token", "turn")
 
 # The relative error is clipped to this before it acts.
 _ERROR_BOUND = 0.2
+
+
+def measure(
+  sums: Sequence[float],
+  tokens: Sequence[float],
+  *,
+  mean: str,
+  trajectories: int,
+) -> tuple[float, int]:
+  """The KL that a controller follows, and how much was measured.
+
+  token (ours): a mean over all tokens, so that a turn weighs by its length;
+  what counts are trajectories. turn (the reference's): the mean of the turns'
+  own means; what counts are turns.
+
+  Args:
+    sums: KL of each turn, summed over its sampled tokens, nats.
+    tokens: sampled tokens of each turn; turns without any are left out.
+    mean: one of `MEANS`.
+    trajectories: how many the turns belong to.
+
+  Returns:
+    nats per token, 0 without any token, and n of `KLController.advance`.
+
+  Raises:
+    ValueError: for an unknown mean.
+  """
+  if mean not in MEANS:
+    raise ValueError(f"mean: found {mean!r}, expected one of {MEANS}")
+  if mean == "token":
+    return sum(sums) / max(sum(tokens), 1.0), trajectories
+  means = [s / n for s, n in zip(sums, tokens, strict=True) if n > 0]
+  return (float(np.mean(means)) if means else 0.0), len(means)
 
 
 class KLController:
@@ -23,7 +60,7 @@ class KLController:
     Args:
       coefficient: beta to begin with, >= 0.
       target: KL per token to steer towards, nats; 0 keeps beta fixed.
-      horizon: trajectories over which a full error of 1 would double beta,
+      horizon: trajectories, or turns, over which an error of 1 doubles beta,
         above 0.
     """
     self.coefficient = coefficient
@@ -31,19 +68,19 @@ class KLController:
     self._target = target
     self._horizon = horizon
 
-  def advance(self, kl: float, trajectories: int) -> None:
+  def advance(self, kl: float, count: int) -> None:
     """Takes what was measured.
 
     beta <- beta (1 + clip(kl / target - 1, -0.2, 0.2) n / horizon).
 
     Args:
-      kl: mean KL per token of the rollout, nats.
-      trajectories: n, how many were measured.
+      kl: mean KL of the rollout, nats.
+      count: n, how many trajectories or turns were measured.
     """
     if not self._target:
       return
     error = min(max(kl / self._target - 1.0, -_ERROR_BOUND), _ERROR_BOUND)
-    self.coefficient *= 1.0 + error * trajectories / self._horizon
+    self.coefficient *= 1.0 + error * count / self._horizon
 
   def state_dict(self) -> dict[str, float]:
     """Everything that `load` needs to go on exactly from here."""

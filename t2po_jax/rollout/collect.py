@@ -26,6 +26,7 @@ from t2po_jax.control import resampling
 from t2po_jax.envs import base, prompts
 from t2po_jax.models import tokenizer as tokenizers
 from t2po_jax.rollout import draw, environments
+from t2po_jax.rollout import penalties as prices
 from t2po_jax.rollout import scheduler as schedulers
 
 CONTEXTS = ("window", "append")
@@ -40,9 +41,7 @@ class Rules:
     max_prompt: most tokens of a prompt, the prefix included.
     max_response: most tokens of a response.
     prefix: text that every response begins with, given to the model.
-    format_penalty: subtracted from a turn's reward when its response breaks
-      the grammar, >= 0.
-    invalid_penalty: subtracted when its action is not possible, >= 0.
+    penalties: subtracted from a turn's reward for its response.
     max_tries: how often a turn may be sampled again; 0 turns resampling off.
     eta: turns whose score moves by less are sampled again.
     resample_on: what asks for another try; see `resampling.SIGNS`.
@@ -55,8 +54,7 @@ class Rules:
   max_prompt: int
   max_response: int
   prefix: str = ""
-  format_penalty: float = 0.0
-  invalid_penalty: float = 0.0
+  penalties: prices.Penalties = prices.Penalties()
   max_tries: int = 0
   eta: float = 0.0
   resample_on: str = "phi"
@@ -263,8 +261,12 @@ class Loop:
   def _record(self, episode: _Episode, result: base.StepResult) -> None:
     """Appends the finished turn."""
     rules, observation = self.rules, episode.observation
-    penalty = rules.format_penalty * (not result.format_valid)
-    penalty += rules.invalid_penalty * (not result.action_valid)
+    penalty = rules.penalties.of(
+      format_valid=result.format_valid,
+      action_valid=result.action_valid,
+      tokens=len(episode.attempt.tokens),
+      longest=rules.max_response,
+    )
     episode.turns.append(
       types.Turn(
         prompt=episode.prompt,
@@ -272,7 +274,7 @@ class Loop:
         anchor=observation.text,
         action=result.action,
         reward=float(result.reward),
-        penalty=float(penalty),
+        penalty=penalty,
         format_valid=result.format_valid,
         action_valid=result.action_valid,
         phi_change=episode.phi_change,

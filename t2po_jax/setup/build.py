@@ -43,6 +43,7 @@ from t2po_jax.rollout import (
   collect,
   draw,
   environments,
+  penalties,
   sampler,
   scheduler,
   workers,
@@ -159,10 +160,11 @@ def actor(
 ) -> actors.Actor:
   """Slots and environments; the sampler still lacks parameters."""
   tokens = which.tokenizer
-  closing = tuple(tokens.encode(made.grammar.closing))
-  if tokens.decode(closing) != made.grammar.closing:
+  text = config.control.thinking.closing or made.grammar.closing
+  closing = tuple(tokens.encode(text))
+  if tokens.decode(closing) != text:
     raise ValueError(
-      f"tokenizer of {config.model.source!r}: {made.grammar.closing!r} decodes "
+      f"tokenizer of {config.model.source!r}: {text!r} decodes "
       f"as {tokens.decode(closing)!r}; the thinking intervention needs it exact"
     )
   rollout = config.rollout
@@ -285,8 +287,13 @@ def rules(
     max_prompt=config.rollout.max_prompt,
     max_response=config.rollout.max_response,
     prefix=config.rollout.prefix,
-    format_penalty=config.reward.format_penalty,
-    invalid_penalty=config.reward.invalid_penalty,
+    penalties=penalties.Penalties(
+      malformed=config.reward.format_penalty,
+      impossible=config.reward.invalid_penalty,
+      combine=config.reward.penalties,
+      overlong=config.reward.overlong_penalty,
+      buffer=config.reward.overlong_buffer,
+    ),
     max_tries=config.control.resampling.max_tries,
     epsilon=epsilon,
     eta=eta,

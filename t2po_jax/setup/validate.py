@@ -38,6 +38,7 @@ def check(config: settings.Config) -> None:
   """
   _check_loss(config)
   _check_rollout(config)
+  _check_control(config)
   _check_kl(config)
   _check_drops(config)
   _check_lora(config)
@@ -82,6 +83,14 @@ def _check_rollout(config: settings.Config) -> None:
     why = "rollout.filter_groups" if rollout.filter_groups else estimator
     expected = f"at least 2: {why} compares the episodes of a task"
     _refuse(config, "rollout.group_size", expected)
+
+
+def _check_control(config: settings.Config) -> None:
+  """The text that the thinking intervention forces."""
+  closing = config.control.thinking.closing
+  if closing and not closing.startswith("</think>"):
+    expected = "text that begins with '</think>', or '' for the environment's"
+    _refuse(config, "control.thinking.closing", expected)
 
 
 def _check_kl(config: settings.Config) -> None:
@@ -185,7 +194,17 @@ def _check_unused(config: settings.Config) -> None:
     (
       not config.reward.kl_target,
       "reward.kl_target 0",
-      ["reward.kl_horizon"],
+      ["reward.kl_horizon", "reward.kl_mean"],
+    ),
+    (
+      not config.reward.overlong_penalty,
+      "reward.overlong_penalty 0",
+      ["reward.overlong_buffer"],
+    ),
+    (
+      not config.control.thinking.enabled,
+      "control.thinking.enabled False",
+      ["control.thinking.closing"],
     ),
     (
       not config.rollout.filter_groups,

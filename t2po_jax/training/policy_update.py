@@ -14,7 +14,12 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
-from t2po_jax.learning import batching, collapse_guard, losses
+from t2po_jax.learning import (
+  batching,
+  collapse_guard,
+  kl_control,
+  losses,
+)
 from t2po_jax.learning import learner as learners
 from t2po_jax.learning.estimators import episodes
 from t2po_jax.setup import build
@@ -126,8 +131,16 @@ class Improver:
     )
     beta = self.kl.coefficient
     data = _charged(data, sums, beta)
-    mean = sum(sums) / _tokens(batches)
-    self.kl.advance(mean, len(data.rewards))
+    tokens = batching.to_turns(
+      batches, [np.asarray(b.mask) for b in batches], turns=len(turns)
+    )
+    mean, count = kl_control.measure(
+      sums,
+      [float(np.sum(turn)) for turn in tokens],
+      mean=self._config.reward.kl_mean,
+      trajectories=len(data.rewards),
+    )
+    self.kl.advance(mean, count)
     scalars = {"reward/kl": mean, "reward/kl_coefficient": beta}
     return batches, data, scalars
 

@@ -5,6 +5,25 @@ from absl.testing import absltest, parameterized
 from t2po_jax.learning import kl_control
 
 
+class MeasureTest(parameterized.TestCase):
+  def test_by_hand(self):
+    # Turns with KLs [1] and [0, 0, 0], and one without a sampled token.
+    sums, tokens = [1.0, 0.0, 0.0], [1.0, 3.0, 0.0]
+    found = kl_control.measure(sums, tokens, mean="token", trajectories=2)
+    self.assertEqual(found, (0.25, 2))
+    found = kl_control.measure(sums, tokens, mean="turn", trajectories=2)
+    self.assertEqual(found, (0.5, 2))
+
+  def test_nothing_measured(self):
+    for mean in kl_control.MEANS:
+      kl, _ = kl_control.measure([], [], mean=mean, trajectories=0)
+      self.assertEqual(kl, 0.0)
+
+  def test_unknown_mean(self):
+    with self.assertRaisesRegex(ValueError, "mean: found 'row'"):
+      kl_control.measure([], [], mean="row", trajectories=0)
+
+
 class KLControllerTest(parameterized.TestCase):
   def test_a_target_of_zero_fixes_it(self):
     controller = kl_control.KLController(0.3, target=0.0, horizon=10.0)

@@ -16,6 +16,7 @@ from t2po_jax.rollout import (
   collect,
   draw,
   environments,
+  penalties,
   scheduler,
   statistics,
   workers,
@@ -158,8 +159,7 @@ class LoopTest(parameterized.TestCase):
   def test_penalties_are_kept_apart_from_the_reward(self):
     rollout, _ = play(
       lambda *_: ("no tags at all", 0.5),
-      format_penalty=0.1,
-      invalid_penalty=0.25,
+      penalties=penalties.Penalties(0.1, 0.25),
     )
     for trajectory in rollout.trajectories:
       for turn in trajectory.turns:

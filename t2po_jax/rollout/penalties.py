@@ -1,0 +1,71 @@
+"""What a turn's response costs, whatever the environment says."""
+
+import dataclasses
+
+COMBINATIONS = ("sum", "largest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Penalties:
+  """The prices.
+
+  Attributes:
+    malformed: of a response that breaks the grammar, >= 0.
+    impossible: of an action that is not possible, >= 0.
+    combine: a response that is both costs the `sum` or the `largest`.
+    overlong: of a response of the greatest length, >= 0.
+    buffer: tokens below that length over which it is approached, >= 0.
+  """
+
+  malformed: float = 0.0
+  impossible: float = 0.0
+  combine: str = "sum"
+  overlong: float = 0.0
+  buffer: int = 0
+
+  def __post_init__(self) -> None:
+    if self.combine not in COMBINATIONS:
+      raise ValueError(
+        f"combine: found {self.combine!r}, expected one of {COMBINATIONS}"
+      )
+
+  def of(
+    self,
+    *,
+    format_valid: bool,
+    action_valid: bool,
+    tokens: int,
+    longest: int,
+  ) -> float:
+    """What one response costs.
+
+    Args:
+      format_valid: whether it follows the grammar.
+      action_valid: whether its action was possible.
+      tokens: its length.
+      longest: the greatest length.
+    """
+    costs = (
+      self.malformed * (not format_valid),
+      self.impossible * (not action_valid),
+    )
+    validity = sum(costs) if self.combine == "sum" else max(costs)
+    length = soft_overlong(tokens, longest=longest, buffer=self.buffer)
+    return float(validity + self.overlong * length)
+
+
+def soft_overlong(tokens: int, *, longest: int, buffer: int) -> float:
+  """Soft overlong punishment (DAPO, arXiv 2503.14476, equation 13).
+
+  0 up to `longest` - `buffer` tokens, from there linearly up to 1 at `longest`,
+  and 1 beyond; subtracted from the reward.
+
+  Args:
+    tokens: length of the response.
+    longest: L_max.
+    buffer: L_cache; 0 leaves only what is beyond `longest`.
+  """
+  over = tokens - (longest - buffer)
+  if buffer <= 0:
+    return float(over > 0)
+  return min(max(over / buffer, 0.0), 1.0)
