@@ -41,6 +41,8 @@ def _gigpo_norm(c: ConfigDict) -> str:
 
 def t2po(c: ConfigDict) -> None:
   """T2PO (arXiv 2605.02178), as the base configuration has it."""
+  if c.control.signal == "released":  # Its threshold came with it.
+    c.control.resampling.eta = "auto(0.1)"
   c.control.signal = "calibrated"
   c.control.thinking.enabled = True
   if c.control.thinking.epsilon == "0":  # A hard budget came before.

@@ -363,10 +363,10 @@ def adapters(
   )
 
 
-def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
-  """The learner of the policy-gradient update."""
+def objective(config: settings.Config) -> objectives.PolicyObjective:
+  """What the policy-gradient update minimises."""
   loss = config.loss
-  objective = objectives.PolicyObjective(
+  return objectives.PolicyObjective(
     kind=loss.kind,
     settings=keys.select(policy_losses.POLICY_LOSSES[loss.kind].options, loss),
     aggregation=loss.aggregation,
@@ -387,6 +387,10 @@ def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
     ),
     value_clip=config.critic.clip or None,
   )
+
+
+def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
+  """The learner of the policy-gradient update."""
   critic = critic_optimizer = None
   if "values" in estimator(config).needs:
     critic = critics.Critic(which.policy, config.critic.kind)
@@ -398,7 +402,7 @@ def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
     decoder.logical_axes(which.params),
     mesh(config),
     optimizer=_optimizer(config, config.optimizer.learning_rate),
-    objective=objective,
+    objective=objective(config),
     rows=config.train.micro_rows,
     critic=critic,
     critic_optimizer=critic_optimizer,

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from t2po_jax import types
+
 # Five turns of 3, 2, 4, 1 and 0 sampled tokens; the last but one row holds
 # two of them, the last row is padding.
 TURN = np.array(
@@ -42,3 +44,23 @@ def loop(function):
   for place in zip(*np.nonzero(MASK), strict=True):
     result[place] = function(place)
   return result
+
+
+def full_batch(old, advantages):
+  """The fields of a batch that an objective looks at; the rest is empty."""
+  zeros = np.zeros(MASK.shape, "f4")
+  return types.Batch(
+    tokens=zeros,
+    positions=zeros,
+    segments=zeros,
+    index=zeros,
+    targets=zeros,
+    mask=MASK,
+    turn=TURN,
+    advantages=advantages,
+    sampler_logprobs=old + np.float32(1e-3),
+    old_logprobs=old,
+    ref_logprobs=old,
+    old_values=zeros,
+    value_targets=zeros,
+  )
