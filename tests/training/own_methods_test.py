@@ -117,7 +117,7 @@ class OwnMethodsTest(absltest.TestCase):
     super().tearDown()
 
   def test_trains_with_all_three(self):
-    loop.train(self.config.lock(), self.folder / "run")
+    loop.train(validate.read(self.config), self.folder / "run")
     line = metrics.read(self.folder / "run" / "metrics.jsonl")[1]
     self.assertEqual(line["advantage/own"], 1.0)
     self.assertTrue(math.isfinite(line["learn/loss"]))
