@@ -115,6 +115,12 @@ class Rollout:
     False, "Replace groups whose returns are all equal by fresh ones (DAPO)."
   )
   filter_tries: int = key(3, "Most rounds of replacement per update.", least=1)
+  ahead: int = key(
+    0,
+    "Updates that the policy of a rollout may lag behind: rollouts are played "
+    "beside the updates before them. 0 = they take turns.",
+    least=0,
+  )
   context: str = key(
     "window",
     "`window`: a prompt shows the last turns. `append`: it is the whole "
@@ -149,6 +155,13 @@ class Rollout:
   env_workers: int = key(0, "Worker processes; 0 = none.", least=0)
   env_memory: float = key(
     2000.0, "MB a worker may grow; 0 = no limit.", least=0
+  )
+  env_calls: int = key(
+    0,
+    "Decode calls that an environment may think: its answer is taken that much "
+    "later, or when nothing else is left to decode, so that runs are equal to "
+    "the last bit whatever the latency. 0 = it is taken once it is there.",
+    least=0,
   )
   env_timeout: float = key(
     0.0, "Seconds per environment call; 0 = no limit.", least=0

@@ -70,6 +70,7 @@ class Turn:
     action_valid: whether the action was well formed and possible.
     phi_change: |Phi^k - Phi^{k-1}|, NaN at the first turn.
     prompt_shortened: whether memory or observation had to be cut.
+    version: the update that left the parameters that spoke; 0 at the start.
     discarded: attempts that turn-level resampling threw away.
     info: the environment's numbers of this step.
   """
@@ -84,6 +85,7 @@ class Turn:
   action_valid: bool
   phi_change: float
   prompt_shortened: bool
+  version: int = 0
   discarded: tuple[Attempt, ...] = ()
   info: dict[str, float] = dataclasses.field(default_factory=dict)
 

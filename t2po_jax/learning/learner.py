@@ -136,6 +136,10 @@ class Learner:
       ),
       out_shardings=by_row,
     )
+    self._copy = jax.jit(
+      lambda params: jax.tree.map(jnp.copy, params),
+      out_shardings=self._state_sharding.params,
+    )
     self._merge = jax.jit(_merge_metrics, out_shardings=whole)
     if adapters is not None:
       self._merge_adapters = jax.jit(adapters.merge, out_shardings=base)
@@ -192,11 +196,19 @@ class Learner:
     params = jax.tree.map(lambda x, like: x.astype(like.dtype), params, frozen)
     self._base = sharding.put(params, self._base_sharding, alias=False)
 
-  def policy_params(self, state: types.TrainState) -> types.Params:
-    """The policy's parameters, for sampling; adapters are merged."""
+  def snapshot(self, state: types.TrainState) -> types.Params:
+    """A copy of what is trained, that the next update leaves alone."""
+    return self._copy(state.params)
+
+  def policy_params(self, trained: types.Params) -> types.Params:
+    """The policy's parameters, for sampling.
+
+    Args:
+      trained: a state's `params`; adapters are merged into the base.
+    """
     if self._nets.adapters is None:
-      return state.params
-    return self._merge_adapters(self._base, state.params)
+      return trained
+    return self._merge_adapters(self._base, trained)
 
   def init_state(self, params: types.Params) -> types.TrainState:
     """A state before its first step.

@@ -44,6 +44,7 @@ class Actor:
     group_size: int,
     rules: collect.Rules,
     seed: tuple[int, ...],
+    version: int = 0,
     progress: Callable[[int], None] = lambda count: None,
   ) -> collect.Rollout:
     """Plays every task `group_size` times; all processes must call this.
@@ -53,6 +54,7 @@ class Actor:
       group_size: trajectories per task, G.
       rules: how episodes are played.
       seed: non-negative integers that name this rollout, e.g. (seed, update).
+      version: the update that left the sampler's parameters, to be recorded.
       progress: called with the number of episodes finished here.
 
     Returns:
@@ -69,7 +71,13 @@ class Actor:
     ]
     self.scheduler.forget()
     loop = collect.Loop(
-      self.benchmark, self.pool, self.tokenizer, self.scheduler, rules, seed
+      self.benchmark,
+      self.pool,
+      self.tokenizer,
+      self.scheduler,
+      rules,
+      seed,
+      version,
     )
     rollout = loop.run(plan, progress)
     if processes.count() == 1:

@@ -48,6 +48,8 @@ class Rules:
     epsilon: threshold of the thinking intervention.
     sampling: how tokens are drawn.
     context: what a prompt is; see `next_prompt`.
+    env_calls: decode calls after which an environment's answer is taken; 0
+      takes it once it is there.
   """
 
   memory: int
@@ -61,6 +63,7 @@ class Rules:
   epsilon: float = 0.0
   sampling: draw.Sampling = draw.Sampling()
   context: str = "window"
+  env_calls: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +94,7 @@ class _Episode:
   group: int
   member: int
   seat: Any
+  due: int  # Decode calls until its environment's answer is taken.
   observation: base.Observation | None = None
   memory: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   turns: list[types.Turn] = dataclasses.field(default_factory=list)
@@ -122,6 +126,7 @@ class Loop:
     scheduler: schedulers.Scheduler,
     rules: Rules,
     seed: tuple[int, ...],
+    version: int = 0,
   ):
     self._benchmark = benchmark
     self._pool = pool
@@ -129,7 +134,9 @@ class Loop:
     self.scheduler = scheduler
     self.rules = rules
     self._seed = seed
+    self._version = version
     self._tickets = itertools.count()
+    self._calls = 0  # Decode calls so far.
     self.waiting: dict[futures.Future, _Episode] = {}
     self._sampling: dict[int, _Episode] = {}
     self.deltas: list[np.ndarray] = []
@@ -168,24 +175,46 @@ class Loop:
     """The episodes of `run` as they end."""
     for task in tasks:
       self.start(*task)
+    take = self._due if self.rules.env_calls else self._done
     while self.waiting or self._sampling:
-      # With nothing to decode there is nothing to do but to wait.
-      done, _ = futures.wait(
-        self.waiting,
-        timeout=0 if self._sampling else None,
-        return_when=futures.FIRST_COMPLETED,
-      )
-      # In order of submission, whatever the order of completion.
-      for future in [f for f in self.waiting if f in done]:
+      for future in take():
         yield from self.answered(self.waiting.pop(future), future)
       completions = self.scheduler.poll(self.rules.sampling, self.rules.epsilon)
+      self._calls += 1
       for completion in completions:
         self.sampled(completion)
+
+  def _done(self) -> Iterator[futures.Future]:
+    """Answers that are there, in order of asking, not of answering."""
+    # With nothing to decode there is nothing to do but to wait.
+    done, _ = futures.wait(
+      self.waiting,
+      timeout=0 if self._sampling else None,
+      return_when=futures.FIRST_COMPLETED,
+    )
+    yield from [future for future in self.waiting if future in done]
+
+  def _due(self) -> Iterator[futures.Future]:
+    """Answers to take now, whether or not they are there yet.
+
+    They are taken in order of asking, each when it has had its decode calls
+    and a slot can use it. Nothing here depends on the clock.
+    """
+    if not self._sampling:
+      # Nothing decodes: what was asked first has had time enough.
+      oldest = next(iter(self.waiting.values())).due
+      self._calls = max(self._calls, oldest)
+    for future, episode in list(self.waiting.items()):
+      if episode.due > self._calls or self.scheduler.spare < 1:
+        return
+      yield future
 
   def start(self, task_id: str, group: int, member: int) -> None:
     """Begins an episode."""
     seat, future = self._pool.start(task_id)
-    self.waiting[future] = _Episode(task_id, group, member, seat)
+    self.waiting[future] = _Episode(
+      task_id, group, member, seat, due=self._calls
+    )
 
   def answered(
     self, episode: _Episode, future: futures.Future
@@ -245,6 +274,7 @@ class Loop:
     self.scheduler.release(completion.ticket)
     episode.attempt, episode.phi_change = attempt, phi_change
     episode.signal = completion.signal
+    episode.due = self._calls + self.rules.env_calls
     future = self._pool.step(episode.seat, attempt.text)
     self.waiting[future] = episode
 
@@ -279,6 +309,7 @@ class Loop:
         action_valid=result.action_valid,
         phi_change=episode.phi_change,
         prompt_shortened=episode.shortened,
+        version=self._version,
         discarded=tuple(episode.discarded),
         info=dict(result.info),
       )

@@ -124,6 +124,12 @@ class Scheduler:
     """Whether anything is waiting or being sampled."""
     return bool(self._queue or self._running())
 
+  @property
+  def spare(self) -> int:
+    """Slots that no request holds or waits for; negative if they queue."""
+    held = sum(slot.request is not None for slot in self._slots)
+    return len(self._slots) - held - len(self._queue)
+
   def submit(self, request: Request) -> None:
     """Queues a request.
 

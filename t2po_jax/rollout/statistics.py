@@ -105,6 +105,25 @@ def repetition(tokens: np.ndarray, *, size: int = 4) -> float:
   return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def staleness(
+  trajectories: Sequence[types.Trajectory], newest: int
+) -> dict[str, float]:
+  """How many updates the policies that spoke lag behind the newest.
+
+  Args:
+    trajectories: the episodes.
+    newest: the last update done when they are learned from.
+
+  Returns:
+    `staleness_mean` and `staleness_max` over turns, in updates.
+  """
+  lags = [newest - turn.version for t in trajectories for turn in t.turns]
+  return {
+    "staleness_mean": _mean(lags),
+    "staleness_max": float(max(lags, default=0)),
+  }
+
+
 def by_category(
   trajectories: Sequence[types.Trajectory],
 ) -> dict[str, tuple[float, int]]:

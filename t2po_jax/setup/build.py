@@ -283,6 +283,7 @@ def rules(
   """How episodes are played, at the given thresholds."""
   return collect.Rules(
     context=config.rollout.context,
+    env_calls=config.rollout.env_calls,
     memory=config.rollout.memory,
     max_prompt=config.rollout.max_prompt,
     max_response=config.rollout.max_response,

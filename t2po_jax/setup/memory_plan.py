@@ -29,12 +29,14 @@ from t2po_jax.setup import build
 NEAR = 0.5
 GB = 1e9
 
-# Of the lasting and of the passing; an update and sampling take turns.
+# Of the lasting and of the passing; an update and sampling take turns, unless
+# rollouts run ahead.
 LASTING = (
   "parameters",
   "base parameters",
   "optimizer state",
   "reference policy",
+  "policies of rollouts",
   "sampler's parameters",
   "key/value cache",
 )
@@ -50,11 +52,13 @@ class Plan:
     parts: bytes by name: of `LASTING`, `UPDATE` and `SAMPLING`.
     limit: bytes the device has; 0 if unknown.
     devices: what is planned for, in words.
+    overlap: whether sampling and an update happen at the same time.
   """
 
   parts: Mapping[str, int]
   limit: int
   devices: str
+  overlap: bool = False
 
   @property
   def total(self) -> int:
@@ -63,7 +67,8 @@ class Plan:
     def add(names: Iterable[str]) -> int:
       return sum(self.parts.get(name, 0) for name in names)
 
-    return add(LASTING) + max(add(UPDATE), add(SAMPLING))
+    passing = add(UPDATE), add(SAMPLING)
+    return add(LASTING) + (sum(passing) if self.overlap else max(passing))
 
   def table(self) -> str:
     """The plan for people, one line per part."""
@@ -102,6 +107,7 @@ _REMEDIES = {
   "base parameters": "use more devices, or model.dtype 'bfloat16'",
   "optimizer state": _SMALLER,
   "reference policy": "set lora.rank above 0, which makes it free",
+  "policies of rollouts": "lower rollout.ahead, or set lora.rank above 0",
   "sampler's parameters": "use model.dtype 'bfloat16' or a smaller model",
   "key/value cache": "lower rollout.slots or rollout.max_prompt",
   "gradients": _SMALLER,
@@ -146,6 +152,10 @@ def plan(
     "base parameters": device_bytes(learner.abstract_base()),
     "optimizer state": device_bytes(state.opt_state),
     "reference policy": params if compares else 0,
+    # Those that play rollouts still to come, and one that is being published.
+    "policies of rollouts": (
+      (rollout.ahead + 2) * params if rollout.ahead else 0
+    ),
     "sampler's parameters": decode_bytes,
     "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
     # Summed over micro-batches: those so far and those of one more.
@@ -167,6 +177,7 @@ def plan(
     parts=parts,
     limit=int(config.memory.limit * GB) or limit_bytes(device),
     devices=f"{device.device_kind}, mesh {shape}",
+    overlap=rollout.ahead > 0,
   )
   if not found.limit or found.total < NEAR * found.limit:
     return found

@@ -7,9 +7,12 @@ whoever set it expected an effect. All of it happens before anything is
 compiled or a long job starts.
 """
 
+import jax
+
 from t2po_jax import keys
 from t2po_jax.configs import base as settings
 from t2po_jax.control import uncertainty
+from t2po_jax.distributed import processes
 from t2po_jax.learning import collapse_guard, estimators, lora, policy_losses
 from t2po_jax.learning.estimators import modulation
 from t2po_jax.setup import build
@@ -77,6 +80,15 @@ def _check_rollout(config: settings.Config) -> None:
   if rollout.env_threads and rollout.env_workers:
     expected = f"0 with rollout.env_workers {rollout.env_workers}"
     _refuse(config, "rollout.env_threads", expected)
+  if rollout.ahead and processes.count() > 1:
+    expected = f"0 with {processes.count()} processes"
+    _refuse(config, "rollout.ahead", expected)
+  if rollout.ahead and jax.device_count() > 1:
+    expected = (
+      f"0 with {jax.device_count()} devices: two threads that split "
+      "programs over them could wait for each other for ever"
+    )
+    _refuse(config, "rollout.ahead", expected)
   estimator = config.advantage.estimator
   alone = rollout.group_size == 1
   if alone and (build.estimator(config).grouped or rollout.filter_groups):

@@ -13,7 +13,7 @@ update that follows donates the very buffers that are being written, and a full
 disk is reported where it happens.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import json
 import logging as python_logging
@@ -33,6 +33,8 @@ from t2po_jax.distributed import processes
 
 # The items of a checkpoint that hold arrays.
 ARRAY_ITEMS = ("params", "optimizer")
+# Earlier policies that rollouts under way are played by; only if there are any.
+VERSIONS = "versions"
 # How long a network file system may take to show a file to other hosts.
 _VISIBLE_SECONDS = 60
 
@@ -110,6 +112,7 @@ class Checkpoints:
     position: Mapping[str, Any],
     *,
     score: float | None = None,
+    versions: Mapping[int, types.Params] | None = None,
   ) -> None:
     """Writes one checkpoint, then removes those no longer needed.
 
@@ -118,6 +121,7 @@ class Checkpoints:
       state: the learner's state.
       position: the loop position; anything that JSON can hold.
       score: held-out score, larger is better; None or NaN if there is none.
+      versions: earlier parameters by update, kept beside the state's own.
 
     Raises:
       ValueError: if the step exists, or the position is not JSON.
@@ -140,6 +144,9 @@ class Checkpoints:
       name: ocp.args.StandardSave(item)
       for name, item in zip(ARRAY_ITEMS, _split(state), strict=True)
     }
+    if versions:
+      trees = {str(update): tree for update, tree in versions.items()}
+      items[VERSIONS] = ocp.args.StandardSave(trees)
     try:
       with _silenced():
         self._manager.save(
@@ -198,6 +205,26 @@ class Checkpoints:
   ) -> types.Params:
     """Reads the parameters alone; arguments and errors as in `restore`."""
     return self._read_arrays(self._choose(step), "params", like)
+
+  def restore_versions(
+    self,
+    like: types.Params,
+    updates: Sequence[int],
+    *,
+    step: int | None = None,
+  ) -> list[types.Params]:
+    """Reads earlier parameters that a checkpoint keeps.
+
+    Args:
+      like: as in `restore`, of one of them.
+      updates: which ones.
+      step: as in `restore`.
+    """
+    if not updates:
+      return []
+    wanted = {str(update): like for update in updates}
+    kept = self._read_arrays(self._choose(step), VERSIONS, wanted)
+    return [kept[str(update)] for update in updates]
 
   def close(self) -> None:
     """Waits for what is running and releases the directory."""
@@ -295,7 +322,7 @@ def _appears(file, text: str) -> bool:
 def _handlers():
   """Which item is stored how."""
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  for name in ARRAY_ITEMS:
+  for name in (*ARRAY_ITEMS, VERSIONS):
     handler = ocp.StandardCheckpointHandler()
     registry.add(name, ocp.args.StandardSave, handler)
     registry.add(name, ocp.args.StandardRestore, handler)

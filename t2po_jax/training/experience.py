@@ -111,6 +111,7 @@ def gather(
   cursor: int,
   epsilon: float,
   eta: float,
+  version: int = 0,
 ) -> Experience:
   """Plays the tasks of an update with the sampler's parameters.
 
@@ -121,6 +122,7 @@ def gather(
     cursor: number of tasks taken before.
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
+    version: the update that left the sampler's parameters.
 
   Returns:
     The experience. With group filtering there may be fewer groups than
@@ -143,7 +145,9 @@ def gather(
     cursor += len(chosen)
     # The first try keeps the plain name of its update.
     name = (update, attempt) if attempt else (update,)
-    played_now = _play(config, actor, rules, chosen, rollout.group_size, name)
+    played_now = _play(
+      config, actor, rules, chosen, rollout.group_size, name, version
+    )
     rounds.append(played_now)
     groups = _groups(played_now.trajectories)
     if not rollout.filter_groups:
@@ -171,7 +175,7 @@ def gather(
   baselines = None
   if "baselines" in build.estimator(config).needs:
     rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
-    greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY))
+    greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY), version)
     baselines = greedy_baselines(
       trajectories, greedy.trajectories, discount=build.turn_discount(config)
     )
@@ -187,7 +191,9 @@ def gather(
   )
 
 
-def _play(config, actor, rules, tasks, group_size, name) -> collect.Rollout:
+def _play(
+  config, actor, rules, tasks, group_size, name, version
+) -> collect.Rollout:
   """One call of the loop, under a progress bar; `name` is (update, ...)."""
   total = len(processes.share(tasks)) * group_size
   with metrics.progress(f"update {name[0]}", total) as advance:
@@ -196,6 +202,7 @@ def _play(config, actor, rules, tasks, group_size, name) -> collect.Rollout:
       group_size=group_size,
       rules=rules,
       seed=(config.seed, *name),
+      version=version,
       progress=advance,
     )
 

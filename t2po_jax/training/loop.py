@@ -33,6 +33,7 @@ from t2po_jax.learning.estimators import episodes
 from t2po_jax.rollout import collect, statistics
 from t2po_jax.setup import build, memory_plan, validate
 from t2po_jax.training import (
+  ahead,
   checkpoint,
   cold_start,
   evaluate,
@@ -119,6 +120,9 @@ class Run:
     self.episodes: records.Writer | None = None
     self.collapse = ""  # Why the guard ended the run.
     self.scores: dict[str, float] = {}  # The last evaluation.
+    self.rollouts = ahead.Rollouts(
+      self._play, ahead=config.rollout.ahead, last=config.train.updates
+    )
     newest = self.checkpoints.latest()
     self.start = newest or 0
     if newest is None:
@@ -142,6 +146,7 @@ class Run:
     self.guard.load(position["guard"])
     self.improver.kl.load(position["kl"])
     self.cursor = position["cursor"]
+    self.position = position
     self._be_cautious(position["rollbacks"])
     return state
 
@@ -195,9 +200,35 @@ class Run:
           )
     path.write_text(json.dumps(values, indent=2) + "\n")
 
+  def _load(self, params: types.Params) -> None:
+    """Gives the sampler new parameters, as a state holds them."""
+    self.actor.sampler.load(self.learner.policy_params(params))
+
+  def _version(self, update: int) -> ahead.Version:
+    """The policy that an update left, to play with."""
+    params = self.state.params
+    if self.config.rollout.ahead:
+      params = self.learner.snapshot(self.state)
+    return ahead.Version(update, params, **self._thresholds())
+
+  def _earlier_versions(self) -> list[ahead.Version]:
+    """Those before the checkpoint's own that its next rollouts need."""
+    if not (self.start and self.config.rollout.ahead):
+      return []
+    recorded = self.position.get("versions", [])
+    params = self.checkpoints.restore_versions(
+      self.learner.abstract_state().params,
+      [record["update"] for record in recorded],
+      step=self.start,
+    )
+    return [
+      ahead.Version(params=of_version, **record)
+      for record, of_version in zip(recorded, params, strict=True)
+    ]
+
   def warm_up(self) -> None:
     """Compiles all sampling programs."""
-    self.actor.sampler.load(self.learner.policy_params(self.state))
+    self._load(self.state.params)
     with metrics.progress("compiling") as advance:
       self.actor.sampler.warm_up(
         build.samplings(self.config), lambda done, total: advance(done)
@@ -217,6 +248,11 @@ class Run:
     ) as writer:
       with self.timer.stage("warm_up"):
         self.warm_up()
+      self.rollouts.begin(
+        self.start,
+        self.cursor,
+        [*self._earlier_versions(), self._version(self.start)],
+      )
       if not self.start:
         scalars = self._evaluate(0)
         self.guard.check(scalars)  # What later scores are compared with.
@@ -228,6 +264,7 @@ class Run:
         if self.collapse:
           break
     best = self._best_step()
+    self.rollouts.close()
     self.checkpoints.close()
     self.actor.pool.close()
     self._print_scores()
@@ -268,6 +305,10 @@ class Run:
       "guard/rollbacks": float(self.rollbacks),
       "guard/stopped": float(bool(self.collapse)),
     }
+    if self.rollbacks > rollbacks:
+      self.rollouts.begin(update, self.cursor, [self._version(update)])
+    else:
+      self.rollouts.publish(self._version(update))
     scalars["compiles"] = self.compiles.count - compiled
     score = scalars.get("eval/success")
     save = score is not None or _due(update, config.train.save_every, last)
@@ -322,7 +363,8 @@ class Run:
     """Collects the episodes of an update and learns from them."""
     with self.timer.stage("collect"):
       gathered, scalars = self._collect(update)
-    self.actor.pool.prepare(self._upcoming(update))
+    if not self.config.rollout.ahead:
+      self.actor.pool.prepare(self._upcoming(update))
     with self.timer.stage("update"):
       self.state, learned = self.improver.improve(
         self.state, gathered, update=update
@@ -346,19 +388,30 @@ class Run:
     tasks = processes.share(tasks)
     return [t for t in tasks for _ in range(config.rollout.group_size)]
 
-  def _collect(
-    self, update: int
-  ) -> tuple[experience.Experience, dict[str, float]]:
-    """Plays the update's tasks with the current parameters."""
+  def _play(
+    self, update: int, cursor: int, version: ahead.Version
+  ) -> tuple[tuple[experience.Experience, collections.Counter[str]], int]:
+    """Plays an update's tasks; what was played and what it took."""
     before = self.actor.scheduler.counters.copy()
-    self.actor.sampler.load(self.learner.policy_params(self.state))
+    self._load(version.params)
     gathered = experience.gather(
       self.config,
       self.actor,
       update=update,
-      cursor=self.cursor,
-      **self._thresholds(),
+      cursor=cursor,
+      epsilon=version.epsilon,
+      eta=version.eta,
+      version=version.update,
     )
+    work = self.actor.scheduler.counters - before
+    return (gathered, work), gathered.cursor
+
+  def _collect(
+    self, update: int
+  ) -> tuple[experience.Experience, dict[str, float]]:
+    """The update's episodes, and what there is to say of them."""
+    played = self.rollouts.take(update)
+    gathered, work = played.result
     self.cursor = gathered.cursor
     self.thresholds["epsilon"].add(gathered.deltas)
     self.thresholds["eta"].add(gathered.phi_changes)
@@ -366,9 +419,12 @@ class Run:
     described = statistics.describe(gathered.played)
     scalars = {f"train/{name}": value for name, value in described.items()}
     scalars["train/mixed_groups"] = episodes.mixed_groups(gathered.played)
-    work = self.actor.scheduler.counters - before
     work = sum(processes.gather(work), collections.Counter())
     scalars |= {f"sampler/{name}": value for name, value in work.items()}
+    if self.config.rollout.ahead:
+      lags = statistics.staleness(gathered.trajectories, update - 1)
+      scalars |= {f"train/{name}": value for name, value in lags.items()}
+    scalars["seconds/rollout"] = played.seconds
     return gathered, scalars | gathered.scalars
 
   def _speed(
@@ -379,20 +435,22 @@ class Run:
     trained = scalars.get("pack/tokens", 0.0) * epochs
     sampled = scalars["sampler/slot_steps_used"]
     return {
-      "speed/sampled_tokens": sampled / seconds["seconds/collect"],
+      "speed/sampled_tokens": sampled / scalars["seconds/rollout"],
       "speed/trained_tokens": trained / seconds["seconds/update"],
     }
 
   def _evaluate(self, update: int, *, record: bool = True) -> dict[str, float]:
     with self.timer.stage("evaluate"):
-      self.actor.sampler.load(self.learner.policy_params(self.state))
-      scalars, trajectories = evaluate.evaluate(
-        self.config, self.actor, **self._thresholds()
-      )
+      scalars, trajectories = self.rollouts.between(self._play_panel)
       if record:
         self._dump("eval", update, trajectories)
     self.scores = scalars
     return scalars
+
+  def _play_panel(self) -> tuple[dict[str, float], list[types.Trajectory]]:
+    """Plays the held-out panel with the current policy."""
+    self._load(self.state.params)
+    return evaluate.evaluate(self.config, self.actor, **self._thresholds())
 
   def _thresholds(self) -> dict[str, float]:
     return {name: t.value for name, t in self.thresholds.items()}
@@ -433,7 +491,18 @@ class Run:
       "cursor": self.cursor,
       "rollbacks": self.rollbacks,
     }
-    self.checkpoints.save(update, self.state, position, score=score)
+    # With which rollouts are under way; the last is the state's own.
+    earlier = self.rollouts.versions[:-1] if self.config.rollout.ahead else []
+    position["versions"] = [
+      {"update": v.update, "epsilon": v.epsilon, "eta": v.eta} for v in earlier
+    ]
+    self.checkpoints.save(
+      update,
+      self.state,
+      position,
+      score=score,
+      versions={v.update: v.params for v in earlier},
+    )
     if self.checkpoints.best() == update:
       self._stay_near_best()
 

@@ -203,7 +203,7 @@ class AdaptersTest(chex.TestCase):
       state, metrics = trainer.update(
         state, batches, epochs=2, ref_params=reference
       )
-      found.append((state, metrics, trainer.policy_params(state)))
+      found.append((state, metrics, trainer.policy_params(state.params)))
     (state, _, merged), _ = found
     chex.assert_trees_all_close(
       *(sharding.gather(part) for part in found), rtol=2e-4, atol=2e-6

@@ -189,7 +189,7 @@ class LearnerTest(chex.TestCase):
     chex.assert_trees_all_equal(trainer._base, base_params())
     merged = SPEC.merge(base_params(), jax.device_get(state.params))
     chex.assert_trees_all_close(
-      trainer.policy_params(state), merged, rtol=1e-6, atol=1e-7
+      trainer.policy_params(state.params), merged, rtol=1e-6, atol=1e-7
     )
 
   def test_the_reference_is_the_base(self):
@@ -206,7 +206,7 @@ class LearnerTest(chex.TestCase):
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
     adapted = trainer.logprobs(state.params, batches()[0])
     self.assertGreater(np.max(np.abs(adapted - wanted)), 1e-3)
-    whole = plain.logprobs(trainer.policy_params(state), batches()[0])
+    whole = plain.logprobs(trainer.policy_params(state.params), batches()[0])
     np.testing.assert_allclose(adapted, whole, rtol=1e-4, atol=1e-5)
 
   def test_a_restored_state_goes_on_exactly(self):

@@ -44,16 +44,22 @@ class Letters:
 class ScriptedScheduler:
   """Answers each request with the text and score that a function gives."""
 
-  def __init__(self, answer):
-    self._answer = answer
+  def __init__(self, answer, slots=1000):
+    self._answer, self._slots = answer, slots
+    self.longest = 0
     self.queue, self.log = [], []
     self.retries, self.released = [], []
+
+  @property
+  def spare(self):
+    return self._slots - len(self.queue)
 
   def forget(self):
     pass
 
   def submit(self, request):
     self.queue.append(request)
+    self.longest = max(self.longest, len(self.queue))
 
   def release(self, ticket):
     self.released.append(ticket)
@@ -309,6 +315,46 @@ class FailureTest(parameterized.TestCase):
   def test_a_prompt_that_cannot_fit_aborts(self):
     rollout, _ = play(wrong, max_prompt=3)
     self.assertTrue(all(t.aborted for t in rollout.trajectories))
+
+  def test_with_decode_calls_to_think_latency_changes_nothing(self):
+    def order(seconds, **changes):
+      slow = toy.ToyBenchmark().splits["train"][:2]
+      benchmark = envs.make(
+        "toy", sleep_turn=1, sleep_seconds=seconds, faulty_tasks=slow
+      )
+      pool = environments.EnvironmentPool(benchmark.env, threads=3)
+      under = ScriptedScheduler(lambda prompt, number: (ANSWER, 0.5), slots=2)
+      rollout = scripted(benchmark, pool, under).play(
+        benchmark.splits["train"][:4],
+        group_size=2,
+        rules=collect.Rules(
+          memory=2, max_prompt=200, max_response=50, **changes
+        ),
+        seed=(3, 1),
+      )
+      pool.close()
+      self.assertLen(rollout.trajectories, 8)
+      return under.log
+
+    for calls in (1, 3):
+      self.assertEqual(
+        order(0.0, env_calls=calls), order(0.02, env_calls=calls)
+      )
+    self.assertNotEqual(order(0.0), order(0.02))
+
+  def test_answers_wait_until_a_slot_can_use_them(self):
+    under = ScriptedScheduler(wrong, slots=1)
+    benchmark = toy.ToyBenchmark()
+    pool = environments.EnvironmentPool(benchmark.env, threads=0)
+    scripted(benchmark, pool, under).play(
+      benchmark.splits["train"][:3],
+      group_size=1,
+      rules=collect.Rules(
+        memory=2, max_prompt=200, max_response=50, env_calls=2
+      ),
+      seed=(3, 1),
+    )
+    self.assertEqual(under.longest, 1)
 
   def test_a_slow_environment_is_given_up(self):
     benchmark = envs.make("toy", sleep_turn=1, sleep_seconds=5.0)

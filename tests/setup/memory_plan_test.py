@@ -124,6 +124,20 @@ class LimitTest(chex.TestCase):
     self.assertRegex(lines[-1], r"at the same time +\d+\.\d{3} of \d+\.\d{3}$")
     self.assertNotIn("reference", plan.table())
 
+  def test_rollouts_ahead_keep_policies_and_take_no_turns(self):
+    config, policy, learner = make(rollout__ahead=2)
+    plan = memory_plan.plan(config, policy, learner)
+    copies = plan.parts["policies of rollouts"] / plan.parts["parameters"]
+    # Three that may play, the last of them twice while it is published.
+    self.assertEqual(copies, 4)
+    turns = dataclasses.replace(plan, overlap=False)
+    passing = [
+      sum(plan.parts.get(name, 0) for name in names)
+      for names in (memory_plan.UPDATE, memory_plan.SAMPLING)
+    ]
+    self.assertGreater(min(passing), 0)
+    self.assertEqual(plan.total - turns.total, min(passing))
+
   def test_update_and_sampling_take_turns(self):
     plan = memory_plan.Plan(
       {"parameters": 10, "activations": 5, "gradients": 3, "sampling": 7},

@@ -70,6 +70,20 @@ class CheckpointTest(chex.TestCase):
     params = store.restore_params(make_state(0).params)
     chex.assert_trees_all_equal(params, state.params)
 
+  def test_earlier_versions_are_kept_beside_the_state(self):
+    like = make_state(0).params
+    earlier = {1: make_state(1).params, 2: make_state(2).params}
+    self.open().save(3, make_state(3), {}, versions=earlier)
+    store = self.open()
+    restored, _ = store.restore(make_state(0))
+    chex.assert_trees_all_equal(restored, make_state(3))
+    chex.assert_trees_all_equal(
+      store.restore_versions(like, [2, 1]), [earlier[2], earlier[1]]
+    )
+    self.assertEqual(store.restore_versions(like, []), [])
+    with self.assertRaisesRegex(ValueError, "versions/7"):
+      store.restore_versions(like, [1, 7])
+
   def test_shapes_alone_are_enough_to_restore(self):
     state = make_state(1)
     self.open().save(0, state, {})

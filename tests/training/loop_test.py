@@ -60,19 +60,23 @@ def comparable(path):
   ]
 
 
+def wait_for_lines(workdir, count, process):
+  """Waits until a run that is going on has written so many lines of metrics."""
+  file, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+  while time.monotonic() < deadline and process.poll() is None:
+    if file.is_file() and file.read_text().count("\n") >= count:
+      break
+    time.sleep(0.002)
+
+
 class ResumeTest(absltest.TestCase):
   def test_a_killed_run_goes_on_exactly(self):
     place = pathlib.Path(tempfile.mkdtemp())
     cache = place / "cache"
     run(place / "whole", cache)
     killed = run(place / "killed", cache, wait=False)
-    file = place / "killed" / "metrics.jsonl"
-    deadline = time.monotonic() + 300
     # After the line of update 2 is on disk the run is inside update 3.
-    while time.monotonic() < deadline and killed.poll() is None:
-      if file.is_file() and file.read_text().count("\n") >= 3:
-        break
-      time.sleep(0.002)
+    wait_for_lines(place / "killed", 3, killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     self.assertEqual(killed.returncode, -signal.SIGKILL)
@@ -81,6 +85,30 @@ class ResumeTest(absltest.TestCase):
     whole, resumed = comparable(place / "whole"), comparable(place / "killed")
     self.assertEqual([float(line["step"]) for line in whole], [0, 1, 2, 3, 4])
     self.assertEqual(whole, resumed)
+
+  def test_overlap_is_exact_whatever_the_latency_and_after_a_kill(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    cache = place / "cache"
+    options = (
+      "--config.rollout.ahead=1",
+      "--config.rollout.env_threads=8",
+      "--config.rollout.env_calls=2",
+      "--config.env.sleep_turn=2",
+      "--config.train.eval_every=0",
+    )
+    run(place / "whole", cache, *options)
+    slow = (*options, "--config.env.sleep_seconds=0.1")
+    killed = run(place / "killed", cache, *slow, wait=False)
+    wait_for_lines(place / "killed", 3, killed)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    self.assertEqual(killed.returncode, -signal.SIGKILL)
+    _, output = run(place / "killed", cache, *slow)
+    self.assertIn("resuming after update", output)
+    whole, resumed = comparable(place / "whole"), comparable(place / "killed")
+    self.assertEqual(whole, resumed)
+    lags = [line.get("train/staleness_max") for line in whole]
+    self.assertEqual(lags, [None, "0.0", "1.0", "1.0", "1.0"])
 
   def test_a_finished_run_has_nothing_left_to_do(self):
     place = pathlib.Path(tempfile.mkdtemp())
