@@ -36,6 +36,7 @@ from t2po_jax.rollout import (
   environments,
   sampler,
   scheduler,
+  slots,
 )
 
 _SIZE = flags.DEFINE_string("size", "tiny", "Named model size.")
@@ -147,7 +148,7 @@ class Numbers:
 class Scheduler(scheduler.Scheduler):
   """Ends each response at a length that belongs to the request's key."""
 
-  def submit(self, request: scheduler.Request) -> None:
+  def submit(self, request: sampler.Request) -> None:
     drawn = dice(request.key.tolist()).lognormal(0, _SPREAD.value)
     limit = int(np.clip(_RESPONSE.value * drawn, 1, request.limit))
     super().submit(dataclasses.replace(request, limit=limit))
@@ -219,7 +220,7 @@ def build() -> Scheduler:
       closing=(1, 2),
       stops=("</action>",),
     ),
-    sampler.Control(),
+    slots.Control(),
     slots=_SLOTS.value,
     max_prompt=MAX_PROMPT,
     max_response=_MAX_RESPONSE.value,

@@ -37,7 +37,7 @@ import numpy as np
 
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, weights
-from t2po_jax.rollout import draw, scheduler
+from t2po_jax.rollout import draw, slots
 from t2po_jax.rollout import sampler as samplers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -83,7 +83,7 @@ class Missing(Exception):
   """A peer is not installed; says what would be needed."""
 
 
-def ours(work: Work, control: samplers.Control) -> Callable[[], float]:
+def ours(work: Work, control: slots.Control) -> Callable[[], float]:
   """Our sampler; the runners return seconds per decode step."""
   policy = decoder.Policy(work.config, dtype=jnp.dtype(work.dtype))
   rows, length = work.prompts.shape
@@ -106,7 +106,7 @@ def ours(work: Work, control: samplers.Control) -> Callable[[], float]:
     [(row, prompt[:-1], 0) for row, prompt in enumerate(work.prompts)]
   )
   requests = [
-    scheduler.Request(
+    samplers.Request(
       ticket=row,
       prompt=prompt,
       key=np.asarray([7, row], np.uint32),
@@ -327,8 +327,8 @@ def measure(work: Work, peers: Sequence[str], rounds: int) -> dict:
   """All numbers of one batch size; see `report`."""
   missing = {}
   runners = {
-    "ours": ours(work, samplers.Control()),
-    "ours_without_control": ours(work, samplers.Control(signal="none")),
+    "ours": ours(work, slots.Control()),
+    "ours_without_control": ours(work, slots.Control(signal="none")),
   }
   for name in peers:
     try:

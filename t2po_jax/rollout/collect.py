@@ -27,6 +27,7 @@ from t2po_jax.envs import base, prompts
 from t2po_jax.models import tokenizer as tokenizers
 from t2po_jax.rollout import draw, environments
 from t2po_jax.rollout import penalties as prices
+from t2po_jax.rollout import sampler as samplers
 from t2po_jax.rollout import scheduler as schedulers
 
 CONTEXTS = ("window", "append")
@@ -242,7 +243,7 @@ class Loop:
       return
     self.scheduler.submit(self._request(episode))
 
-  def sampled(self, completion: schedulers.Completion) -> None:
+  def sampled(self, completion: samplers.Completion) -> None:
     """Takes a response: samples again, or lets the environment answer."""
     episode = self._sampling.pop(completion.ticket)
     attempt = dataclasses.replace(
@@ -252,10 +253,10 @@ class Loop:
     )
     self.deltas.append(completion.deltas)
     before = episode.turns[-1].response.phi if episode.turns else float("nan")
-    phi_change = resampling.phi_change(attempt.phi, before)
+    phi_change = float(resampling.phi_change(attempt.phi, before))
     change, measured = phi_change, bool(episode.turns)
     if self.rules.resample_on == "unsure":
-      change = resampling.sureness(attempt.entropy, attempt.forced)
+      change = float(resampling.sureness(attempt.entropy, attempt.forced))
       measured = not np.isnan(change)
     if measured and not episode.discarded:
       self.phi_changes.append(change)
@@ -291,6 +292,7 @@ class Loop:
   def _record(self, episode: _Episode, result: base.StepResult) -> None:
     """Appends the finished turn."""
     rules, observation = self.rules, episode.observation
+    assert observation and episode.attempt and episode.prompt is not None
     penalty = rules.penalties.of(
       format_valid=result.format_valid,
       action_valid=result.action_valid,
@@ -333,6 +335,7 @@ class Loop:
 
   def _prompt(self, episode: _Episode) -> tuple[np.ndarray, bool]:
     """The prompt's token ids, and whether it had to be shortened."""
+    assert episode.observation
     view = prompts.View(
       task=episode.observation.task,
       memory=tuple(episode.memory[-self.rules.memory :])
@@ -352,7 +355,7 @@ class Loop:
       before=(last.prompt, last.response.tokens) if last else None,
     )
 
-  def _request(self, episode: _Episode) -> schedulers.Request:
+  def _request(self, episode: _Episode) -> samplers.Request:
     """A request whose randomness belongs to trajectory, turn and attempt."""
     place = (
       episode.group,
@@ -362,8 +365,9 @@ class Loop:
     )
     key = np.random.SeedSequence((*self._seed, *place)).generate_state(2)
     ticket = next(self._tickets)
+    assert episode.prompt is not None
     self._sampling[ticket] = episode
-    return schedulers.Request(
+    return samplers.Request(
       ticket=ticket,
       prompt=episode.prompt,
       key=key,

@@ -29,9 +29,11 @@ class Pool(Protocol):
 
   def start(self, task_id: str) -> tuple[Any, futures.Future]:
     """A seat for one episode, and the future of its first `Observation`."""
+    ...
 
   def step(self, seat: Any, response: str) -> futures.Future:
     """Executes a response; resolves to a `StepResult`."""
+    ...
 
   def give_back(self, seat: Any) -> None:
     """Makes a seat free for the next episode."""

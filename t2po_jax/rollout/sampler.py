@@ -1,81 +1,25 @@
-"""Device side of sampling: prefill and the chunked decode loop over slots.
+"""The programs of sampling, and the slots that they run on.
 
-A slot is one row of the key/value cache with everything that belongs to one
-response: its random key, its place in the thinking intervention, its record.
-Four jitted functions change the slots, each donating them: `_prefill` computes
-the cache of a prompt, `_fork` copies cache rows, `_assign` begins a response,
-`_decode` runs up to one chunk of tokens and returns early once a slot has
-finished. Exploration control (T2PO, arXiv 2605.02178, section on token-level
-thinking intervention) is part of the decode step, row by row, without a host
-round trip.
-
-The last prompt token never enters the cache by prefill; it is the first token
-the decode loop feeds. So to sample a turn again the slot only steps back to
-its prompt's end.
-
-Slots live on a mesh of the process's own devices. Its `tensor` axis splits
-heads, feed-forward width and vocabulary; each shard of the rows owns slots of
-its own and tells the others only how many of them are running. So cache rows
-are copied inside a shard only.
+`Sampler` turns what the scheduler asks for (compute these prompts, begin these
+responses, decode a chunk) into calls of the few compiled functions of `slots`:
+sizes fall into buckets, each shard of the slots gets as many rows as any
+other, and every program can be compiled ahead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 from typing import Any
 
-import flax.struct
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax import types
 from t2po_jax.control import automaton as automata
-from t2po_jax.control import thinking, uncertainty
 from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder
 from t2po_jax.rollout import draw
-
-# What is recorded of each token, in this order.
-RECORD = (
-  "logprob",
-  "uncertainty",
-  "entropy",
-  "confidence",
-  "forced",
-  "window_mean",
-)
-FINISH = ("running", "stop", "eos", "length")
-
-
-_SILENT = uncertainty.Signal(function=lambda measures, state, **_: state)
-
-
-@dataclasses.dataclass(frozen=True)
-class Control:
-  """Static settings of the exploration control inside the decode loop.
-
-  Attributes:
-    signal: one of `uncertainty.SIGNALS`; `none` measures nothing and never
-      intervenes, to see what control costs.
-    settings: the signal's options, None for its defaults.
-    top_j: tokens that the confidence averages over.
-    tempered: measure the tempered distribution instead of the model's own.
-    intervention: settings of the token-level thinking intervention.
-  """
-
-  signal: str = "calibrated"
-  settings: Any = None
-  top_j: int = uncertainty.TOP_J
-  tempered: bool = False
-  intervention: thinking.ThinkingConfig = thinking.ThinkingConfig()
-
-  @property
-  def source(self) -> uncertainty.Signal:
-    """The signal; for `none` one that is never asked."""
-    if self.signal == "none":
-      return _SILENT
-    return uncertainty.SIGNALS[self.signal]
+from t2po_jax.rollout import slots as slot_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,315 +39,42 @@ class Vocabulary:
   stops: tuple[str, ...]
 
 
-@flax.struct.dataclass
-class Slots:
-  """State of all slots; a pytree that lives on the device.
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One response to sample.
 
   Attributes:
-    cache: keys and values of every layer.
-    token: [B] int32, the token to feed next.
-    length: [B] int32, tokens in the cache.
-    count: [B] int32, response tokens so far.
-    limit: [B] int32, most response tokens.
-    finish: [B] int32, index into `FINISH`; 0 while the slot is running.
-    keys: [B, 2] uint32.
-    signal: [B, W] float32, what the uncertainty signal carries.
-    thinking: state of the thinking intervention.
-    automaton: [B] int32, progress in recognising tags.
-    tokens: [B, T] int32, the response.
-    record: [B, T, len(RECORD)] float32.
+    ticket: the caller's name for it, unique among those under way.
+    prompt: [T] int32, at least one token.
+    key: [2] uint32, the request's own randomness.
+    limit: the most tokens the response may have.
+    signal: [W] float32, what the uncertainty signal carries of the
+      trajectory so far; None at its start.
   """
 
-  cache: Any
-  token: types.Array
-  length: types.Array
-  count: types.Array
-  limit: types.Array
-  finish: types.Array
-  keys: types.Array
-  signal: types.Array
-  thinking: thinking.ThinkingState
-  automaton: types.Array
-  tokens: types.Array
-  record: types.Array
+  ticket: int
+  prompt: np.ndarray
+  key: np.ndarray
+  limit: int
+  signal: np.ndarray | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("control",))
-def _turn_scores(slots, control):
-  """Phi of every slot's response so far, [B] float32."""
-  signal = slots.record[..., RECORD.index("uncertainty")]
-  forced = slots.record[..., RECORD.index("forced")] > 0
-  written = jnp.arange(signal.shape[1]) < slots.count[:, None]
-  return uncertainty.turn_score(
-    signal, written & ~forced, mean=control.source.mean
-  )
+@dataclasses.dataclass(frozen=True)
+class Completion:
+  """One sampled response.
 
-
-@flax.struct.dataclass
-class _Tables:
-  """Constant arrays of the decode loop."""
-
-  automaton: automata.Automaton
-  closing: types.Array  # [Q] int32
-  eos: types.Array  # [E] int32
-
-
-def _slot_axes(slots: Slots) -> Slots:
-  """Logical axis names of every array."""
-  named = jax.tree.map(lambda x: ("rows", *[None] * (x.ndim - 1)), slots)
-  return named.replace(cache=decoder.cache_axes(slots.cache))
-
-
-def _over_slots(*static: str):
-  """Compiles a change of the slots that every shard makes to its own.
-
-  Args:
-    *static: names of the settings that a program is compiled for.
-
-  Returns:
-    A decorator of (shared arrays, slots, *arrays with rows first, **settings)
-    -> slots, or a tuple that begins with them. The compiled function takes the
-    mesh as one more setting and donates the slots.
+  Attributes:
+    ticket: as in the request.
+    attempt: tokens and what was measured about them; `text` is still empty.
+    signal: [W] float32, what the signal carries after this response.
+    deltas: [n] float32, windowed mean |dM| where the intervention was allowed
+      to fire; what its threshold is calibrated on.
   """
 
-  def decorate(function):
-    def change(shared, slots, *arrays, mesh, **settings):
-      local = sharding.over_rows(functools.partial(function, **settings), mesh)
-      result = local(shared, slots, *arrays)
-      slots, *rest = result if isinstance(result, tuple) else (result,)
-      # In another layout they would need another program next time.
-      layout = sharding.params_sharding(mesh, slots, _slot_axes(slots))
-      slots = jax.lax.with_sharding_constraint(slots, layout)
-      return (slots, *rest) if rest else slots
-
-    change.__name__, change.__doc__ = function.__name__, function.__doc__
-    return jax.jit(
-      change,
-      static_argnames=("mesh", *static),
-      donate_argnums=(1,),
-    )
-
-  return decorate
-
-
-@_over_slots("policy", "live")
-def _prefill(params, slots, tokens, start, rows, *, policy, live):
-  """Computes keys and values of prompt parts.
-
-  Args:
-    params: parameters in the decoding layout.
-    slots: the slots.
-    tokens: [P, T] int32, right-padded; what padding writes is overwritten
-      before it can be attended to.
-    start: [P] int32, cache offset of each part.
-    rows: [P] int32 slot numbers, from 0 in every shard; a number past the end
-      is a padding row.
-    policy: the policy.
-    live: cache length that may be attended to.
-
-  Returns:
-    The slots with the rows' cache extended.
-  """
-  size = slots.token.shape[0]
-  part = jax.tree.map(
-    lambda whole: whole[jnp.minimum(rows, size - 1)], slots.cache
-  )
-  _, part = policy.extend(params, part, tokens, start, live=live)
-  cache = jax.tree.map(
-    lambda whole, new: whole.at[rows].set(new, mode="drop"), slots.cache, part
-  )
-  return slots.replace(cache=cache)
-
-
-@_over_slots()
-def _fork(_, slots, source, target):
-  """Copies cache rows [P] -> [P]; a target past the end is dropped."""
-  cache = jax.tree.map(
-    lambda whole: whole.at[target].set(whole[source], mode="drop"), slots.cache
-  )
-  return slots.replace(cache=cache)
-
-
-@_over_slots("control")
-def _assign(_, slots, rows, numbers, keys, signal, *, control):
-  """Begins a response in each of the rows.
-
-  Args:
-    slots: the slots.
-    rows: [P] int32 slot numbers, from 0 in every shard; a number past the end
-      is dropped.
-    numbers: [P, 3] int32: tokens in the cache, token to feed, limit.
-    keys: [P, 2] uint32.
-    signal: [P, W] float32, what the uncertainty signal carries.
-    control: exploration control.
-
-  Returns:
-    The slots, ready to decode.
-  """
-  count = rows.shape[0]
-
-  def put(whole, new):
-    return whole.at[rows].set(new, mode="drop")
-
-  fresh = thinking.init(count, control.intervention)
-  return slots.replace(
-    length=put(slots.length, numbers[:, 0]),
-    token=put(slots.token, numbers[:, 1]),
-    limit=put(slots.limit, numbers[:, 2]),
-    count=put(slots.count, 0),
-    finish=put(slots.finish, 0),
-    automaton=put(slots.automaton, 0),
-    keys=put(slots.keys, keys),
-    signal=put(slots.signal, signal),
-    thinking=jax.tree.map(put, slots.thinking, fresh),
-  )
-
-
-def _watch(slots, logits, running, control):
-  """Measures of the logits [B, V], the signal's new state, and M [B]."""
-  if control.signal == "none":
-    zero = jnp.zeros(logits.shape[0])
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    measures = uncertainty.Measures(log_z, zero, zero, zero)
-    return measures, slots.signal, zero
-  measures = uncertainty.measure(logits, control.top_j)
-  source = control.source
-  signal, state = source.advance(
-    measures,
-    slots.signal,
-    running,
-    vocab_size=logits.shape[-1],
-    top_j=control.top_j,
-    settings=control.settings or source.options(),
-  )
-  return measures, state, signal
-
-
-def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
-  """Decodes one token in every running slot; the others stay as they are."""
-  running = slots.finish == 0
-  hidden, cache = policy.extend(
-    params, slots.cache, slots.token[:, None], slots.length, live=live
-  )
-  logits = policy.decode_logits(params, hidden[:, 0])
-  tempered = logits
-  if sampling.temperature not in (0.0, 1.0):
-    tempered = logits / sampling.temperature
-  observed = tempered if control.tempered else logits
-  measures, signal_state, signal = _watch(slots, observed, running, control)
-  log_z = measures.log_z
-  if tempered is not observed:
-    log_z = jax.nn.logsumexp(tempered, axis=-1)
-  uniform = draw.uniforms(slots.keys, slots.count)
-  token = draw.draw(tempered, uniform, sampling)
-  thoughts, forced = slots.thinking, jnp.zeros_like(running)
-  if control.signal != "none":
-    thoughts, queued, forced = thinking.intervene(
-      thoughts,
-      signal,
-      epsilon,
-      tables.closing,
-      control.intervention,
-      active=running,
-    )
-    token = jnp.where(forced, queued, token)
-  logprob = jnp.take_along_axis(tempered, token[:, None], axis=-1)[:, 0] - log_z
-  state, hits = automata.step(tables.automaton, slots.automaton, token)
-  thoughts = thinking.observe(
-    thoughts,
-    automata.completed(hits, 0),
-    automata.begun(tables.automaton, state, 0),
-    active=running,
-  )
-
-  count = slots.count + 1
-  finish = jnp.select(
-    [
-      (hits >> 1) > 0,
-      jnp.any(token[:, None] == tables.eos[None], axis=-1),
-      count >= slots.limit,
-    ],
-    [FINISH.index("stop"), FINISH.index("eos"), FINISH.index("length")],
-    0,
-  )
-  record = jnp.stack(
-    [
-      jnp.where(forced, 0.0, logprob),
-      signal,
-      measures.entropy,
-      measures.confidence,
-      forced.astype(jnp.float32),
-      thoughts.window_mean,
-    ],
-    axis=-1,
-  )
-  rows = jnp.arange(token.shape[0])
-  column = jnp.where(running, slots.count, slots.tokens.shape[1])
-
-  def keep(new, old):
-    return jnp.where(running, new, old)
-
-  return slots.replace(
-    cache=cache,
-    token=keep(token, slots.token),
-    length=keep(slots.length + 1, slots.length),
-    count=keep(count, slots.count),
-    finish=keep(finish, slots.finish),
-    automaton=keep(state, slots.automaton),
-    signal=signal_state,
-    thinking=thoughts,
-    tokens=slots.tokens.at[rows, column].set(token, mode="drop"),
-    record=slots.record.at[rows, column].set(record, mode="drop"),
-  )
-
-
-@_over_slots("policy", "control", "sampling", "live")
-def _decode(shared, slots, *, policy, control, sampling, live):
-  """Decodes a chunk; returns early once enough slots have finished.
-
-  Args:
-    shared: parameters in the decoding layout; constant arrays; [2] int32: most
-      steps, and slots that make an early return; [] float32, threshold of the
-      thinking intervention.
-    slots: the slots.
-    policy: the policy.
-    control: exploration control.
-    sampling: how tokens are drawn.
-    live: cache length that may be attended to.
-
-  Returns:
-    The slots, and [1] int32, the number of steps done.
-  """
-  params, tables, knobs, epsilon = shared
-
-  def running(slots):
-    # Of all shards: their loops must take the same number of turns, because
-    # what the partitioner exchanges inside may involve every device.
-    return sharding.sum_over_rows(slots.finish == 0)
-
-  before = running(slots)
-  enough = jnp.minimum(knobs[1], before)
-
-  def more(carry):
-    done, slots = carry
-    return (done < knobs[0]) & (before - running(slots) < enough)
-
-  def body(carry):
-    done, slots = carry
-    slots = _step(
-      params,
-      tables,
-      slots,
-      epsilon,
-      policy=policy,
-      control=control,
-      sampling=sampling,
-      live=live,
-    )
-    return done + 1, slots
-
-  done, slots = jax.lax.while_loop(more, body, (jnp.zeros_like(before), slots))
-  return slots, done[None]
+  ticket: int
+  attempt: types.Attempt
+  signal: np.ndarray | None
+  deltas: np.ndarray
 
 
 def _buckets(smallest: int, largest: int, factor: int = 2) -> tuple[int, ...]:
@@ -426,30 +97,6 @@ def _decode_layout(params, *, policy):
   return policy.decode_params(params)
 
 
-def _fresh_slots(
-  policy: decoder.Policy,
-  control: Control,
-  count: int,
-  max_prompt: int,
-  max_response: int,
-) -> Slots:
-  """Slots that have never been used, with the arguments of `Sampler`."""
-  return Slots(
-    cache=policy.init_cache(count, max_prompt + max_response, policy.dtype),
-    token=jnp.zeros(count, jnp.int32),
-    length=jnp.zeros(count, jnp.int32),
-    count=jnp.zeros(count, jnp.int32),
-    limit=jnp.zeros(count, jnp.int32),
-    finish=jnp.ones(count, jnp.int32),
-    keys=jnp.zeros((count, 2), jnp.uint32),
-    signal=control.source.start(count),
-    thinking=thinking.init(count, control.intervention),
-    automaton=jnp.zeros(count, jnp.int32),
-    tokens=jnp.zeros((count, max_response), jnp.int32),
-    record=jnp.zeros((count, max_response, len(RECORD))),
-  )
-
-
 class Sampler:
   """The slots of one policy and the programs that change them.
 
@@ -466,7 +113,7 @@ class Sampler:
     self,
     policy: decoder.Policy,
     vocabulary: Vocabulary,
-    control: Control,
+    control: slot_state.Control,
     *,
     slots: int,
     max_prompt: int,
@@ -520,7 +167,8 @@ class Sampler:
     self._lengths = np.zeros(slots, np.int64)
     self._counts = np.zeros(slots, np.int64)
     self._finish = np.ones(slots, np.int64)
-    tables = _Tables(
+    self._tickets = np.zeros(slots, np.int64)
+    tables = slot_state.Tables(
       automaton=automata.build(
         vocabulary.token_bytes,
         ("</think>", *vocabulary.stops),
@@ -531,10 +179,12 @@ class Sampler:
     )
     self._tables = sharding.put(tables, sharding.replicated(self._mesh))
     fresh = functools.partial(
-      _fresh_slots, policy, control, slots, max_prompt, max_response
+      slot_state.fresh_slots, policy, control, slots, max_prompt, max_response
     )
     shapes = jax.eval_shape(fresh)
-    layout = sharding.params_sharding(self._mesh, shapes, _slot_axes(shapes))
+    layout = sharding.params_sharding(
+      self._mesh, shapes, slot_state.slot_axes(shapes)
+    )
     self._state = jax.jit(fresh, out_shardings=layout)()
 
   def load(self, params: types.Params) -> None:
@@ -593,7 +243,7 @@ class Sampler:
     return [nowhere, *(np.zeros((count, *s), np.int32) for s in shapes)]
 
   def _prefill(self, tokens, start, rows) -> None:
-    self._state = _prefill(
+    self._state = slot_state.prefill(
       self._params,
       self._state,
       tokens,
@@ -624,11 +274,11 @@ class Sampler:
         rows, tokens, start = self._padding(height, (width,), ())
         jobs.append(functools.partial(self._prefill, tokens, start, rows))
     for height in self._row_counts:
-      rows, source, numbers = self._padding(height, (), (3,))
+      rows, source, places = self._padding(height, (), (3,))
       keys = np.zeros((len(rows), 2), np.uint32)
       signal = np.tile(self._signal, (len(rows), 1))
       jobs.append(functools.partial(self._fork, source, rows))
-      jobs.append(functools.partial(self._assign, rows, numbers, keys, signal))
+      jobs.append(functools.partial(self._assign, rows, places, keys, signal))
     jobs += [
       functools.partial(self._decode, sampling, 0.0, live)
       for sampling in dict.fromkeys(samplings)
@@ -658,33 +308,36 @@ class Sampler:
       self._fork(source, target)
 
   def _fork(self, source, target) -> None:
-    self._state = _fork(None, self._state, source, target, mesh=self._mesh)
+    self._state = slot_state.fork(
+      None, self._state, source, target, mesh=self._mesh
+    )
 
-  def assign(self, rows: Sequence[int], requests: Sequence[Any]) -> None:
+  def assign(self, rows: Sequence[int], requests: Sequence[Request]) -> None:
     """Begins (or, after a rewind, begins anew) a response in each slot."""
     for row, request in zip(rows, requests, strict=True):
       self._lengths[row] = len(request.prompt) - 1
       self._counts[row] = self._finish[row] = 0
+      self._tickets[row] = request.ticket
       self.active[row] = True
     shards = self._by_shard(rows, requests)
     height = _bucket(max(map(len, shards)), self._row_counts)
-    slots, numbers = self._padding(height, (3,))
+    slots, places = self._padding(height, (3,))
     keys = np.zeros((len(slots), 2), np.uint32)
     signal = np.tile(self._signal, (len(slots), 1))
     for at, (row, request) in self._lines(height, shards):
       slots[at] = row
-      numbers[at] = len(request.prompt) - 1, request.prompt[-1], request.limit
+      places[at] = len(request.prompt) - 1, request.prompt[-1], request.limit
       keys[at] = request.key
       if request.signal is not None:
         signal[at] = request.signal
-    self._assign(slots, numbers, keys, signal)
+    self._assign(slots, places, keys, signal)
 
-  def _assign(self, rows, numbers, keys, signal) -> None:
-    self._state = _assign(
+  def _assign(self, rows, places, keys, signal) -> None:
+    self._state = slot_state.assign(
       None,
       self._state,
       rows,
-      numbers,
+      places,
       keys,
       signal,
       control=self._control,
@@ -714,7 +367,7 @@ class Sampler:
     return int(steps[0]), used, finished
 
   def _decode(self, sampling, epsilon, live) -> types.Array:
-    self._state, steps = _decode(
+    self._state, steps = slot_state.decode(
       (
         self._params,
         self._tables,
@@ -730,15 +383,11 @@ class Sampler:
     )
     return steps
 
-  def fetch(self, rows: Sequence[int]) -> list[Mapping[str, np.ndarray]]:
-    """What was recorded of finished slots.
+  def fetch(self, rows: Sequence[int]) -> list[Completion]:
+    """What was sampled in finished slots.
 
     Args:
       rows: slot numbers.
-
-    Returns:
-      Per slot: `tokens` [n] int32, every name of `RECORD` [n] float32,
-      `signal` [W], `finish`, `fired_at`, `thinking_tokens` and `phi`.
     """
     state = self._state
     tokens, record, signal, fired_at, thought, phi = jax.device_get(
@@ -748,21 +397,33 @@ class Sampler:
         state.signal,
         state.thinking.fired_at,
         state.thinking.thinking_tokens,
-        _turn_scores(state, self._control),
+        slot_state.turn_scores(state, self._control),
       )
     )
-    answers = []
+    completions = []
     for row in rows:
       size = self._counts[row]
-      answers.append(
-        {
-          "tokens": tokens[row, :size],
-          "signal": signal[row],
-          "finish": FINISH[self._finish[row]],
-          "fired_at": int(fired_at[row]),
-          "thinking_tokens": int(thought[row]),
-          "phi": float(phi[row]),
-          **dict(zip(RECORD, record[row, :size].T, strict=True)),
-        }
+      of_row = dict(zip(slot_state.RECORD, record[row, :size].T, strict=True))
+      means = of_row["window_mean"]
+      attempt = types.Attempt(
+        tokens=tokens[row, :size],
+        logprobs=of_row["logprob"],
+        uncertainty=of_row["uncertainty"],
+        entropy=of_row["entropy"],
+        confidence=of_row["confidence"],
+        forced=of_row["forced"] > 0,
+        text="",
+        finish=slot_state.FINISH[self._finish[row]],
+        fired_at=int(fired_at[row]),
+        thinking_tokens=int(thought[row]),
+        phi=float(phi[row]),
       )
-    return answers
+      completions.append(
+        Completion(
+          int(self._tickets[row]),
+          attempt,
+          signal[row],
+          means[np.isfinite(means)],
+        )
+      )
+    return completions

@@ -9,78 +9,13 @@ request, so that the order of serving changes nothing.
 """
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
 
-from t2po_jax import types
 from t2po_jax.rollout import draw
 from t2po_jax.rollout import sampler as samplers
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """One response to sample.
-
-  Attributes:
-    ticket: the caller's name for it, unique among those under way.
-    prompt: [T] int32, at least one token.
-    key: [2] uint32, the request's own randomness.
-    limit: the most tokens the response may have.
-    signal: [W] float32, what the uncertainty signal carries of the
-      trajectory so far; None at its start.
-  """
-
-  ticket: int
-  prompt: np.ndarray
-  key: np.ndarray
-  limit: int
-  signal: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Completion:
-  """One sampled response.
-
-  Attributes:
-    ticket: as in the request.
-    attempt: tokens and what was measured about them; `text` is still empty.
-    signal: [W] float32, what the signal carries after this response.
-    deltas: [n] float32, windowed mean |dM| where the intervention was allowed
-      to fire; what its threshold is calibrated on.
-  """
-
-  ticket: int
-  attempt: types.Attempt
-  signal: np.ndarray | None
-  deltas: np.ndarray
-
-
-def _completion(
-  request: Request, record: Mapping[str, np.ndarray]
-) -> Completion:
-  """A completion from what the sampler recorded of its slot."""
-  forced = record["forced"] > 0
-  means = record["window_mean"]
-  return Completion(
-    ticket=request.ticket,
-    attempt=types.Attempt(
-      tokens=record["tokens"],
-      logprobs=record["logprob"],
-      uncertainty=record["uncertainty"],
-      entropy=record["entropy"],
-      confidence=record["confidence"],
-      forced=forced,
-      text="",
-      finish=record["finish"],
-      fired_at=record["fired_at"],
-      thinking_tokens=record["thinking_tokens"],
-      phi=record["phi"],
-    ),
-    signal=record["signal"],
-    deltas=means[np.isfinite(means)],
-  )
 
 
 @dataclasses.dataclass
@@ -88,7 +23,7 @@ class _Slot:
   """What the host knows of one slot."""
 
   content: np.ndarray  # Tokens whose keys and values the cache holds.
-  request: Request | None = None  # Held from serving until release.
+  request: samplers.Request | None = None  # Held from serving until release.
   served: int = 0  # When it was last filled, for least-recently-used.
 
 
@@ -114,7 +49,7 @@ class Scheduler:
     ]
     size = sampler.slots // sampler.shards
     self._shards = [range(i, i + size) for i in range(0, sampler.slots, size)]
-    self._queue: collections.deque[Request] = collections.deque()
+    self._queue: collections.deque[samplers.Request] = collections.deque()
     self._where: dict[int, int] = {}
     self._clock = 0
     self.counters: collections.Counter[str] = collections.Counter()
@@ -130,7 +65,7 @@ class Scheduler:
     held = sum(slot.request is not None for slot in self._slots)
     return len(self._slots) - held - len(self._queue)
 
-  def submit(self, request: Request) -> None:
+  def submit(self, request: samplers.Request) -> None:
     """Queues a request.
 
     Raises:
@@ -153,7 +88,7 @@ class Scheduler:
     """Gives the slot of a completed request back."""
     self._slots[self._where.pop(ticket)].request = None
 
-  def retry(self, ticket: int, request: Request) -> None:
+  def retry(self, ticket: int, request: samplers.Request) -> None:
     """Samples again from the same prompt: rewinds, computes no prefill."""
     index = self._where.pop(ticket)
     self._slots[index].request = request
@@ -162,7 +97,9 @@ class Scheduler:
     self.counters["rewinds"] += 1
     self._sampler.assign([index], [request])
 
-  def poll(self, sampling: draw.Sampling, epsilon: float) -> list[Completion]:
+  def poll(
+    self, sampling: draw.Sampling, epsilon: float
+  ) -> list[samplers.Completion]:
     """Fills free slots, decodes one chunk and returns what has finished.
 
     Args:
@@ -179,15 +116,14 @@ class Scheduler:
     self.counters["decode_steps"] += steps
     self.counters["slot_steps"] += steps * len(self._slots)
     self.counters["slot_steps_used"] += used
-    completions = []
-    records = self._sampler.fetch(finished) if finished else []
-    for index, record in zip(finished, records, strict=True):
+    completions = self._sampler.fetch(finished) if finished else []
+    for index, completion in zip(finished, completions, strict=True):
       slot = self._slots[index]
+      assert slot.request is not None
       # The last token was drawn but never entered the cache.
       slot.content = np.concatenate(
-        [slot.request.prompt, record["tokens"][:-1]]
+        [slot.request.prompt, completion.attempt.tokens[:-1]]
       )
-      completions.append(_completion(slot.request, record))
     return completions
 
   def _running(self) -> list[int]:
@@ -196,7 +132,7 @@ class Scheduler:
   def _refill(self) -> None:
     """Moves requests from the queue into free slots."""
     free = [i for i, slot in enumerate(self._slots) if slot.request is None]
-    served: list[tuple[int, Request]] = []
+    served: list[tuple[int, samplers.Request]] = []
     forks, prefills, copies = [], [], []
     twins: dict[bytes, dict[int, int]] = collections.defaultdict(dict)
     contents = [slot.content for slot in self._slots]

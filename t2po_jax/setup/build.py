@@ -46,6 +46,7 @@ from t2po_jax.rollout import (
   penalties,
   sampler,
   scheduler,
+  slots,
   workers,
 )
 
@@ -135,11 +136,11 @@ def agent(config: settings.Config, made: base.Benchmark) -> Agent:
   return Agent(policy, params, tokens)
 
 
-def control(config: settings.Config) -> sampler.Control:
+def control(config: settings.Config) -> slots.Control:
   """Settings of the exploration control inside the decode loop."""
   c = config.control
   signal = uncertainty.SIGNALS[c.signal]
-  return sampler.Control(
+  return slots.Control(
     signal=c.signal,
     settings=keys.select(signal.options, c),
     top_j=c.top_j,

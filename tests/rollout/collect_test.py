@@ -17,7 +17,7 @@ from t2po_jax.rollout import (
   draw,
   environments,
   penalties,
-  scheduler,
+  sampler,
   statistics,
   workers,
 )
@@ -92,7 +92,7 @@ class ScriptedScheduler:
       thinking_tokens=2,
       phi=phi,
     )
-    return scheduler.Completion(
+    return sampler.Completion(
       request.ticket, attempt, request.signal, np.full(1, phi, np.float32)
     )
 

@@ -10,6 +10,7 @@ from t2po_jax.control import thinking
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder
 from t2po_jax.rollout import draw, sampler, scheduler
+from t2po_jax.rollout import slots as slot_state
 
 VOCAB = 260
 EOS = 257
@@ -47,7 +48,7 @@ def make(*, slots=4, control=None, stops=("</a>",), buckets=False, mesh=None):
   device = sampler.Sampler(
     policy,
     vocabulary,
-    control or sampler.Control(),
+    control or slot_state.Control(),
     slots=slots,
     max_prompt=MAX_PROMPT,
     max_response=MAX_RESPONSE,
@@ -62,7 +63,7 @@ def make(*, slots=4, control=None, stops=("</a>",), buckets=False, mesh=None):
 
 
 def request(ticket, prompt, *, key=None, limit=MAX_RESPONSE):
-  return scheduler.Request(
+  return sampler.Request(
     ticket=ticket,
     prompt=np.asarray(prompt, np.int32),
     key=np.asarray(key or (ticket, 7), np.uint32),
@@ -150,7 +151,7 @@ class RecordTest(parameterized.TestCase):
   def test_the_signals_state_is_carried_over_turns(self):
     prompt = random_prompts(1)[0]
     first = serve(make(), [request(0, prompt)])[0]
-    again = scheduler.Request(
+    again = sampler.Request(
       1, prompt, np.asarray([5, 5], np.uint32), 3, first.signal
     )
     second = serve(make(), [again])[1]
@@ -311,7 +312,7 @@ class StopTest(parameterized.TestCase):
 class InterventionTest(parameterized.TestCase):
   def test_the_budget_forces_the_closing_tokens(self):
     rule = thinking.ThinkingConfig(max_tokens=6, min_tokens=0)
-    under = make(control=sampler.Control(intervention=rule))
+    under = make(control=slot_state.Control(intervention=rule))
     done = serve(
       under, [request(i, p) for i, p in enumerate(random_prompts(4))]
     )
@@ -326,7 +327,7 @@ class InterventionTest(parameterized.TestCase):
 
   def test_off_never_forces(self):
     rule = thinking.ThinkingConfig(enabled=False, max_tokens=6, min_tokens=0)
-    under = make(control=sampler.Control(intervention=rule))
+    under = make(control=slot_state.Control(intervention=rule))
     done = serve(under, [request(0, [97, 98, 99])], epsilon=9.0)[0]
     self.assertFalse(done.attempt.forced.any())
     self.assertNotEmpty(done.deltas)
@@ -336,8 +337,8 @@ class CostTest(parameterized.TestCase):
   def test_without_control_the_same_tokens_are_drawn(self):
     requests = [request(i, p) for i, p in enumerate(random_prompts(4))]
     rule = thinking.ThinkingConfig(enabled=False)
-    on = serve(make(control=sampler.Control(intervention=rule)), requests)
-    off = serve(make(control=sampler.Control(signal="none")), requests)
+    on = serve(make(control=slot_state.Control(intervention=rule)), requests)
+    off = serve(make(control=slot_state.Control(signal="none")), requests)
     for ticket, completion in off.items():
       attempt, expected = completion.attempt, on[ticket].attempt
       np.testing.assert_array_equal(attempt.tokens, expected.tokens)
@@ -353,11 +354,11 @@ class ProgramTest(parameterized.TestCase):
     programs = lambda: sum(  # noqa: E731
       f._cache_size()
       for f in (
-        sampler._prefill,
-        sampler._fork,
-        sampler._assign,
-        sampler._decode,
-        sampler._turn_scores,
+        slot_state.prefill,
+        slot_state.fork,
+        slot_state.assign,
+        slot_state.decode,
+        slot_state.turn_scores,
       )
     )
     before = programs()
