@@ -138,11 +138,11 @@ def keys_of(section: type) -> dict[str, Key]:
   for field in dataclasses.fields(section):
     if _METADATA in field.metadata:
       known: dict[str, Any] = dict(field.metadata[_METADATA])
-      choices = known.pop("choices")
-      choices = tuple(choices() if callable(choices) else choices)
-      found[field.name] = Key(
-        field.name, field.default, choices=choices, **known
-      )
+      choices: Any = known.pop("choices")
+      if callable(choices):
+        choices = choices()
+      known["choices"] = tuple(choices)
+      found[field.name] = Key(field.name, field.default, **known)
   return found
 
 

@@ -123,8 +123,7 @@ class Trajectory:
     return float(sum(turn.net_reward for turn in self.turns))
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
   """Packed training rows; masks are 1 = keep.
 
   Several turns may share a row; `segments` keeps their attention apart.
@@ -164,8 +163,7 @@ class Batch:
   value_targets: Array
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """What the learner carries from update to update.
 
   Attributes:

@@ -74,7 +74,9 @@ def create_mesh(
     ValueError: if the three sizes do not multiply to the device count.
   """
   devices = jax.devices() if devices is None else list(devices)
-  sizes = dict(zip(MESH_AXES, (data, fsdp, tensor), strict=True))
+  sizes: dict[str, int] = dict(
+    zip(MESH_AXES, (data, fsdp, tensor), strict=True)
+  )
   for name, size in sizes.items():
     if size < 1 and size != -1:
       raise ValueError(
@@ -347,9 +349,9 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     divide the sizes, this is plain indexing.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  spec = (
-    () if mesh.empty else partition_spec(mesh, ("vocab", "width"), table.shape)
-  )
+  if mesh.empty:
+    return table[tokens].astype(dtype)
+  spec = partition_spec(mesh, ("vocab", "width"), table.shape)
   rows = jax.sharding.PartitionSpec(RULES["rows"])
   if not any(spec) or tokens.shape[0] % row_shards(mesh):
     return table[tokens].astype(dtype)

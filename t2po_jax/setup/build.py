@@ -101,14 +101,20 @@ def benchmark(config: settings.Config) -> base.Benchmark:
   return made
 
 
-def agent(config: settings.Config, made: base.Benchmark) -> Agent:
+def agent(config: settings.Config, made: base.Benchmark | None) -> Agent:
   """The policy that `config.model` describes, before any training here.
 
   A model from scratch gets a tokenizer trained on the benchmark's own text;
   both are the same for the same configuration.
+
+  Args:
+    config: the run's configuration.
+    made: the benchmark; only a model from scratch asks it for text.
   """
   model = config.model
   if model.source == "scratch":
+    if made is None:
+      raise TypeError("a model from scratch needs the benchmark's text")
     symbols = ["<think>", "</think>", "\n"]
     for tag in made.grammar.actions:
       symbols += [f"<{tag}>", f"</{tag}>"]

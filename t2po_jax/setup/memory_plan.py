@@ -13,6 +13,7 @@ import dataclasses
 import math
 import os
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -223,7 +224,9 @@ def activation_bytes(
     remat="none",
     config=dataclasses.replace(policy.config, layers=1),
   )
-  spec = adapters and dataclasses.replace(adapters, policy=alone)
+  spec: Any = adapters
+  if spec is not None:
+    spec = dataclasses.replace(spec, policy=alone)
   layer = _kept_bytes(alone, spec, rows, length)
   positions = length if chunk is None else min(chunk, length)
   logits = rows * positions * policy.config.vocab_size * 4
@@ -294,9 +297,8 @@ def _batch_shape(config, rows) -> types.Batch:
     return jax.ShapeDtypeStruct((height, length), dtype)
 
   whole, real = shape(jnp.int32), shape(jnp.float32)
-  kinds = dict.fromkeys(
-    ("tokens", "positions", "segments", "index", "targets", "turn"), whole
-  )
+  ints = ("tokens", "positions", "segments", "index", "targets", "turn")
+  kinds: dict[str, Any] = {name: whole for name in ints}
   names = [field.name for field in dataclasses.fields(types.Batch)]
   return types.Batch(**{name: kinds.get(name, real) for name in names})
 

@@ -197,7 +197,9 @@ class Checkpoints:
       for name, item in zip(ARRAY_ITEMS, _split(like), strict=True)
     )
     record = self._read_loop(step)
-    state = types.TrainState(params=params, **optimizer)
+    if record is None:
+      raise self._damaged(step, ValueError("its loop position is unreadable"))
+    state = like.replace(params=params, **optimizer)
     return state, record["position"]
 
   def restore_params(

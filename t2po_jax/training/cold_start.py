@@ -220,6 +220,7 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
     chosen = np.random.default_rng((config.seed, number)).choice(
       len(split), min(cold.rft_tasks, len(split)), replace=False
     )
+    chosen = chosen.tolist()
     total = len(processes.share(chosen)) * config.rollout.group_size
     actor.sampler.load(agent.params)
     with metrics.progress(f"rft round {number + 1}", total) as advance:

@@ -85,7 +85,7 @@ def export(
   out.parent.mkdir(parents=True, exist_ok=True)
   draft = pathlib.Path(tempfile.mkdtemp(dir=out.parent))
   try:
-    if kind == "adapter":
+    if kind == "adapter" and spec is not None:
       lora.save(spec, trained, draft, base=base)
       agent.tokenizer.save(draft)
     else:
@@ -133,12 +133,10 @@ def load_config(workdir: pathlib.Path) -> settings.Config:
   return settings.read(config)
 
 
-def _agent(config) -> build.Agent:
+def _agent(config: settings.Config) -> build.Agent:
   """The agent before training; its benchmark only where it made it."""
-  made = None
-  if config.model.source == "scratch":
-    made = build.benchmark(config)
-  return build.agent(config, made)
+  from_scratch = config.model.source == "scratch"
+  return build.agent(config, build.benchmark(config) if from_scratch else None)
 
 
 def _read(
@@ -183,7 +181,7 @@ def _choose(store: checkpoint.Checkpoints, step: str) -> int:
   return newest if step == "latest" else int(step)
 
 
-def _say_how_to_sample(path: pathlib.Path, config) -> None:
+def _say_how_to_sample(path: pathlib.Path, config: settings.Config) -> None:
   """Adds the sampling of the evaluation to a generation config."""
   sampling = build.eval_sampling(config)
   options = json.loads(path.read_text()) if path.is_file() else {}

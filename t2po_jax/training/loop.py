@@ -164,10 +164,13 @@ class Run:
       self.learner.abstract_state().params, step=self._best_step()
     )
 
-  def _best_step(self) -> int | None:
+  def _best_step(self) -> int:
     """The checkpoint that was measured best; the newest if none was."""
     best = self.checkpoints.best()
-    return self.checkpoints.latest() if best is None else best
+    step = self.checkpoints.latest() if best is None else best
+    if step is None:
+      raise ValueError(f"{self.checkpoints.directory} holds no checkpoint")
+    return step
 
   def _check_first_prompt(self) -> None:
     """Refuses a prompt length that the split's first task does not fit."""

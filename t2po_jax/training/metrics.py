@@ -479,7 +479,11 @@ def _cut(path: pathlib.Path, resume_step: int) -> float:
   if not path.exists():
     return 0.0
   before = path.read_bytes()
-  lines = [x for x in _whole_lines(path) if _step(x) < resume_step]
+  lines = [
+    line
+    for line in _whole_lines(path)
+    if (step := _step(line)) is not None and step < resume_step
+  ]
   after = b"".join(line + b"\n" for line in lines)
   if after != before:
     dropped = before.count(b"\n") - len(lines)

@@ -225,7 +225,7 @@ def _fill(
       for turn, number in zip(turns, per_turn, strict=True)
     ]
   batch = batch.replace(advantages=batching.from_turns(batch, tokens))
-  if values is None:
+  if values is None or estimate.targets is None:
     return batch
   targets = [turn for of_turns in estimate.targets for turn in of_turns]
   return batch.replace(
