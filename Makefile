@@ -1,7 +1,8 @@
 # Every target sets up what it needs. Nothing but Python 3.11-3.13 with venv
 # and a network for the first installation is assumed.
 #
-#   make searchqa     train on Search QA (also: webshop, alfworld, smoke)
+#   make searchqa     train on Search QA (also: webshop, alfworld, sokoban,
+#                     smoke)
 #   make test         run the tests
 #   make lint         check format, lint and types; `make format` repairs
 #   make docs         the API pages, into build/docs
@@ -25,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 PIP := $(VENV)/bin/python -m pip
 CORE := $(VENV)/.core$(if $(EXTRAS),-$(EXTRAS))
-TASKS := searchqa webshop alfworld smoke
+TASKS := searchqa webshop alfworld sokoban smoke
 
 .PHONY: $(TASKS) test lint format docs clean
 .DELETE_ON_ERROR:

@@ -45,4 +45,21 @@ def get_config(presets: str = "") -> base.ConfigDict:
   return base.apply_presets(c, presets, PRESETS)
 
 
-PRESETS = {"smollm2": models.smollm2}
+def smollm2(c: base.ConfigDict) -> None:
+  """SmolLM2-135M-Instruct; prompts and responses of its length."""
+  wording = c.env.get("wording")
+  models.smollm2(c)
+  if wording is None:
+    del c.env.wording
+  c.rollout.tasks = 4
+  c.rollout.group_size = 4
+  c.rollout.slots = 16
+  c.rollout.max_prompt = 448
+  c.rollout.max_response = 96
+  c.control.thinking.max_tokens = 72
+  c.cold_start.episodes = 96
+  c.train.row_tokens = 544
+  c.eval.tasks = 16
+
+
+PRESETS = {"smollm2": smollm2}

@@ -26,6 +26,9 @@ BUILT_IN = {
   "searchqa": "t2po_jax.envs.searchqa:SearchQA",
   "webshop": "t2po_jax.envs.webshop:WebShop",
   "alfworld": "t2po_jax.envs.alfworld:ALFWorld",
+  "sokoban": "t2po_jax.envs.sokoban:Sokoban",
+  "gymnasium": "t2po_jax.envs.adapters.gymnasium:Gymnasium",
+  "textarena": "t2po_jax.envs.adapters.textarena:TextArena",
 }
 
 

@@ -46,9 +46,11 @@ CONFIGURATION = ("t2po_jax.configs", "ml_collections")
 HEAVY = (
   "alfworld",
   "faiss",
+  "gymnasium",
   "mlflow",
   "spacy",
   "tensorflow",
+  "textarena",
   "torch",
   "wandb",
 )

@@ -1,0 +1,38 @@
+"""Taxi of Gymnasium, told in words.
+
+  python experiments/main.py --config=configs/gymnasium.py
+
+trains a small model from scratch; needs the extra `gymnasium`. Another
+environment: `--config.env.id=MyTextGame-v0`, or give `env.describe`, a function
+that puts its observations into words.
+"""
+
+from t2po_jax.configs import base, environment, textarena
+
+
+def get_config(presets: str = "") -> base.ConfigDict:
+  """Fetch a passenger, bring them where they want to go."""
+  c = base.get_config()
+  c.name = "gymnasium"
+  c.env = environment.section(
+    "gymnasium",
+    id="Taxi-v4",
+    wording="compact",
+    task="Fetch the passenger and drop them at the goal.",
+    describe="t2po_jax.envs.adapters.toy_text:describe_taxi",
+    expert="t2po_jax.envs.adapters.toy_text:expert",
+    actions=("south", "north", "east", "west", "pickup", "dropoff"),
+    distinct=True,
+    max_turns=24,
+    success_from=-50.0,  # Each turn costs 1, the right dropoff pays 20.
+    train_tasks=200,
+    valid_tasks=40,
+    test_tasks=60,
+    expert_hesitation=2.0,
+    expert_doubt=0.5,
+  )
+  textarena.small_game(c)
+  return base.apply_presets(c, presets, PRESETS)
+
+
+PRESETS = {}

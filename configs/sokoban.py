@@ -1,0 +1,69 @@
+"""Sokoban: push every box onto a goal.
+
+  python experiments/main.py --config=configs/sokoban.py
+
+trains a small model from scratch on generated levels of one box.
+"""
+
+from t2po_jax.configs import base, environment, models
+
+
+def get_config(presets: str = "") -> base.ConfigDict:
+  """Small levels and a small model; see `PRESETS`."""
+  c = base.get_config()
+  c.name = "sokoban"
+  c.env = environment.section(
+    "sokoban",
+    most_moves=8,
+    max_turns=12,
+    expert_hesitation=2.0,
+    expert_doubt=0.5,
+  )
+  c.rollout.tasks = 16
+  c.rollout.memory = 2
+  c.rollout.max_prompt = 48
+  c.rollout.max_response = 48
+  c.control.thinking.window = 4
+  c.control.thinking.min_tokens = 8  # A push and a step take eight.
+  c.control.thinking.max_tokens = 36
+  c.optimizer.warmup = 10
+  c.cold_start.kind = "expert"
+  c.cold_start.episodes = 600
+  c.cold_start.learning_rate = 3e-3
+  c.train.updates = 40
+  c.train.mini_batches = 4
+  c.train.row_tokens = 192
+  c.train.eval_every = 10
+  c.eval.tasks = 100
+  return base.apply_presets(c, presets, PRESETS)
+
+
+def smollm2(c: base.ConfigDict) -> None:
+  """SmolLM2-135M-Instruct, with the picture of the level."""
+  models.smollm2(c)
+  c.rollout.tasks = 4
+  c.rollout.group_size = 4
+  c.rollout.slots = 16
+  c.rollout.max_prompt = 448
+  c.rollout.max_response = 96
+  c.control.thinking.min_tokens = 16
+  c.control.thinking.max_tokens = 72
+  c.cold_start.episodes = 96
+  c.train.row_tokens = 544
+  c.eval.tasks = 16
+
+
+def qwen3_4b(c: base.ConfigDict) -> None:
+  """Larger levels, for accelerators; not yet run."""
+  models.qwen3_4b(c)
+  c.env.size = 7
+  c.env.boxes = 2
+  c.env.walls = 4
+  c.env.most_moves = 25
+  c.env.max_turns = 40
+  c.rollout.max_prompt = 1024
+  c.train.row_tokens = 1536
+  c.eval.tasks = 100
+
+
+PRESETS = {"smollm2": smollm2, "qwen3-4b": qwen3_4b}

@@ -1,0 +1,70 @@
+"""FrozenLake of TextArena, whose holes lie elsewhere in every game.
+
+  python experiments/main.py --config=configs/textarena.py
+
+trains a small model from scratch; needs the extra `textarena`. Any other
+single-player game: `--config.env.game=Mastermind-v0`, with `smollm2` or a
+larger model, the full wording and no expert.
+"""
+
+from t2po_jax.configs import base, environment, models
+
+
+def get_config(presets: str = "") -> base.ConfigDict:
+  """Sixteen cells, three holes, four corners; see `PRESETS`."""
+  c = base.get_config()
+  c.name = "textarena"
+  c.env = environment.section(
+    "textarena",
+    game="FrozenLake-v0-random",
+    wording="compact",
+    describe="t2po_jax.envs.adapters.frozen_lake:describe",
+    expert="t2po_jax.envs.adapters.frozen_lake:expert",
+    actions=("up", "down", "left", "right"),
+    distinct=True,
+    max_turns=12,
+    expert_hesitation=2.0,
+    expert_doubt=0.5,
+  )
+  small_game(c)
+  return base.apply_presets(c, presets, PRESETS)
+
+
+def small_game(c: base.ConfigDict) -> None:
+  """Lengths and a cold start for a game of few words."""
+  c.rollout.tasks = 16
+  c.rollout.memory = 2
+  c.rollout.max_prompt = 48
+  c.rollout.max_response = 48
+  c.control.thinking.window = 4
+  c.control.thinking.min_tokens = 4
+  c.control.thinking.max_tokens = 36
+  c.optimizer.warmup = 5
+  c.cold_start.kind = "expert"
+  c.cold_start.episodes = 400
+  c.cold_start.learning_rate = 3e-3
+  c.train.updates = 30
+  c.train.mini_batches = 2
+  c.train.row_tokens = 192
+  c.train.eval_every = 10
+  c.eval.tasks = 50
+
+
+def smollm2(c: base.ConfigDict) -> None:
+  """SmolLM2-135M-Instruct, with the game's own words and no expert."""
+  models.smollm2(c)
+  c.env.describe = c.env.expert = ""
+  c.env.expert_hesitation = c.env.expert_doubt = 0.0
+  c.cold_start.kind = "none"
+  c.rollout.tasks = 4
+  c.rollout.group_size = 4
+  c.rollout.slots = 16
+  c.rollout.max_prompt = 896
+  c.rollout.max_response = 96
+  c.control.thinking.min_tokens = 16
+  c.control.thinking.max_tokens = 72
+  c.train.row_tokens = 992
+  c.eval.tasks = 16
+
+
+PRESETS = {"smollm2": smollm2}

@@ -1,0 +1,224 @@
+"""What adapters of games have in common: tasks are seeds, hooks are functions.
+
+Three things that a foreign library does not bring can be given as functions,
+by `module:function`: `describe` turns an observation into words, `expert` names
+the next action for a cold start, and both get the library's own object.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import importlib
+import os
+import random
+import sys
+from typing import Any
+
+from t2po_jax import keys
+from t2po_jax.envs import base, games, prompts
+from t2po_jax.envs.adapters.wordings import compact, full
+
+WORDINGS = {"compact": compact, "full": full}
+# Seeds looked at per task that is wanted, when equal openings are left out.
+_PATIENCE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+  """The keys that all adapters share."""
+
+  wording: str = keys.key(
+    "full",
+    "How prompts are worded: `compact` for tiny models, `full` for language "
+    "models.",
+    choices=tuple(WORDINGS),
+  )
+  describe: str = keys.key(
+    "",
+    "`module:function` that words an observation, and may list the possible "
+    "actions: gives text, or (text, actions). Empty: the library's text.",
+  )
+  expert: str = keys.key(
+    "",
+    "`module:function` that names the next action for demonstrations; empty: "
+    "none.",
+  )
+  actions: tuple[str, ...] = keys.key(
+    (),
+    "The actions that are listed as possible, where the library lists none.",
+  )
+  max_turns: int = keys.key(20, "Turns until an episode ends.", least=1)
+  reward_scale: float = keys.key(1.0, "Factor of the library's rewards.")
+  success_from: float = keys.key(
+    1.0, "The return, unscaled, from which an episode is a success."
+  )
+  first_seed: int = keys.key(0, "Seeds count from here.", least=0)
+  distinct: bool = keys.key(
+    False,
+    "Whether to leave out seeds whose opening looks like that of another, so "
+    "that no level is in two splits; not for games that hide what differs.",
+  )
+  train_tasks: int = keys.key(500, "Seeds to train on.", least=1)
+  valid_tasks: int = keys.key(50, "Seeds to validate on.", least=1)
+  test_tasks: int = keys.key(100, "Seeds to test on.", least=1)
+  expert_hesitation: float = keys.key(
+    0.0, "Needless rounds per thought of the expert, on average.", least=0.0
+  )
+  expert_doubt: float = keys.key(
+    0.0,
+    "Probability per such round to take any of `actions`.",
+    least=0.0,
+    most=1.0,
+  )
+
+
+def load_function(place: str, key: str) -> Callable[..., Any]:
+  """A function by `module:function`.
+
+  Args:
+    place: where it lies; the working directory is looked in as well.
+    key: of the configuration, for messages.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  module, colon, name = place.partition(":")
+  if os.getcwd() not in sys.path:
+    sys.path.append(os.getcwd())
+  try:
+    if not colon:
+      raise ImportError("expected module:function")
+    found = getattr(importlib.import_module(module), name, None)
+  except ImportError as error:
+    raise ValueError(f"{key}: found {place!r}: {error}") from None
+  if not callable(found):
+    raise ValueError(f"{key}: found {place!r}: module has no such function")
+  return found
+
+
+class SeededTable(games.Table):
+  """A benchmark whose task ids are `seed-NUMBER`.
+
+  Attributes:
+    describe: words an observation, or None.
+    choose: the expert's function, or None.
+  """
+
+  # Nothing is known of a foreign library; processes always work.
+  threadsafe = False
+
+  def __init__(self, settings: Any):
+    """Takes the settings and finds the functions; draws no episode yet.
+
+    Raises:
+      ValueError: if a function cannot be found, or seeds are too alike.
+    """
+    self.settings = settings
+    self.max_turns = settings.max_turns
+    self.wording = WORDINGS[settings.wording]
+    self.grammar = prompts.Grammar(("action",), self.wording.CLOSING)
+    self.describe = self.choose = None
+    if settings.describe:
+      self.describe = load_function(settings.describe, "env.describe")
+    if settings.expert:
+      self.choose = load_function(settings.expert, "env.expert")
+    sizes = {
+      "train": settings.train_tasks,
+      "valid": settings.valid_tasks,
+      "test": settings.test_tasks,
+    }
+    seeds = self._list_seeds(sum(sizes.values()))
+    self.splits, start = {}, 0
+    for name, size in sizes.items():
+      part = seeds[start : start + size]
+      self.splits[name] = tuple(f"seed-{seed}" for seed in part)
+      start += size
+
+  def _list_seeds(self, count: int) -> list[int]:
+    """The seeds of all splits; also sees that the first can be played."""
+    first = self.settings.first_seed
+    game = self.env()
+    try:
+      opening = game.begin(f"seed-{first}")
+    except base.EnvError as error:
+      raise ValueError(
+        f"env: the first task cannot be played: {error}"
+      ) from None
+    if not self.settings.distinct:
+      return list(range(first, first + count))
+    found = {(opening.task, opening.text): first}
+    for seed in range(first + 1, first + _PATIENCE * count):
+      if len(found) == count:
+        break
+      opening = game.begin(f"seed-{seed}")
+      found.setdefault((opening.task, opening.text), seed)
+    game.close()
+    if len(found) < count:
+      raise ValueError(
+        f"env.train_tasks: {count} different tasks in all splits asked for, "
+        f"found {len(found)} openings; ask for fewer, or set env.distinct=False"
+      )
+    return list(found.values())
+
+  def see(
+    self, task: str, env: Any, shown: Any, actions: tuple[str, ...]
+  ) -> base.Observation:
+    """An observation in words.
+
+    Args:
+      task: what it is for.
+      env: the library's own environment.
+      shown: what the library showed.
+      actions: what is listed as possible, unless `describe` lists it.
+    """
+    text: Any = shown
+    if self.describe is not None:
+      text = self.describe(env, shown)
+      if isinstance(text, tuple):
+        text, actions = text
+    return base.Observation(task, str(text), tuple(actions))
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The prompt of a turn in the chosen wording."""
+    return self.wording.render(view)
+
+
+def read_seed(task_id: str) -> int:
+  """The seed in a task id."""
+  return int(task_id.removeprefix("seed-"))
+
+
+class Demonstrator:
+  """An expert made of a function, which hesitates and errs as it is told."""
+
+  def __init__(
+    self,
+    table: SeededTable,
+    choose: Callable[[random.Random], str],
+    seed: int,
+  ):
+    """Binds the expert.
+
+    Args:
+      table: whose settings say how it hesitates.
+      choose: names the right action; gets a source of chance.
+      seed: of its draws.
+    """
+    self._table = table
+    self._choose = choose
+    self._random = random.Random(f"{seed}/expert")
+    self._script = games.Scripted(self._decide, table.grammar)
+
+  def _decide(self) -> tuple[str, str]:
+    settings, draw = self._table.settings, self._random
+    action = self._choose(draw)
+    thoughts = [f"go {action}"]
+    hesitation = settings.expert_hesitation
+    while len(thoughts) < 8 and draw.random() < hesitation / (1 + hesitation):
+      if settings.actions and draw.random() < settings.expert_doubt:
+        action = draw.choice(settings.actions)
+      thoughts.append(f"again go {action}")
+    return " ".join(thoughts), action
+
+  def respond(self) -> str:
+    """The response to the current state."""
+    return self._script.respond()

@@ -1,0 +1,173 @@
+"""Single-player games of TextArena (arXiv 2504.11442).
+
+The games draw from Python's and NumPy's global generators; each game here
+keeps states of its own and puts them back after every call, so that a task is
+the same in any order of play. What the adapter cannot promise: which actions
+are possible (`env.actions` may name some), and safety between threads, because
+those generators are shared. Some games ask for word lists from the network;
+those that do not include FrozenLake, Sokoban, Mastermind, TowerOfHanoi,
+Minesweeper, 2048, Blackjack, Bandit, LightsOut and GuessTheNumber.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import io
+import random
+from typing import Any
+
+import numpy as np
+
+from t2po_jax import keys
+from t2po_jax.envs import base, games
+from t2po_jax.envs.adapters import seeded
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(seeded.Settings):
+  """The keys of `config.env` for a TextArena game."""
+
+  game: str = keys.key(
+    "FrozenLake-v0", "Of the registered game, single-player; without wrappers."
+  )
+  brackets: bool = keys.key(
+    True, "Whether to put an action into brackets that has none."
+  )
+
+
+class TextArena(seeded.SeededTable):
+  """Tasks of one game; implements `envs.base.Benchmark`."""
+
+  Settings = Settings
+
+  def __init__(self, settings: Settings):
+    """Finds the game.
+
+    Raises:
+      ValueError: if it is unknown, or cannot be played alone or offline.
+    """
+    self.game = Play
+    try:
+      import textarena
+    except ImportError:
+      raise ValueError(
+        "env.name: 'textarena' needs the package textarena; install the extra "
+        "'textarena'"
+      ) from None
+    known = textarena.envs.registration.ENV_REGISTRY
+    name = settings.game.removesuffix("-raw")
+    if name not in known:
+      plain = [n for n in known if not n.endswith(("-raw", "-train"))]
+      raise ValueError(f"env.game: unknown {name!r}{keys.nearest(name, plain)}")
+    self._make = lambda: textarena.make(f"{name}-raw")
+    self._kinds = textarena.ObservationType
+    super().__init__(settings)
+
+  def make(self) -> Any:
+    """A new game of the library."""
+    return self._make()
+
+  def read(self, messages: list[tuple[int, str, Any]]) -> tuple[str, str]:
+    """The rules, and what happened, in a player's messages."""
+    rules = [text for _, text, kind in messages if kind == self._kinds.PROMPT]
+    seen = [
+      text
+      for _, text, kind in messages
+      if kind not in (self._kinds.PROMPT, self._kinds.PLAYER_ACTION)
+    ]
+    return "\n".join(rules).strip(), "\n".join(seen).strip()
+
+
+class Play(games.Game):
+  """Games of one kind, one after another."""
+
+  table: TextArena
+
+  def __init__(self, table: TextArena):
+    super().__init__(table)
+    self._env: Any = None
+    self._task = ""
+    self._states: tuple[Any, Any] = (None, None)
+
+  @contextlib.contextmanager
+  def _own_chance(self, seed: int | None = None) -> Iterator[None]:
+    """The game's own state of the global generators; prints are swallowed."""
+    kept = random.getstate(), np.random.get_state()
+    if seed is None:
+      random.setstate(self._states[0])
+      np.random.set_state(self._states[1])
+    else:
+      random.seed(seed)
+      np.random.seed(seed)
+    try:
+      with contextlib.redirect_stdout(io.StringIO()):
+        yield
+    finally:
+      self._states = random.getstate(), np.random.get_state()
+      random.setstate(kept[0])
+      np.random.set_state(kept[1])
+
+  def begin(self, task_id: str) -> base.Observation:
+    """Deals the game of a seed.
+
+    Raises:
+      EnvError: if the game cannot be set up.
+    """
+    seed = seeded.read_seed(task_id)
+    with self._own_chance(seed):
+      try:
+        self._env = self.table.make()
+        self._env.reset(num_players=1, seed=seed)
+        _, messages = self._env.get_observation()
+      except Exception as error:
+        # Among others: another number of players, a list that is not there.
+        lines = (line.strip("* ") for line in str(error).splitlines())
+        reason = next(filter(None, lines), repr(error))
+        raise base.EnvError(
+          f"{self.table.settings.game} cannot be set up for one player: "
+          f"{reason}"
+        ) from None
+    self._task, text = self.table.read(messages)
+    return self._see(text or "The game begins.")
+
+  def _see(self, text: str) -> base.Observation:
+    table = self.table
+    return table.see(self._task, self._env, text, table.settings.actions)
+
+  def act(self, action: str) -> games.Move:
+    """Plays an action; a game may end at the second one against its rules."""
+    settings = self.table.settings
+    if settings.brackets and "[" not in action:
+      action = f"[{action}]"
+    with self._own_chance():
+      try:
+        done, _ = self._env.step(action)
+        _, messages = self._env.get_observation()
+        rewards, facts = self._env.close() if done else (None, {})
+      except Exception as error:
+        raise base.EnvError(f"{settings.game}: {error!r:.80}") from error
+    reward = float((rewards or {}).get(0, 0.0))
+    wrong = bool(facts.get(0, {}).get("invalid_move"))
+    wrong = wrong or bool(getattr(self._env.state, "error_count", 0))
+    _, text = self.table.read(messages)
+    return games.Move(
+      self._see(text or "Nothing is said."),
+      reward=settings.reward_scale * reward,
+      done=bool(done),
+      possible=not wrong,
+      success=bool(done) and reward >= settings.success_from,
+      info={"score": reward} if done else {},
+    )
+
+  def expert(self, seed: int) -> base.Expert:
+    """The function given as `env.expert`: (game, chance) -> action."""
+    choose = self.table.choose
+    if choose is None:
+      return super().expert(seed)
+    return seeded.Demonstrator(
+      self.table, lambda draw: choose(self._env, draw), seed
+    )
+
+  def close(self) -> None:
+    """Forgets the game."""
+    self._env = None

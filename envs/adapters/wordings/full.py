@@ -1,0 +1,34 @@
+"""The full wording: an instruction prompt for pretrained language models."""
+
+from t2po_jax.envs import prompts
+
+CLOSING = "</think>\n<action>"
+
+_INSTRUCTION = """\
+{task}
+
+{history}This is turn {turn} of {max_turns}. What you see now:
+{observation}
+
+{actions}First think inside <think> and </think>. Then write exactly one \
+action inside <action> and </action>, and nothing after it."""
+
+
+def render(view: prompts.View) -> list[prompts.Message]:
+  """The rules, the last turns, what is seen, the possible actions."""
+  lines = []
+  first = view.turn - len(view.memory)
+  for index, (observation, done) in enumerate(view.memory):
+    lines.append(f"Turn {first + index}: {observation}")
+    lines.append(f"You did: {done or 'nothing'}")
+  history = "The last turns:\n" + "\n".join(lines) + "\n\n"
+  actions = "Possible actions: " + ", ".join(view.admissible) + "\n\n"
+  content = _INSTRUCTION.format(
+    task=view.task,
+    history=history if lines else "",
+    turn=view.turn,
+    max_turns=view.max_turns,
+    observation=view.observation,
+    actions=actions if view.admissible else "",
+  )
+  return [{"role": "user", "content": content}]

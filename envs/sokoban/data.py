@@ -1,0 +1,85 @@
+"""Levels: drawn from a seed, solvable, each in one split only."""
+
+from collections.abc import Iterator, Mapping
+import itertools
+import random
+
+from t2po_jax.envs import base
+from t2po_jax.envs.sokoban import engine, expert
+
+# Drawn levels, per level that is asked for, until the settings are given up.
+_PATIENCE = 50
+
+
+def draw_levels(
+  seed: int,
+  *,
+  size: int,
+  boxes: int,
+  walls: int,
+  moves: tuple[int, int],
+) -> Iterator[str | None]:
+  """Draws for ever; gives a level, or None where the draw has to be left out.
+
+  Args:
+    seed: of the draws.
+    size: rows and columns, the walls around included.
+    boxes: boxes, and goals.
+    walls: walls inside, at most; their number is uniform.
+    moves: least and most moves of the shortest solution.
+  """
+  random_ = random.Random(f"{base.SPLIT_SEED}/sokoban/{seed}")
+  inside = list(itertools.product(range(1, size - 1), repeat=2))
+  around = frozenset(
+    cell
+    for cell in itertools.product(range(size), repeat=2)
+    if cell[0] in (0, size - 1) or cell[1] in (0, size - 1)
+  )
+  while True:
+    blocks = random_.randint(0, walls)
+    cells = random_.sample(inside, blocks + 2 * boxes + 1)
+    level = engine.Level(
+      rows=size,
+      columns=size,
+      walls=around | frozenset(cells[:blocks]),
+      goals=frozenset(cells[blocks : blocks + boxes]),
+    )
+    state = engine.State(cells[-1], frozenset(cells[blocks + boxes : -1]))
+    solution = expert.solve(level, state)
+    if solution is None or not moves[0] <= len(solution) <= moves[1]:
+      yield None
+    else:
+      yield "/".join(engine.draw(level, state))
+
+
+def draw_splits(
+  seed: int, sizes: Mapping[str, int], **options
+) -> dict[str, tuple[str, ...]]:
+  """Different levels for every split; the levels are the task ids.
+
+  Args:
+    seed: of the draws.
+    sizes: levels by split.
+    **options: see `draw_levels`.
+
+  Raises:
+    ValueError: if there are not as many different levels.
+  """
+  wanted = sum(sizes.values())
+  found: dict[str, None] = {}
+  drawn = draw_levels(seed, **options)
+  for level in itertools.islice(drawn, _PATIENCE * wanted):
+    if level is not None:
+      found[level] = None
+      if len(found) == wanted:
+        break
+  else:
+    raise ValueError(
+      f"env.train_tasks: {wanted} different levels in all splits asked for, "
+      f"found {len(found)} with these settings; ask for fewer, or raise "
+      "env.size, env.walls or env.most_moves"
+    )
+  levels = iter(found)
+  return {
+    name: tuple(itertools.islice(levels, size)) for name, size in sizes.items()
+  }

@@ -1,0 +1,55 @@
+"""Every setting of Sokoban: default, meaning and bounds."""
+
+import dataclasses
+
+from t2po_jax import keys
+from t2po_jax.envs import base
+
+WORDINGS = ("compact", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.Settings):
+  """The keys of `config.env` for Sokoban."""
+
+  wording: str = keys.key(
+    "compact",
+    "How prompts are worded: `compact` for tiny models, `full` for language "
+    "models.",
+    choices=WORDINGS,
+  )
+  size: int = keys.key(
+    6, "Rows and columns of a level, walls around it included.", least=5, most=9
+  )
+  boxes: int = keys.key(1, "Boxes, and goals, of a level.", least=1, most=3)
+  walls: int = keys.key(2, "Walls inside a level, at most.", least=0, most=8)
+  least_moves: int = keys.key(
+    3, "Moves of the shortest solution, at least.", least=1
+  )
+  most_moves: int = keys.key(10, "Likewise, at most.", least=1)
+  max_turns: int = keys.key(15, "Moves until an episode ends.", least=1)
+  reward_success: float = keys.key(10.0, "Reward of a solved level.")
+  reward_box: float = keys.key(
+    0.0, "Reward of a box pushed onto a goal; taken back when it leaves."
+  )
+  seed: int = keys.key(0, "Draws the levels.")
+  train_tasks: int = keys.key(1000, "Levels to train on.", least=1)
+  valid_tasks: int = keys.key(100, "Levels to validate on.", least=1)
+  test_tasks: int = keys.key(200, "Levels to test on.", least=1)
+  expert_hesitation: float = keys.key(
+    1.0, "Needless rounds per thought of the expert, on average.", least=0.0
+  )
+  expert_doubt: float = keys.key(
+    0.3,
+    "Probability per such round to move anywhere.",
+    least=0.0,
+    most=1.0,
+  )
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.most_moves < self.least_moves:
+      raise ValueError(
+        f"env.most_moves: found {self.most_moves}, expected at least "
+        f"env.least_moves {self.least_moves}"
+      )
