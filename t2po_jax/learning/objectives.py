@@ -52,12 +52,18 @@ class Objective(Protocol):
     recomputes_old: whether the learner replaces `old_logprobs` by its own.
   """
 
-  aggregation: str
-  horizon: int | None
-  temperature: float
-  entropy_coefficient: float
-  needs_reference: bool
-  recomputes_old: bool
+  @property
+  def aggregation(self) -> str: ...
+  @property
+  def horizon(self) -> int | None: ...
+  @property
+  def temperature(self) -> float: ...
+  @property
+  def entropy_coefficient(self) -> float: ...
+  @property
+  def needs_reference(self) -> bool: ...
+  @property
+  def recomputes_old(self) -> bool: ...
 
   def evaluate(
     self,
@@ -68,11 +74,13 @@ class Objective(Protocol):
     shares: types.Array,
   ) -> Parts:
     """The loss and metrics of some rows of a batch."""
+    ...
 
   def evaluate_values(
     self, values: types.Array, batch: types.Batch, weights: types.Array
   ) -> tuple[types.Array, dict[str, types.Array]]:
     """The critic's loss and token means; only asked where there is one."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

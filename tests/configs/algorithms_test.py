@@ -98,7 +98,9 @@ class AlgorithmsTest(parameterized.TestCase):
     self.assertTrue(math.isfinite(line["train/greedy_return"]))
     self.assertAlmostEqual(line["learn/importance_weight"], 1.0, places=3)
 
-  @parameterized.parameters("gspo", "cispo", "sapo", "empg", "dr_grpo")
+  @parameterized.parameters(
+    "gspo", "cispo", "sapo", "empg", "dr_grpo", "hgpo,aem", "kl_cov,icepop"
+  )
   def test_other_losses_take_a_step(self, name):
     _, lines = play(name, {}, updates=1)
     self.assertGreater(lines[1]["learn/update_norm"], 0.0)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax.control import resampling
+from t2po_jax.control import resampling, uncertainty
 
 
 class ResamplingTest(parameterized.TestCase):
@@ -52,6 +52,19 @@ class ResamplingTest(parameterized.TestCase):
     self.assertTrue(resampling.should_resample(found, **options))
     self.assertFalse(resampling.should_resample(0.8, **options))
     self.assertFalse(resampling.should_resample(nothing, **options))
+
+  def test_the_released_score_and_threshold(self):
+    # Geometric means with a floor would be 0.0054 twice: never resampled.
+    mask = jnp.ones((1, 3))
+    before, after = (
+      float(uncertainty.turn_score(jnp.array([m]), mask, mean="arithmetic")[0])
+      for m in ([0.4, 0.4, -0.5], [0.4, 0.4, -0.3])
+    )
+    change = resampling.phi_change(after, before)
+    self.assertAlmostEqual(change, 0.2 / 3, places=6)
+    self.assertTrue(
+      resampling.should_resample(change, eta=0.3, tries=0, max_tries=2)
+    )
 
   def test_threshold_itself_is_far_enough(self):
     options = dict(tries=0, max_tries=2)

@@ -108,12 +108,13 @@ def finish(
       of range.
     stopped: [B, R] bool, tokens that the dual clip stopped.
   """
-  if stopped is None:
-    stopped = jnp.zeros(loss.shape, bool)
+  none = jnp.zeros(loss.shape, bool)
   log_ratio = jax.lax.stop_gradient(log_ratio)
   stats = {
     "clip_fraction": clipped.astype(jnp.float32),
-    "dual_clip_fraction": stopped.astype(jnp.float32),
+    "dual_clip_fraction": (none if stopped is None else stopped).astype(
+      jnp.float32
+    ),
     "ratio": jnp.exp(log_ratio),
     "kl_old": jnp.expm1(log_ratio) - log_ratio,
   }
