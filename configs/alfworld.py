@@ -76,7 +76,7 @@ def smollm2(c: base.ConfigDict) -> None:
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
-  """The paper's setting, for accelerators and the real games; not yet run."""
+  """Qwen3-4B for accelerators and the real games; not yet run."""
   models.qwen3_4b(c)
   c.env.data_dir = "$ALFWORLD_DATA"
   c.env.valid_tasks = 0

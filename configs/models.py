@@ -32,7 +32,7 @@ def smollm2(c: ConfigDict) -> None:
 
 
 def qwen3_4b(c: ConfigDict) -> None:
-  """Qwen3-4B as in the paper (arXiv 2605.02178), for accelerators."""
+  """Qwen3-4B for accelerators; `paper` is the published setting."""
   c.name += "-qwen3-4b"
   c.env.wording = "full"
   c.model.source = "Qwen/Qwen3-4B"

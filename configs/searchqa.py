@@ -57,7 +57,7 @@ def smollm2(c: base.ConfigDict) -> None:
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
-  """The paper's setting, for accelerators; not yet run."""
+  """Qwen3-4B for accelerators; not yet run."""
   models.qwen3_4b(c)
   c.env.topk = 3
   c.rollout.tasks = 256

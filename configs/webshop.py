@@ -67,7 +67,7 @@ def smollm2(c: base.ConfigDict) -> None:
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:
-  """The paper's setting, for accelerators; give `env.catalogue`.
+  """Qwen3-4B for accelerators; give `env.catalogue`.
 
   Not yet run.
   """

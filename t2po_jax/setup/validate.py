@@ -7,6 +7,8 @@ whoever set it expected an effect. All of it happens before anything is
 compiled or a long job starts.
 """
 
+from collections.abc import Iterable
+
 import jax
 
 from t2po_jax import keys
@@ -20,6 +22,9 @@ from t2po_jax.setup import build
 _GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
 # Keys of the guard that only a rollback reads.
 _ROLLBACK = ("rate_factor", "reuse_factor", "kl_coefficient", "rollbacks")
+
+# Whether keys have no effect, why not, and which.
+_Idle = tuple[bool, str, list[str]]
 
 
 def read(config: settings.ConfigDict) -> settings.Config:
@@ -143,8 +148,8 @@ def _check_lora(config: settings.Config) -> None:
     _refuse(config, "lora.cold_start", expected)
 
 
-def _check_unused(config: settings.Config) -> None:
-  """Settings that differ from their default and that nothing reads."""
+def _unused_options(config: settings.Config) -> dict[str, str]:
+  """Options of other estimators, losses and signals, and what lacks them."""
   advantage, loss = config.advantage, config.loss
   estimator = build.estimator(config)
   used = {f"advantage.{key}" for key in estimator.keys}
@@ -166,10 +171,16 @@ def _check_unused(config: settings.Config) -> None:
     for key in uncertainty.option_keys()
   }
   reasons |= {f"loss.{key}": of_loss for key in policy_losses.option_keys()}
-  sections = (
+  return {key: why for key, why in reasons.items() if key not in used}
+
+
+def _idle_learning(config: settings.Config) -> Iterable[_Idle]:
+  """What the settings of learning leave without effect."""
+  advantage, loss = config.advantage, config.loss
+  return (
     (
-      "values" not in estimator.needs,
-      of_estimator,
+      "values" not in build.estimator(config).needs,
+      f"advantage.estimator {advantage.estimator!r}",
       [f"critic.{key}" for key in settings.to_dict(config.critic)],
     ),
     (
@@ -198,6 +209,13 @@ def _check_unused(config: settings.Config) -> None:
       "loss.rejection 'off'",
       ["loss.rejection_low", "loss.rejection_high"],
     ),
+    (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
+  )
+
+
+def _idle_elsewhere(config: settings.Config) -> Iterable[_Idle]:
+  """What all other settings leave without effect."""
+  return (
     (
       config.reward.kl == "off",
       "reward.kl 'off'",
@@ -238,7 +256,6 @@ def _check_unused(config: settings.Config) -> None:
       f"guard.action {config.guard.action!r}",
       [f"guard.{key}" for key in _ROLLBACK],
     ),
-    (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
     (not config.memory.check, "memory.check False", ["memory.limit"]),
     (
       not config.lora.rank,
@@ -256,12 +273,16 @@ def _check_unused(config: settings.Config) -> None:
       [f"cold_start.rft_{key}" for key in ("rounds", "tasks", "epochs")],
     ),
   )
-  for without_effect, why, names in sections:
-    if without_effect:
+
+
+def _check_unused(config: settings.Config) -> None:
+  """Settings that differ from their default and that nothing reads."""
+  reasons = _unused_options(config)
+  for idle, why, names in (*_idle_learning(config), *_idle_elsewhere(config)):
+    if idle:
       reasons |= dict.fromkeys(names, why)
   defaults = settings.flatten(settings.to_dict(settings.Config()))
   values = settings.flatten(settings.to_dict(config))
   for key, why in reasons.items():
-    default = defaults[key]
-    if key not in used and values[key] != default:
-      _refuse(config, key, f"{default!r}: {why} does not use it")
+    if values[key] != defaults[key]:
+      _refuse(config, key, f"{defaults[key]!r}: {why} does not use it")
