@@ -39,7 +39,8 @@ class Attempt:
     finish: "stop", "length" or "eos".
     fired_at: token index of the intervention, -1 if it did not fire.
     thinking_tokens: tokens until the thinking segment was closed.
-    phi: turn score, the geometric mean of M_t over sampled tokens.
+    phi: turn score, the signal's mean of M_t over sampled tokens: geometric,
+      or arithmetic for `released`.
   """
 
   tokens: np.ndarray

@@ -72,6 +72,11 @@ def find(name: str) -> episodes.Estimator:
       f"advantage.estimator: {name!r} is a {type(found).__name__}, expected an "
       "Estimator"
     )
+  if missing := sorted(set(found.keys) - option_keys().keys()):
+    raise ValueError(
+      f"advantage.estimator: {name!r} has options that are no keys, "
+      f"{', '.join(missing)}; call estimators.register in the config file"
+    )
   return found
 
 

@@ -13,6 +13,15 @@ from t2po_jax.learning.estimators import episodes, groups
 from tests.learning.estimators import cases
 
 
+@dataclasses.dataclass(frozen=True)
+class OwnOptions:
+  own_scale: float = keys.key(1.0, "A key that nobody registered.")
+
+
+OWN = episodes.Estimator(groups.rloo, episodes.NoOptions, grouped=True)
+UNKNOWN_KEYS = episodes.Estimator(groups.rloo, OwnOptions)
+
+
 class EveryEstimatorTest(parameterized.TestCase):
   @parameterized.parameters(*estimators.ESTIMATORS)
   def test_shapes_and_finite(self, name):
@@ -109,6 +118,13 @@ class RegistryTest(absltest.TestCase):
       estimators.find("no_such_module:NAME")
     with self.assertRaisesRegex(ValueError, "is a tuple, expected an Estim"):
       estimators.find("tests.learning.estimators.cases:BASELINES")
+
+  def test_a_record_elsewhere(self):
+    here = "tests.learning.estimators.registry_test"
+    found = estimators.find(f"{here}:OWN")
+    self.assertIs(found.function, groups.rloo)
+    with self.assertRaisesRegex(ValueError, "no keys, own_scale; call"):
+      estimators.find(f"{here}:UNKNOWN_KEYS")
 
   def test_a_name_or_a_key_that_is_taken(self):
     @dataclasses.dataclass(frozen=True)
