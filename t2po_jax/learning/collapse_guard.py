@@ -16,8 +16,10 @@ apart. A limit that is passed in several updates in a row is an alarm.
   `train/prompt_dependence` responses no longer depend on their prompt, which
                             entropy does not see (template collapse, RAGEN-2,
                             arXiv 2604.06268; ours is a cheaper proxy).
-Metrics of training are noisy, so they are averaged over a window of updates;
-a held-out score must have fallen by more than three standard errors.
+Metrics of training are noisy, so they are averaged over a window of updates,
+and a fall counts only if it is beyond the noise. The best of many noisy values
+is too high, so that takes more standard errors than a single comparison would:
+as many as keep a simulated run that is well from alarms (docs/study.md).
 """
 
 from collections.abc import Mapping
@@ -46,11 +48,14 @@ FALLS = {
   "max_deviation_fall": "train/group_std",
   "max_dependence_fall": "train/prompt_dependence",
 }
-# Standard errors that a held-out score must have fallen.
-_ERRORS = 3.0
-# The groups' deviation may fall while the return stays within so much of a
-# standard deviation of its best: then tasks are solved, not given up.
-_SOLVED = 0.2
+# What a fall of the return is measured in.
+_SCALES = ("train/return_std", "train/return_error")
+# Standard errors that a held-out score must have fallen, of the difference.
+_SCORE_ERRORS = 4.0
+# Likewise the training return, of one window's mean; and while groups become
+# alike, which they also do when tasks are solved.
+_RETURN_ERRORS = 5.0
+_DIP_ERRORS = 4.0
 # A best dependence below this is noise: responses never depended on prompts.
 _LEAST_DEPENDENCE = 0.1
 
@@ -176,22 +181,21 @@ class Guard:
 
   def _remember(self, scalars: Mapping[str, float]) -> None:
     """Takes what falls are measured on into the windows and the bests."""
-    for metric in (*FALLS.values(), "train/return_std"):
+    for metric in (*FALLS.values(), *_SCALES):
       value = scalars.get(metric, math.nan)
       if metric == "eval/success" or math.isnan(value):
         continue
       recent = [*self._recent.get(metric, []), float(value)]
       self._recent[metric] = recent[-self._window :]
-      if len(recent) < self._window or metric == "train/return_std":
+    for metric in FALLS.values():
+      if len(self._recent.get(metric, [])) < self._window:
         continue
       mean = self._mean(metric)
       if mean > self._best.get(metric, -math.inf):
         self._best[metric] = mean
         if metric == "train/return":
-          # The scale of what was lost: the deviation at the best.
-          spread = scalars.get("train/return_std", math.nan)
-          if not math.isnan(spread):
-            self._best["train/return_std"] = float(spread)
+          # What a fall is measured in: as it was at the best.
+          self._best |= {n: self._mean(n) for n in _SCALES if n in self._recent}
 
   def _mean(self, metric: str) -> float:
     recent = self._recent[metric]
@@ -210,7 +214,7 @@ class Guard:
       self._score = {"best": float(score)}
       return ""
     variance = best * (1.0 - best) + score * (1.0 - score)
-    beyond = best - score > _ERRORS * math.sqrt(variance / episodes)
+    beyond = best - score > _SCORE_ERRORS * math.sqrt(variance / episodes)
     return _fallen("eval/success", "max_score_fall", score, best, limit, beyond)
 
   def _fall(
@@ -224,23 +228,28 @@ class Guard:
     mean, best = self._mean(metric), self._best[metric]
     if metric == "train/return":
       loss, spread = best - mean, self._best.get("train/return_std", 0.0)
-      if not loss > limit * spread or not spread:
+      if not spread or loss <= limit * spread or not self._dips(_RETURN_ERRORS):
         return ""
       return (
         f"{metric} is {mean:.4g}, {loss / spread:.2g} deviations below its "
         f"best {best:.4g}; guard.{name} is {limit:g}"
       )
     if metric == "train/group_std":
-      return _fallen(metric, name, mean, best, limit, not self._solving())
+      return _fallen(metric, name, mean, best, limit, self._dips(_DIP_ERRORS))
     return _fallen(metric, name, mean, best, limit, best > _LEAST_DEPENDENCE)
 
-  def _solving(self) -> bool:
-    """Whether the return is at its best, as far as the noise allows to say."""
+  def _dips(self, errors: float) -> bool:
+    """Whether the return is below its best by so many standard errors."""
     if "train/return" not in self._best:
-      return True
-    spread = self._best.get("train/return_std", 0.0)
+      return False
     loss = self._best["train/return"] - self._mean("train/return")
-    return loss <= _SOLVED * spread
+    # A best is the better the smaller its error happens to look.
+    now = self._mean("train/return_error") if self._has_error() else 0.0
+    error = max(self._best.get("train/return_error", 0.0), now)
+    return loss > errors * error / math.sqrt(self._window)
+
+  def _has_error(self) -> bool:
+    return "train/return_error" in self._recent
 
   def state_dict(self) -> dict[str, Any]:
     """Everything that `load` needs to go on exactly from here."""

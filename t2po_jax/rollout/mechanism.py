@@ -27,7 +27,9 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
   Returns:
     `return_std`, the deviation of episodes' returns, and `group_std`, the
     mean of that inside the groups (population deviations; groups of one are
-    left out); `repeated_actions` and `useless_turns` as shares of turns;
+    left out); `return_error`, the standard error of the mean return as the
+    groups' means tell it, since episodes of a task are alike;
+    `repeated_actions` and `useless_turns` as shares of turns;
     `prompt_dependence`; `intervention_success` and `free_success`, the success
     of episodes with and without a thinking intervention; `resample_changed`,
     the share of resampled turns that ended with an action that no discarded
@@ -39,6 +41,13 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     for members in by_group(trajectories)
     if len(members) > 1
   ]
+  means = [
+    np.mean([t.episode_return for t in members])
+    for members in by_group(trajectories)
+  ]
+  error = float("nan")
+  if len(means) > 1:
+    error = float(np.std(means, ddof=1) / np.sqrt(len(means)))
   stirred: dict[bool, list[bool]] = {True: [], False: []}
   for trajectory in trajectories:
     fired = any(turn.response.fired_at >= 0 for turn in trajectory.turns)
@@ -46,6 +55,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
   again = [turn for t in trajectories for turn in t.turns if turn.discarded]
   return {
     "return_std": float(np.std(returns)) if returns else float("nan"),
+    "return_error": error,
     "group_std": _mean(deviations),
     "repeated_actions": _mean(
       [flag for t in trajectories for flag in repeats(t)]

@@ -77,6 +77,8 @@ class DescribeTest(absltest.TestCase):
     found = mechanism.describe([pay(0, 0), pay(1, 0), pay(1, 1), pay(1, 1)])
     self.assertAlmostEqual(found["return_std"], math.sqrt(3) / 4)
     self.assertAlmostEqual(found["group_std"], 0.25)
+    # Means 0.5 and 1: deviation 0.25 sqrt(2), over sqrt(2) groups.
+    self.assertAlmostEqual(found["return_error"], 0.25)
 
   def test_interventions_and_second_tries(self):
     other = (attempt(text="<think>x</think> left"),)
