@@ -8,6 +8,8 @@ records below, which is what the library works with.
 Presets are joined by commas after a colon, later ones win:
 `--config=configs/searchqa.py:smollm2,grpo`. A task brings those of its models,
 `algorithms.py` those that every task has, and `tiny` is the task's default.
+
+The file is long because every key stands here with all that is known of it.
 """
 
 from collections.abc import Callable, Mapping

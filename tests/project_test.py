@@ -47,6 +47,26 @@ def top_imports(tree) -> set[str]:
   return found
 
 
+def oversized(tree: ast.AST) -> list[str]:
+  """Functions above 80 lines and classes above 15 public methods."""
+  found = []
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      lines = node.end_lineno - node.lineno + 1
+      if lines > 80:
+        found.append(f"{node.name} has {lines} lines")
+    elif isinstance(node, ast.ClassDef):
+      public = [
+        item
+        for item in node.body
+        if isinstance(item, (ast.FunctionDef, ast.AsyncFunctionDef))
+        and not item.name.startswith("_")
+      ]
+      if len(public) > 15:
+        found.append(f"{node.name} has {len(public)} public methods")
+  return found
+
+
 class ProjectTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -91,6 +111,25 @@ class ProjectTest(absltest.TestCase):
           if name not in known and distribution not in declared:
             missing.append(f"{path.relative_to(ROOT)}: {name}")
     self.assertEmpty(missing)
+
+  def test_nothing_grows_too_large(self):
+    found = []
+    for folder in ("t2po_jax", "envs", "configs", "experiments"):
+      for path in sorted((ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        tree = ast.parse(text)
+        reason = "long because" in (ast.get_docstring(tree) or "")
+        if text.count("\n") > 600 and not reason:
+          found.append(f"{path}: more than 600 lines and no reason on top")
+        found += [f"{path}: {line}" for line in oversized(tree)]
+    self.assertEmpty(found)
+
+  def test_what_is_too_large_is_found(self):
+    long = "def f():\n" + "  pass\n" * 80
+    wide = "class A:\n" + "".join(f"  def f{i}(self): ...\n" for i in range(16))
+    self.assertEqual(oversized(ast.parse(long)), ["f has 81 lines"])
+    self.assertEqual(oversized(ast.parse(wide)), ["A has 16 public methods"])
+    self.assertEmpty(oversized(ast.parse(long.replace("  pass\n", "", 1))))
 
 
 if __name__ == "__main__":

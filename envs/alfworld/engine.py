@@ -112,16 +112,16 @@ class Board:
   def fixed_commands(self, place: str) -> dict[str, tuple]:
     """The commands that are possible at a place whatever else happened."""
     if place not in self._fixed:
-      commands: dict[str, tuple] = {"look": (Twin.look,)}
-      commands["inventory"] = (Twin.inventory,)
+      commands: dict[str, tuple] = {"look": (Twin._look,)}
+      commands["inventory"] = (Twin._inventory,)
       if self.dialect.helps:
-        commands["help"] = (Twin.help,)
+        commands["help"] = (Twin._help,)
       for receptacle in self.receptacles:
         name = self.names[receptacle]
         if self.place_of[receptacle] == place:
-          commands[f"examine {name}"] = (Twin.examine, receptacle)
+          commands[f"examine {name}"] = (Twin._examine, receptacle)
         else:
-          commands[f"go to {name}"] = (Twin.go, receptacle)
+          commands[f"go to {name}"] = (Twin._go, receptacle)
       self._fixed[place] = commands
     return self._fixed[place]
 
@@ -164,7 +164,7 @@ class Twin:
     self._toggled = set(board.unary("istoggled"))
     self._update()
     if self._place in board.at:
-      room = self.look()
+      room = self._look()
     else:
       everything = [f"a {board.names[r]}" for r in board.receptacles]
       room = f"{MIDDLE} {_enumerate(everything)}."
@@ -221,31 +221,31 @@ class Twin:
       if receptacle in board.openable:
         accessible = receptacle in self._opened
         if accessible:
-          commands[f"close {name}"] = (Twin.close, receptacle)
+          commands[f"close {name}"] = (Twin._close, receptacle)
         else:
-          commands[f"open {name}"] = (Twin.open, receptacle)
+          commands[f"open {name}"] = (Twin._open, receptacle)
       for thing in self._inside[receptacle]:
         if thing in board.toggleable:
-          commands[f"use {names[thing]}"] = (Twin.use, thing)
+          commands[f"use {names[thing]}"] = (Twin._use, thing)
         if accessible and held is None and thing in board.pickupable:
           command = f"take {names[thing]} from {name}"
-          commands[command] = (Twin.take, thing, receptacle)
+          commands[command] = (Twin._take, thing, receptacle)
       if held is None:
         continue
       if accessible and (kind, board.kinds.get(held)) in board.fits:
         command = board.dialect.move.format(o=names[held], r=name)
-        commands[command] = (Twin.move, held, receptacle)
+        commands[command] = (Twin._move, held, receptacle)
       verb, _ = _TREATMENTS.get(kind, ("", ""))
       if verb and held in board.treatable[verb]:
         command = f"{verb} {names[held]} with {name}"
-        commands[command] = (Twin.treat, verb, held, receptacle)
+        commands[command] = (Twin._treat, verb, held, receptacle)
     if held is not None:
-      commands[f"examine {names[held]}"] = (Twin.inspect, held)
+      commands[f"examine {names[held]}"] = (Twin._inspect, held)
       if board.kinds.get(held) in _KNIVES:
         for thing in self._around.get(self._place, ()):
           if thing in board.sliceable:
             command = f"slice {names[thing]} with {names[held]}"
-            commands[command] = (Twin.slice, thing, held)
+            commands[command] = (Twin._slice, thing, held)
     return commands
 
   def _update(self) -> None:
@@ -290,7 +290,7 @@ class Twin:
 
   # The actions. Each returns the observation.
 
-  def look(self) -> str:
+  def _look(self) -> str:
     """Looks around at the present pose."""
     board, place = self._board, self._place
     facing = board.at.get(place, ())
@@ -307,21 +307,21 @@ class Twin:
       f"You are facing the {names}. Next to it, you see {_enumerate(beside)}."
     )
 
-  def inventory(self) -> str:
+  def _inventory(self) -> str:
     """Says what is held."""
     if self._held is None:
       return "You are not carrying anything."
     return f"You are carrying: a {self._board.names[self._held]}."
 
-  def help(self) -> str:
+  def _help(self) -> str:
     """Lists the kinds of commands."""
     return HELP
 
-  def examine(self, receptacle: str) -> str:
+  def _examine(self, receptacle: str) -> str:
     """Looks at a receptacle."""
     return self._describe(receptacle)
 
-  def inspect(self, thing: str) -> str:
+  def _inspect(self, thing: str) -> str:
     """Looks at the object in the hand."""
     board = self._board
     name = board.names[thing]
@@ -352,7 +352,7 @@ class Twin:
       return f"There's nothing special about {name}."
     return f"This is a {' '.join(words)} {name}."
 
-  def go(self, receptacle: str) -> str:
+  def _go(self, receptacle: str) -> str:
     """Walks to a receptacle."""
     board = self._board
     place = self._place = board.place_of[receptacle]
@@ -360,20 +360,20 @@ class Twin:
     shown = place if board.dialect.arrive_at_location else receptacle
     return f"You arrive at {board.names[shown]}. {self._describe(receptacle)}"
 
-  def open(self, receptacle: str) -> str:
+  def _open(self, receptacle: str) -> str:
     """Opens a receptacle."""
     self._opened.add(receptacle)
     self._update()
     name = self._board.names[receptacle]
     return f"You open the {name}. {self._describe(receptacle)}"
 
-  def close(self, receptacle: str) -> str:
+  def _close(self, receptacle: str) -> str:
     """Closes a receptacle."""
     self._opened.discard(receptacle)
     self._update()
     return f"You close the {self._board.names[receptacle]}."
 
-  def take(self, thing: str, receptacle: str) -> str:
+  def _take(self, thing: str, receptacle: str) -> str:
     """Takes an object into the hand."""
     self._inside[receptacle].discard(thing)
     self._left.add((thing, receptacle))
@@ -383,7 +383,7 @@ class Twin:
     names = self._board.names
     return f"You pick up the {names[thing]} from the {names[receptacle]}."
 
-  def move(self, thing: str, receptacle: str) -> str:
+  def _move(self, thing: str, receptacle: str) -> str:
     """Puts the object in the hand down."""
     self._inside[receptacle].add(thing)
     self._left.discard((thing, receptacle))
@@ -393,7 +393,7 @@ class Twin:
     names = self._board.names
     return self._board.dialect.moved.format(o=names[thing], r=names[receptacle])
 
-  def treat(self, verb: str, thing: str, receptacle: str) -> str:
+  def _treat(self, verb: str, thing: str, receptacle: str) -> str:
     """Cleans, heats or cools the object in the hand."""
     if verb == "clean":
       self._clean.add(thing)
@@ -407,13 +407,13 @@ class Twin:
     names = self._board.names
     return f"You {verb} the {names[thing]} using the {names[receptacle]}."
 
-  def use(self, thing: str) -> str:
+  def _use(self, thing: str) -> str:
     """Switches a lamp; the original always says on."""
     self._toggled.add(thing)
     self._update()
     return f"You turn on the {self._board.names[thing]}."
 
-  def slice(self, thing: str, knife: str) -> str:
+  def _slice(self, thing: str, knife: str) -> str:
     """Cuts an object with the knife in the hand."""
     self._sliced.add(thing)
     self._update()

@@ -133,6 +133,50 @@ def gather(
   rules = build.rules(
     config, build.train_sampling(config), epsilon=epsilon, eta=eta
   )
+  rounds, kept, tasks, cursor = _play_rounds(
+    config, actor, rules, update=update, cursor=cursor, version=version
+  )
+  played = _numbered(
+    [group for part in rounds for group in _groups(part.trajectories)]
+  )
+  trajectories = _numbered(kept)
+  scalars = {}
+  if rollout.filter_groups:
+    scalars = _cost(rounds, played, trajectories, groups_left=len(kept))
+  baselines = None
+  if "baselines" in build.estimator(config).needs:
+    rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
+    greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY), version)
+    baselines = greedy_baselines(
+      trajectories, greedy.trajectories, discount=build.turn_discount(config)
+    )
+    scalars["train/greedy_return"] = float(np.mean(baselines))
+  return Experience(
+    trajectories=trajectories,
+    played=played,
+    baselines=baselines,
+    deltas=np.concatenate([part.deltas for part in rounds]),
+    phi_changes=np.concatenate([part.phi_changes for part in rounds]),
+    cursor=cursor,
+    scalars=scalars,
+  )
+
+
+def _play_rounds(
+  config: settings.Config,
+  actor: actors.Actor,
+  rules: collect.Rules,
+  *,
+  update: int,
+  cursor: int,
+  version: int,
+) -> tuple[list[collect.Rollout], list[list[types.Trajectory]], list[str], int]:
+  """Plays until enough groups teach something, or the tries are used up.
+
+  Returns:
+    All rollouts, the groups that stay, their tasks, and the new cursor.
+  """
+  rollout = config.rollout
   tries = 1 + (rollout.filter_tries if rollout.filter_groups else 0)
   rounds, kept, tasks = [], [], []
   for attempt in range(tries):
@@ -165,30 +209,7 @@ def gather(
       break
   if not kept:
     kept, tasks = groups, chosen
-  played = _numbered(
-    [group for part in rounds for group in _groups(part.trajectories)]
-  )
-  trajectories = _numbered(kept)
-  scalars = {}
-  if rollout.filter_groups:
-    scalars = _cost(rounds, played, trajectories, groups_left=len(kept))
-  baselines = None
-  if "baselines" in build.estimator(config).needs:
-    rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
-    greedy = _play(config, actor, rules, tasks, 1, (update, _GREEDY), version)
-    baselines = greedy_baselines(
-      trajectories, greedy.trajectories, discount=build.turn_discount(config)
-    )
-    scalars["train/greedy_return"] = float(np.mean(baselines))
-  return Experience(
-    trajectories=trajectories,
-    played=played,
-    baselines=baselines,
-    deltas=np.concatenate([part.deltas for part in rounds]),
-    phi_changes=np.concatenate([part.phi_changes for part in rounds]),
-    cursor=cursor,
-    scalars=scalars,
-  )
+  return rounds, kept, tasks, cursor
 
 
 def _play(
