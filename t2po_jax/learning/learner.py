@@ -101,15 +101,24 @@ class Learner:
     self._objective = objective
     self.rows, self.chunk = rows, chunk
     self._learning_rate = optimizers.learning_rate(optimizer)
-    whole = sharding.replicated(mesh)
-    by_row = sharding.row_sharding(mesh, dimension=1)
-    self._batch_sharding = by_row
+    self._batch_sharding = sharding.row_sharding(mesh, dimension=1)
     self._abstract_base, self._state = layout.plan(
       self._nets, axes, self._optimizers
     )
     self._state_sharding = jax.tree.map(lambda x: x.sharding, self._state)
-    base = jax.tree.map(lambda x: x.sharding, self._abstract_base)
-    self._base_sharding = base
+    self._base_sharding = jax.tree.map(
+      lambda x: x.sharding, self._abstract_base
+    )
+    self._prepare_programs()
+    if adapters is not None:
+      self._merge_adapters = jax.jit(
+        adapters.merge, out_shardings=self._base_sharding
+      )
+
+  def _prepare_programs(self) -> None:
+    """Names what is compiled at its first use, with layouts and donations."""
+    whole, by_row = sharding.replicated(self.mesh), self._batch_sharding
+    base = self._base_sharding
     self._step = jax.jit(
       self._optimizer_step,
       in_shardings=(self._state_sharding, base, by_row, whole),
@@ -141,8 +150,6 @@ class Learner:
       out_shardings=self._state_sharding.params,
     )
     self._merge = jax.jit(_merge_metrics, out_shardings=whole)
-    if adapters is not None:
-      self._merge_adapters = jax.jit(adapters.merge, out_shardings=base)
 
   def abstract_state(self) -> types.TrainState:
     """The state as shapes, dtypes and shardings, to restore into."""
