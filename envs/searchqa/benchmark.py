@@ -110,6 +110,7 @@ class SearchQA:
         timeout=settings.timeout,
         tries=settings.tries,
         backoff=settings.backoff,
+        deadline=settings.deadline,
       )
     if settings.retriever == "dense":
       return dense.Dense(

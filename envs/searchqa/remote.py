@@ -3,25 +3,30 @@
 Two dialects of one protocol are spoken. `search-r1` sends all queries at once
 (`{"queries": [...], "topk", "return_scores"}`), `verl-agent` one at a time
 (`{"query": ...}`); both answer `{"result": [[item, ...] per query]}`, an item
-being `{"document": {...}, "score"}` or a bare document. A busy or restarting
-server is asked again with growing pauses; when it stays silent the trajectory
-is given up as an infrastructure failure.
+being `{"document": {...}, "score"}` or a bare document. All threads share one
+pool of connections. A busy or restarting server is asked again after growing
+pauses with some chance in them, so that clients do not return all at once, or
+when it says in `Retry-After`; when it stays silent until the deadline the
+trajectory is given up as an infrastructure failure.
 """
 
 from collections.abc import Sequence
-import http.client
-import json
+import email.utils
+import random
 import time
 from typing import Any
-import urllib.error
 import urllib.parse
-import urllib.request
+
+import httpx
 
 from t2po_jax.envs import base
 from t2po_jax.envs.searchqa import retrieval
 
 DIALECTS = ("search-r1", "verl-agent")
-_RETRIED = (500, 502, 503, 504)
+_RETRIED = (429, 500, 502, 503, 504)
+_CONNECTIONS = 256
+# A pause is its nominal length times a number between these.
+_JITTER = (0.5, 1.5)
 
 
 class Remote:
@@ -35,6 +40,7 @@ class Remote:
     timeout: float = 60.0,
     tries: int = 10,
     backoff: float = 1.0,
+    deadline: float = 300.0,
   ):
     """Remembers where the server is; nothing is sent yet.
 
@@ -43,7 +49,9 @@ class Remote:
       dialect: `search-r1` or `verl-agent`.
       timeout: seconds to wait for one answer.
       tries: how often a request is sent at most, >= 1.
-      backoff: seconds of the first pause; the n-th pause is n times as long.
+      backoff: seconds of the first pause on average; the n-th is n times as
+        long.
+      deadline: seconds that a search may take with all its tries.
 
     Raises:
       ValueError: if an argument is out of range.
@@ -61,6 +69,15 @@ class Remote:
     self._url = url
     self._dialect = dialect
     self._timeout = timeout
+    self._deadline = deadline
+    self._client = httpx.Client(
+      limits=httpx.Limits(
+        max_connections=_CONNECTIONS, max_keepalive_connections=_CONNECTIONS
+      ),
+      trust_env=False,  # A proxy for the outside does not know this server.
+    )
+    # Of its own: it must not move chance that anything else draws from.
+    self._random = random.Random()
     self._tries = tries
     self._backoff = backoff
 
@@ -81,42 +98,56 @@ class Remote:
     self, body: dict[str, Any], count: int
   ) -> list[list[tuple[retrieval.Passage, float]]]:
     """One request, tried again while the server is in trouble."""
-    request = urllib.request.Request(
-      self._url,
-      data=json.dumps(body).encode(),
-      headers={"Content-Type": "application/json"},
-    )
-    trouble = ""
-    for attempt in range(1, self._tries + 1):
+    end = time.monotonic() + self._deadline
+    trouble, asked = "", 0
+    while asked < self._tries:
+      asked += 1
+      wait = self._backoff * asked * self._random.uniform(*_JITTER)
       try:
-        with urllib.request.urlopen(request, timeout=self._timeout) as answer:
-          return _read_answer(answer.read(), count)
-      except urllib.error.HTTPError as error:
-        error.close()
-        trouble = f"status {error.code}"
-        if error.code not in _RETRIED:
-          break
-      except (OSError, http.client.HTTPException) as error:
-        # Refused, reset, timed out, or cut off in the middle.
-        reason = (
-          error.reason if isinstance(error, urllib.error.URLError) else error
+        answer = self._client.post(
+          self._url,
+          json=body,
+          timeout=max(min(self._timeout, end - time.monotonic()), 1e-3),
         )
-        trouble = str(reason) or type(reason).__name__
+        if answer.status_code == 200:
+          return _read_answer(answer, count)
+        trouble = f"status {answer.status_code}"
+        if answer.status_code not in _RETRIED:
+          break
+        wait = _read_pause(answer, wait)
+      except httpx.HTTPError as error:
+        # Refused, reset, timed out, or cut off in the middle.
+        trouble = str(error) or type(error).__name__
       except (AttributeError, KeyError, TypeError, ValueError) as error:
         trouble = f"an answer that is not of the protocol ({error!r:.80})"
         break
-      if attempt < self._tries:
-        time.sleep(self._backoff * attempt)
+      if time.monotonic() + wait >= end:
+        trouble += f", and {self._deadline:g} s are over"
+        break
+      if asked < self._tries:
+        time.sleep(wait)
     raise base.EnvError(
-      f"search server {self._url}: {trouble} after {attempt} tries"
+      f"search server {self._url}: {trouble} after {asked} tries"
     )
 
 
+def _read_pause(answer: httpx.Response, otherwise: float) -> float:
+  """Seconds that the server asks to wait: a number, or a date."""
+  told = answer.headers.get("Retry-After", "")
+  try:
+    if told.isdecimal():
+      return float(told)
+    date = email.utils.parsedate_to_datetime(told)
+    return max(date.timestamp() - time.time(), 0.0)
+  except ValueError:
+    return otherwise
+
+
 def _read_answer(
-  payload: bytes, count: int
+  answer: httpx.Response, count: int
 ) -> list[list[tuple[retrieval.Passage, float]]]:
   """The passages of an answer; ValueError and the like if malformed."""
-  result = json.loads(payload)["result"]
+  result = answer.json()["result"]
   if len(result) != count:
     raise ValueError(f"{len(result)} results for {count} queries")
   return [[_read_item(item) for item in items] for items in result]

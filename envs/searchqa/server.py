@@ -1,8 +1,11 @@
-"""A search server: `python -m envs.searchqa.server --corpus corpus.jsonl.gz`.
+"""A search server: `t2po-search-server --corpus corpus.jsonl.gz`.
 
-Answers `POST /retrieve` in both dialects of `remote.py`, on the standard
-library's threaded HTTP server, so that many training processes can share one
-index. It has no authentication: bind it to a private address.
+The same as `python -m t2po_jax.envs.searchqa.server`. Answers `POST /retrieve`
+in both dialects of `remote.py`, on the standard library's threaded HTTP server,
+so that many training processes can share one index. An ASGI server in its place
+answered half as many queries: the search is what costs, and one more event loop
+competes with it (docs/environments.md). It has no authentication: bind it to a
+private address.
 """
 
 import argparse

@@ -82,8 +82,11 @@ class Settings(base.Settings):
   )
   backoff: float = keys.key(
     1.0,
-    "Seconds of the first pause between tries; they grow linearly.",
+    "Seconds of the first pause between tries, on average; they grow linearly.",
     least=0.0,
+  )
+  deadline: float = keys.key(
+    300.0, "Seconds that one search may take with all its tries.", above=0.0
   )
   cache_dir: str = keys.key(
     "", "Where indexes of real corpora are kept; empty: the run's cache."

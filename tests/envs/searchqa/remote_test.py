@@ -1,9 +1,16 @@
 """Search server and client over localhost, with failures put in between."""
 
 import concurrent.futures
+import email.utils
 import http.server
 import json
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
 import threading
+import time
 from unittest import mock
 import urllib.error
 import urllib.request
@@ -25,6 +32,8 @@ _PASSAGES = [
 class _Faulty(http.server.BaseHTTPRequestHandler):
   """Plays the answers that the test has queued, then good ones."""
 
+  protocol_version = "HTTP/1.1"
+
   def do_POST(self):
     size = int(self.headers["Content-Length"])
     self.server.bodies.append(json.loads(self.rfile.read(size)))
@@ -32,19 +41,24 @@ class _Faulty(http.server.BaseHTTPRequestHandler):
       self.server.faults.pop(0) if self.server.faults else self.server.good
     )
     if fault == "drop":
-      self.connection.close()
+      self.close_connection = True
       return
     if fault == "cut":
       self.send_response(200)
       self.send_header("Content-Length", "1000")
       self.end_headers()
       self.wfile.write(b'{"result"')
+      self.close_connection = True
       return
     if fault == "hang":
       self.server.released.wait(5)
+      self.close_connection = True
       return
-    status, text = fault if isinstance(fault, tuple) else (fault, "{}")
+    self.server.clients.add(self.client_address)
+    status, text, *pause = fault if isinstance(fault, tuple) else (fault, "{}")
     self.send_response(status)
+    if pause:
+      self.send_header("Retry-After", pause[0])
     self.send_header("Content-Length", str(len(text)))
     self.end_headers()
     self.wfile.write(text.encode())
@@ -159,6 +173,44 @@ class ProtocolTest(_ServerCase):
     self.assertEqual(list(found), expected)
 
 
+class CommandLineTest(absltest.TestCase):
+  """The server as it is started in a terminal."""
+
+  def start(self, *arguments):
+    running = subprocess.Popen(
+      [sys.executable, "-m", "t2po_jax.envs.searchqa.server", *arguments],
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    self.addCleanup(running.stderr.close)
+    self.addCleanup(running.wait)
+    self.addCleanup(running.kill)
+    return running
+
+  def test_it_serves_a_corpus(self):
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    corpus = pathlib.Path(folder) / "corpus.jsonl"
+    corpus.write_text(
+      "\n".join(
+        json.dumps({"id": p.id, "contents": p.contents}) for p in _PASSAGES
+      )
+    )
+    running = self.start(f"--corpus={corpus}", "--port=0")
+    for line in running.stderr:
+      if found := re.search(r"(\d+) passages at (http\S+)", line):
+        break
+    self.assertEqual(found[1], "4")
+    index = retrieval.BM25(_PASSAGES)
+    client = remote.Remote(found[2])
+    self.assertEqual(client.search(["bank"], 2), index.search(["bank"], 2))
+
+  def test_a_missing_corpus_is_one_line(self):
+    running = self.start("--corpus=nothing.jsonl")
+    lines = running.stderr.read().splitlines()
+    self.assertRegex(lines[-1], "--corpus: 'nothing.jsonl' is no file")
+    self.assertEqual(running.wait(), 2)
+
+
 class FailureTest(_ServerCase):
   def setUp(self):
     super().setUp()
@@ -166,6 +218,7 @@ class FailureTest(_ServerCase):
     self.server.handle_error = lambda *_: None
     self.server.daemon_threads = True
     self.server.bodies, self.server.faults = [], []
+    self.server.clients = set()
     self.server.released = threading.Event()
     self.server.good = (
       200,
@@ -176,13 +229,15 @@ class FailureTest(_ServerCase):
     self.sleep = self.enter_context(mock.patch.object(remote.time, "sleep"))
     self.good = [[(retrieval.Passage("", "T", "x"), 0.0)]]
 
-  @parameterized.parameters(500, 502, 503, 504, "drop", "cut")
+  @parameterized.parameters(429, 500, 502, 503, 504, "drop", "cut")
   def test_trouble_is_tried_again_with_growing_pauses(self, fault):
     self.server.faults = [fault] * 3
     client = remote.Remote(self.url, backoff=0.5)
     self.assertEqual(client.search(["q"], 2), self.good)
     pauses = [call.args[0] for call in self.sleep.call_args_list]
-    self.assertEqual(pauses, [0.5, 1.0, 1.5])
+    self.assertLen(pauses, 3)
+    for pause, nominal in zip(pauses, (0.5, 1.0, 1.5), strict=True):
+      self.assertBetween(pause, 0.5 * nominal, 1.5 * nominal)
     self.assertEqual(
       self.server.bodies,
       [{"queries": ["q"], "topk": 2, "return_scores": True}] * 4,
@@ -194,6 +249,31 @@ class FailureTest(_ServerCase):
       remote.Remote(self.url).search(["q"], 2)
     self.assertLen(self.server.bodies, 10)
     self.assertEqual(self.sleep.call_count, 9)
+
+  def test_the_server_says_when(self):
+    soon = email.utils.formatdate(time.time() + 30, usegmt=True)
+    self.server.faults = [(429, "{}", "7"), (503, "{}", soon), (503, "{}", "?")]
+    client = remote.Remote(self.url, backoff=0.5)
+    self.assertEqual(client.search(["q"], 2), self.good)
+    pauses = [call.args[0] for call in self.sleep.call_args_list]
+    self.assertEqual(pauses[0], 7.0)
+    self.assertBetween(pauses[1], 25.0, 31.0)
+    self.assertBetween(pauses[2], 0.75, 2.25)
+
+  def test_one_deadline_for_all_tries(self):
+    self.server.faults = [(503, "{}", "60")]
+    client = remote.Remote(self.url, deadline=50.0)
+    with self.assertRaisesRegex(
+      base.EnvError, "status 503, and 50 s are over after 1 tries"
+    ):
+      client.search(["q"], 2)
+    self.sleep.assert_not_called()
+
+  def test_connections_are_kept(self):
+    client = remote.Remote(self.url)
+    for _ in range(5):
+      client.search(["q"], 2)
+    self.assertLen(self.server.clients, 1)
 
   def test_slow_server_times_out(self):
     self.server.faults = ["hang"]
