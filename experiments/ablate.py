@@ -166,6 +166,11 @@ def _name(preset: str, setting: results.Setting, seed: int) -> str:
   return "-".join([preset, *parts, f"seed{seed}"]).replace("/", "_")
 
 
+def _beside(folder: pathlib.Path, ending: str) -> pathlib.Path:
+  """The file next to a run's folder, whose name may hold dots."""
+  return folder.with_name(folder.name + ending)
+
+
 def plan_command(config: str, entry: Entry, options) -> list[str]:
   """The command line of one run."""
   joint = "," if ":" in config else ":"
@@ -250,7 +255,7 @@ def check_commands(
     ValueError: if a folder holds a run of another command.
   """
   for folder, command in plan:
-    note = folder.with_suffix(".json")
+    note = _beside(folder, ".json")
     wanted = command[2:]
     earlier = json.loads(note.read_text()) if note.is_file() else wanted
     if earlier != wanted:
@@ -279,7 +284,7 @@ def run_all(
       while waiting and free:
         folder, command = waiting.pop(0)
         cores = free.pop()
-        process = _start(command, folder.with_suffix(".log"), cores)
+        process = _start(command, _beside(folder, ".log"), cores)
         running[folder] = (process, cores, time.time())
       time.sleep(0.2)
       for folder, (process, cores, since) in list(running.items()):
@@ -306,7 +311,7 @@ def _say_end(folder: pathlib.Path, code: int, minutes: float) -> None:
   """Prints how a run ended; with its last line if it did not end well."""
   print(f"{folder.name}: {minutes:.1f} min", flush=True)
   if code:
-    lines = folder.with_suffix(".log").read_text().strip().splitlines()
+    lines = _beside(folder, ".log").read_text().strip().splitlines()
     print(f"  {''.join(lines[-1:])}", flush=True)
 
 

@@ -301,6 +301,17 @@ class PlanTest(absltest.TestCase):
     self.assertEqual(plan[0].folder, place / "p-seed0")
     self.assertEqual(plan[3].folder, place / "p-a.b=1-c=x-seed1")
 
+  def test_runs_of_a_grid_keep_their_own_notes(self):
+    place = pathlib.Path(tempfile.mkdtemp())
+    settings = ablate.parse_grid(["a.b=0.1,0.3"])
+    plan = ablate.plan_runs(place, ["p"], settings, [0, 1])
+    commands = [
+      (entry.folder, ablate.plan_command("c.py", entry, [])) for entry in plan
+    ]
+    ablate.check_commands(commands)
+    ablate.check_commands(commands)
+    self.assertLen(list(place.glob("*.json")), 4)
+
   def test_mistakes_in_a_grid(self):
     for axes, named in (
       (["seed"], "--grid: found 'seed'"),
