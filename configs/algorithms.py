@@ -294,6 +294,19 @@ def ce_gppo(c: ConfigDict) -> None:
   _minimise(c, "ce_gppo")
 
 
+def gmpo(c: ConfigDict) -> None:
+  """GMPO (arXiv 2507.20673): the geometric mean of a turn's ratios."""
+  grpo(c)
+  _minimise(c, "gmpo")
+  c.loss.clip_low = c.loss.clip_high = 0.4
+
+
+def gpg(c: ConfigDict) -> None:
+  """GPG (arXiv 2504.02546): the plain policy gradient of group advantages."""
+  grpo(c)
+  _minimise(c, "gpg")
+
+
 def clip_cov(c: ConfigDict) -> None:
   """Clip-Cov (arXiv 2505.22617): some tokens that cost entropy are left out."""
   grpo(c)
@@ -377,6 +390,8 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
     dppo_tv,
     dppo_kl,
     ce_gppo,
+    gmpo,
+    gpg,
     clip_cov,
     kl_cov,
     icepop,

@@ -2,8 +2,9 @@
 
 Sources: clipped surrogate (arXiv 1707.06347), dual clip (1912.09729),
 clip-higher (DAPO, 2503.14476), GSPO (2507.18071), CISPO (2506.13585), SAPO
-(2511.20347), CE-GPPO (2509.20712). A token's log-ratio is clamped to +-20
-before it is exponentiated; a turn's mean log-ratio (`gspo`) is capped at 10.
+(2511.20347), CE-GPPO (2509.20712), GMPO (2507.20673), GPG (2504.02546). A
+token's log-ratio is clamped to +-20 before it is exponentiated; a turn's mean
+log-ratio (`gspo`) is capped at 10.
 """
 
 import dataclasses
@@ -264,12 +265,84 @@ def ce_gppo(
   )
 
 
+def gmpo(
+  logprobs: types.Array,
+  old_logprobs: types.Array,
+  advantages: types.Array,
+  mask: types.Array,
+  *,
+  turn: types.Array,
+  clip_low: float = 0.4,
+  clip_high: float = 0.4,
+) -> record.Result:
+  """Geometric mean of a turn's clipped ratios (GMPO).
+
+  With x = logp - logp_old and the turn's mean advantage A, every token has L =
+  -A exp(mean over the turn of x'), where x' is the smaller of x and clip(x,
+  -clip_low, clip_high) for A > 0 and the larger for A < 0: single tokens
+  are clipped, in the logarithm, before they are averaged.
+
+  Args:
+    logprobs: as in `ppo`.
+    old_logprobs: as in `ppo`.
+    advantages: as in `ppo`.
+    mask: as in `ppo`.
+    turn: [B, R] int32; a turn's positions are neighbours in one row.
+    clip_low: nats, at least 0.
+    clip_high: nats, at least 0.
+
+  Returns:
+    As `ppo`; `clip_fraction` counts tokens out of range.
+  """
+  kept = (mask > 0).astype(jnp.float32)
+  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
+  clipped = jnp.clip(log_ratio, -clip_low, clip_high)
+  sign = jnp.sign(jnp.where(mask > 0, advantages, 0.0))
+  worse = sign * jnp.minimum(sign * log_ratio, sign * clipped)
+  length = jnp.maximum(losses.turn_sum(kept, turn), 1.0)
+  ratio = jnp.exp(losses.turn_sum(worse, turn) / length)
+  advantage = losses.turn_sum(jnp.where(mask > 0, advantages, 0.0), turn)
+  return record.finish(
+    -ratio * advantage / length, log_ratio, mask, clipped=log_ratio != clipped
+  )
+
+
+def gpg(
+  logprobs: types.Array,
+  old_logprobs: types.Array,
+  advantages: types.Array,
+  mask: types.Array,
+  *,
+  turn: types.Array | None = None,
+) -> record.Result:
+  """The plain policy gradient, L = -A logp (GPG): no ratio, no clip.
+
+  Args:
+    logprobs: as in `ppo`.
+    old_logprobs: as in `ppo`; only for the statistics.
+    advantages: as in `ppo`.
+    mask: as in `ppo`.
+    turn: not used; every policy loss takes it.
+
+  Returns:
+    As `ppo`; nothing is ever clipped.
+  """
+  del turn
+  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
+  loss = -advantages * jnp.where(mask > 0, logprobs, 0.0)
+  return record.finish(
+    loss, log_ratio, mask, clipped=jnp.zeros(loss.shape, bool)
+  )
+
+
 LOSSES = {
   "ppo": record.PolicyLoss(ppo, record.DualClip),
   "gspo": record.PolicyLoss(gspo, record.Clip, "seq_mean_token_mean"),
   "cispo": record.PolicyLoss(cispo, record.Clip),
   "sapo": record.PolicyLoss(sapo, Gate, "seq_mean_token_mean"),
   "ce_gppo": record.PolicyLoss(ce_gppo, GradientPreserving),
+  "gmpo": record.PolicyLoss(gmpo, record.Clip, "seq_mean_token_mean"),
+  "gpg": record.PolicyLoss(gpg, record.NoOptions),
 }
 
 

@@ -65,6 +65,11 @@ class PolicyLoss:
 
 
 @dataclasses.dataclass(frozen=True)
+class NoOptions:
+  """A loss without options."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Clip:
   """Options of the losses that clip a ratio."""
 

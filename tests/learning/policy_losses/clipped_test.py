@@ -207,6 +207,59 @@ class OtherRatioTest(chex.TestCase):
     self.assertAlmostEqual(found["token_mean"], 0.9286, places=4)
     self.assertEqual(clipped.LOSSES["sapo"].aggregation, "seq_mean_token_mean")
 
+  def test_gmpo_by_hand(self):
+    # One turn of A = 1 and one of A = -1, log-ratios 0.2 and +-1.
+    x = jnp.array([[0.2, 1.0, 0.2, -1.0]])
+    turn = jnp.array([[0, 0, 1, 1]])
+    advantages = jnp.array([[1.0, 1.0, -1.0, -1.0]])
+    ones = jnp.ones((1, 4))
+
+    def total(x):
+      loss, stats = clipped.gmpo(x, 0 * ones, advantages, ones, turn=turn)
+      weights = losses.token_weights(ones, turn, mode="seq_mean_token_mean")
+      return losses.aggregate(loss, weights), (loss, stats)
+
+    slope, (loss, stats) = jax.grad(total, has_aux=True)(x)
+    up, down = math.exp((0.2 + 0.4) / 2), math.exp((0.2 - 0.4) / 2)
+    np.testing.assert_allclose(loss, [[-up, -up, down, down]], rtol=1e-6)
+    np.testing.assert_allclose(
+      slope, [[-up / 4, 0, down / 4, 0]], rtol=1e-5, atol=1e-7
+    )
+    np.testing.assert_array_equal(stats["clip_fraction"], [[0, 1, 0, 1]])
+
+  def test_gmpo_equals_loop(self):
+    logprobs, old, advantages = cases.batch(spread=0.6)
+    signs = np.where(cases.TURN % 2 == 0, 0.7, -1.3).astype("f4")
+    del advantages
+
+    def one(place):
+      total, count, a = 0.0, 0, float(signs[place])
+      for other in zip(*np.nonzero(cases.MASK), strict=True):
+        if cases.TURN[other] == cases.TURN[place]:
+          x = float(logprobs[other]) - float(old[other])
+          bounded = min(max(x, -0.3), 0.5)
+          total += min(x, bounded) if a > 0 else max(x, bounded)
+          count += 1
+      return -a * math.exp(total / count)
+
+    loss, _ = clipped.gmpo(
+      logprobs,
+      old,
+      signs,
+      cases.MASK,
+      turn=cases.TURN,
+      clip_low=0.3,
+      clip_high=0.5,
+    )
+    np.testing.assert_allclose(loss, cases.loop(one), rtol=2e-5)
+
+  def test_gpg_equals_loop(self):
+    logprobs, old, advantages = cases.batch(spread=0.6)
+    loss, stats = clipped.gpg(logprobs, old, advantages, cases.MASK)
+    expected = cases.loop(lambda p: -float(advantages[p]) * float(logprobs[p]))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_array_equal(stats["clip_fraction"], 0.0)
+
   def test_ce_gppo_by_hand(self):
     ratio = jnp.array([[0.5, 2.0, 0.5, 2.0, 9.0]])
     advantages = jnp.array([[-1.0, 1.0, 1.0, -1.0, -2.0]])
