@@ -253,6 +253,15 @@ def table(detected: Mapping[str, Mapping[str, float]]) -> str:
   return "\n".join(rows)
 
 
+def _plain(value: Any) -> Any:
+  """Nested values as JSON allows them: NaN is None."""
+  if isinstance(value, Mapping):
+    return {name: _plain(x) for name, x in value.items()}
+  if isinstance(value, list):
+    return [_plain(x) for x in value]
+  return None if isinstance(value, float) and math.isnan(value) else value
+
+
 def main(argv: list[str]) -> None:
   if len(argv) < 2:
     sys.exit("error: name the folder of a run")
@@ -285,7 +294,7 @@ def main(argv: list[str]) -> None:
       "numbers": statistics.describe(trajectories),
     }
   if _OUT.value:
-    text = json.dumps(record, indent=2, allow_nan=True)
+    text = json.dumps(_plain(record), indent=2, allow_nan=False)
     pathlib.Path(_OUT.value).write_text(text + "\n")
 
 
