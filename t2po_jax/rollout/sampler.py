@@ -344,6 +344,32 @@ class Sampler:
       mesh=self._mesh,
     )
 
+  def stop(self, row: int) -> None:
+    """Ends the response of a slot; nothing is fetched of it."""
+    self.active[row] = False
+    self._finish[row] = slot_state.FINISH.index("stop")
+    shard, own = divmod(row, self._own)
+    (rows,) = self._padding(1)
+    rows[shard] = own
+    self._state = slot_state.stop(None, self._state, rows, mesh=self._mesh)
+
+  def use(self, control: slot_state.Control) -> None:
+    """Takes other settings of the exploration control, between responses.
+
+    Raises:
+      ValueError: if the slots cannot hold its state.
+    """
+    for found, made in (
+      (control.signal, self._control.signal),
+      (control.intervention.window, self._control.intervention.window),
+    ):
+      if found != made:
+        raise ValueError(
+          f"control: found {found!r}, expected {made!r}, which the slots were "
+          "made for"
+        )
+    self._control = control
+
   def decode(
     self, sampling: draw.Sampling, epsilon: float
   ) -> tuple[int, int, list[int]]:

@@ -60,6 +60,11 @@ class Scheduler:
     return bool(self._queue or self._running())
 
   @property
+  def held(self) -> int:
+    """Number of slots that are not free."""
+    return sum(slot.request is not None for slot in self._slots)
+
+  @property
   def spare(self) -> int:
     """Slots that no request holds or waits for; negative if they queue."""
     held = sum(slot.request is not None for slot in self._slots)
@@ -87,6 +92,26 @@ class Scheduler:
   def release(self, ticket: int) -> None:
     """Gives the slot of a completed request back."""
     self._slots[self._where.pop(ticket)].request = None
+
+  def cancel(self, ticket: int) -> None:
+    """Drops a request, wherever it is; its slot is free at once.
+
+    Raises:
+      KeyError: if there is no such request.
+    """
+    for request in self._queue:
+      if request.ticket == ticket:
+        self._queue.remove(request)
+        return
+    index = self._where.pop(ticket)
+    self._sampler.stop(index)
+    self._slots[index].request = None
+
+  def so_far(self, tickets: Sequence[int]) -> dict[int, samplers.Completion]:
+    """What has been sampled of running requests; waiting ones are left out."""
+    rows = [self._where[ticket] for ticket in tickets if ticket in self._where]
+    found = self._sampler.fetch(rows) if rows else []
+    return {completion.ticket: completion for completion in found}
 
   def retry(self, ticket: int, request: samplers.Request) -> None:
     """Samples again from the same prompt: rewinds, computes no prefill."""

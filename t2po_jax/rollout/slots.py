@@ -240,6 +240,14 @@ def assign(_, slots, rows, places, keys, signal, *, control):
   )
 
 
+@_over_slots()
+def stop(_, slots, rows):
+  """Ends the responses of some rows [P]; a number past the end is dropped."""
+  stopped = FINISH.index("stop")
+  finish = slots.finish.at[rows].set(stopped, mode="drop")
+  return slots.replace(finish=finish)
+
+
 def _watch(slots, logits, running, control):
   """Measures of the logits [B, V], the signal's new state, and M [B]."""
   if control.signal == "none":
