@@ -111,26 +111,14 @@ def agent(config: settings.Config, made: base.Benchmark | None) -> Agent:
     config: the run's configuration.
     made: the benchmark; only a model from scratch asks it for text.
   """
-  model = config.model
+  model, params = config.model, None
+  tokens = tokenizer_of(config, made)
   if model.source == "scratch":
-    if made is None:
-      raise TypeError("a model from scratch needs the benchmark's text")
-    symbols = ["<think>", "</think>", "\n"]
-    for tag in made.grammar.actions:
-      symbols += [f"<{tag}>", f"</{tag}>"]
-    corpus = made.corpus()
-    place = cache_dir(config) / "tokenizers"
-    place /= fingerprint(corpus, symbols, model.vocab_size)
-    tokens = tokenizer.train_sentencepiece(
-      corpus, model.vocab_size, symbols, place
-    )
     shape = dataclasses.replace(
       model_config.named(model.size), vocab_size=tokens.vocab_size
     )
-    params = None
   else:
     shape, params = weights.load(model.source)
-    tokens = tokenizer.load(model.source)
   policy = decoder.Policy(
     shape,
     dtype=DTYPES[model.dtype],
@@ -140,6 +128,24 @@ def agent(config: settings.Config, made: base.Benchmark | None) -> Agent:
   if params is None:
     params = jax.jit(policy.init)(jax.random.key(config.seed))
   return Agent(policy, params, tokens)
+
+
+def tokenizer_of(
+  config: settings.Config, made: base.Benchmark | None
+) -> tokenizer.Tokenizer:
+  """The policy's tokenizer alone; arguments as in `agent`."""
+  model = config.model
+  if model.source != "scratch":
+    return tokenizer.load(model.source)
+  if made is None:
+    raise TypeError("a model from scratch needs the benchmark's text")
+  symbols = ["<think>", "</think>", "\n"]
+  for tag in made.grammar.actions:
+    symbols += [f"<{tag}>", f"</{tag}>"]
+  corpus = made.corpus()
+  place = cache_dir(config) / "tokenizers"
+  place /= fingerprint(corpus, symbols, model.vocab_size)
+  return tokenizer.train_sentencepiece(corpus, model.vocab_size, symbols, place)
 
 
 def control(config: settings.Config) -> slots.Control:

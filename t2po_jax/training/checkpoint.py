@@ -202,6 +202,18 @@ class Checkpoints:
     state = like.replace(params=params, **optimizer)
     return state, record["position"]
 
+  def steps(self) -> list[int]:
+    """The steps of all whole checkpoints, ascending."""
+    return sorted(self._scores)
+
+  def position(self, step: int) -> dict[str, Any]:
+    """The loop position of a step.
+
+    Raises:
+      ValueError: if there is no such checkpoint.
+    """
+    return self._read_loop(self._choose(step))["position"]
+
   def restore_params(
     self, like: types.Params, *, step: int | None = None
   ) -> types.Params:

@@ -7,7 +7,7 @@ from t2po_jax.rollout import statistics
 from t2po_jax.setup import build
 
 # Rollouts of training are named by their update; evaluation stands apart.
-_EVALUATION = 1 << 32
+SEED = 1 << 32
 
 
 def panel(config: settings.Config, benchmark) -> tuple[str, ...]:
@@ -44,7 +44,7 @@ def evaluate(
     rules=build.rules(
       config, build.eval_sampling(config), epsilon=epsilon, eta=eta
     ),
-    seed=(config.seed, _EVALUATION),
+    seed=(config.seed, SEED),
     progress=progress,
   )
   described = statistics.describe(rollout.trajectories)

@@ -6,6 +6,8 @@ of the PEFT library, beside the tokenizer. The run is only read, so it may go
 on meanwhile.
 """
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -71,12 +73,9 @@ def export(
     )
   agent = _agent(config)
   spec = build.adapters(config, agent.policy)
-  trained, number, score = _read(
-    epath.Path(config.train.checkpoints or workdir / "checkpoints"),
-    agent.policy,
-    spec,
-    step,
-  )
+  with _open(workdir, config) as store:
+    number = _choose(store, step)
+    trained, score = _read(store, agent.policy, spec, number)
   base = config.model.source
   if spec is not None:
     base, params = cold_start.initial_parameters(config, agent)
@@ -139,31 +138,85 @@ def _agent(config: settings.Config) -> build.Agent:
   return build.agent(config, build.benchmark(config) if from_scratch else None)
 
 
-def _read(
-  place: epath.Path,
-  policy: decoder.Policy,
-  spec: lora.Adapters | None,
+@dataclasses.dataclass(frozen=True)
+class Kept:
+  """A checkpoint as it is played.
+
+  Attributes:
+    step: number of the update.
+    score: held-out score it was saved with; None without.
+    params: of the whole policy, adapters merged, on the host.
+    position: the loop position, thresholds among it.
+  """
+
+  step: int
+  score: float | None
+  params: types.Params
+  position: dict[str, Any]
+
+
+def read_checkpoints(
+  workdir: pathlib.Path,
+  config: settings.Config,
+  agent: build.Agent,
   step: str,
-) -> tuple[types.Params, int, float | None]:
-  """What was trained, on the host; the update, and its score."""
+) -> Iterator[Kept]:
+  """The checkpoints that `step` names, one after the other.
+
+  Args:
+    workdir: of the run.
+    config: of the run.
+    agent: before any training here.
+    step: as in `export`, or `all` for every one that was kept, in order.
+
+  Raises:
+    ValueError: if there is no such checkpoint, or it does not fit.
+  """
+  spec = build.adapters(config, agent.policy)
+  base = agent.params
+  if spec is not None:
+    _, base = cold_start.initial_parameters(config, agent)
+  with _open(workdir, config) as store:
+    steps = store.steps() if step == "all" else [_choose(store, step)]
+    if not steps:
+      raise ValueError(f"{store.directory} holds no checkpoint")
+    for number in steps:
+      trained, score = _read(store, agent.policy, spec, number)
+      params = trained if spec is None else spec.merge(base, trained)
+      yield Kept(number, score, params, store.position(number))
+
+
+@contextlib.contextmanager
+def _open(
+  workdir: pathlib.Path, config: settings.Config
+) -> Iterator[checkpoint.Checkpoints]:
+  """The checkpoints of a run, to read only."""
+  place = epath.Path(config.train.checkpoints or workdir / "checkpoints")
   if not place.is_dir():
     raise ValueError(f"--workdir: {place} is missing; no checkpoint was saved")
   store = checkpoint.Checkpoints(place, read_only=True)
   try:
-    number = _choose(store, step)
-    shapes = decoder.shapes(policy.config)
-    if spec is not None:
-      shapes = jax.eval_shape(spec.init)
-    host = jax.sharding.SingleDeviceSharding(
-      jax.local_devices(backend="cpu")[0]
-    )
-    like = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), shapes
-    )
-    params = jax.tree.map(np.asarray, store.restore_params(like, step=number))
-    return params, number, store.score(number)
+    yield store
   finally:
     store.close()
+
+
+def _read(
+  store: checkpoint.Checkpoints,
+  policy: decoder.Policy,
+  spec: lora.Adapters | None,
+  number: int,
+) -> tuple[types.Params, float | None]:
+  """What was trained, on the host, and its score."""
+  shapes = decoder.shapes(policy.config)
+  if spec is not None:
+    shapes = jax.eval_shape(spec.init)
+  host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+  like = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=host), shapes
+  )
+  params = jax.tree.map(np.asarray, store.restore_params(like, step=number))
+  return params, store.score(number)
 
 
 def _choose(store: checkpoint.Checkpoints, step: str) -> int:

@@ -1,0 +1,1 @@
+"""Scores of any policy on the panels of training: tables, intervals, curves."""

@@ -1,0 +1,69 @@
+"""Players without a model: the scripted expert, and one that acts at random.
+
+Both bound what a score means: what the tasks allow, and what chance gives.
+"""
+
+import random
+
+from t2po_jax.envs import base, prompts
+from t2po_jax.judging import dialogues
+
+# Words of a random query or answer, at most.
+_WORDS = 3
+
+
+class Expert:
+  """The environment's scripted expert."""
+
+  def __init__(self, seed: int = 0):
+    self._seed = seed
+
+  def begin(self, env: base.Env, place: dialogues.Place) -> dialogues.Respond:
+    """See `dialogues.Player`.
+
+    Raises:
+      ValueError: if the data carries no solution.
+    """
+    try:
+      expert = env.expert(_seed(self._seed, place))
+    except NotImplementedError as error:
+      raise ValueError(str(error)) from None
+    return lambda messages, observation, state: dialogues.Reply(
+      expert.respond()
+    )
+
+
+class Random:
+  """Chooses one of the possible actions, or words of what it sees.
+
+  Every response follows the grammar, so that what is measured is the choice.
+  """
+
+  def __init__(self, grammar: prompts.Grammar, seed: int = 0):
+    self._grammar = grammar
+    self._seed = seed
+
+  def begin(self, env: base.Env, place: dialogues.Place) -> dialogues.Respond:
+    """See `dialogues.Player`."""
+    del env
+    chance = random.Random(_seed(self._seed, place))
+
+    def respond(messages, observation, state) -> dialogues.Reply:
+      del messages, state
+      kind = chance.choice(self._grammar.actions)
+      words = f"{observation.task} {observation.text}".split()
+      count = chance.randint(1, _WORDS)
+      said = " ".join(chance.choice(words or ["a"]) for _ in range(count))
+      content = said
+      if observation.admissible:
+        content = chance.choice(observation.admissible)
+        # A form to fill in, such as `search[<words>]`.
+        content = content.replace("<words>", said)
+      return dialogues.Reply(f"<think></think><{kind}>{content}</{kind}>")
+
+    return respond
+
+
+def _seed(seed: int, place: dialogues.Place) -> int:
+  """A number of its own for every episode."""
+  return seed * 1_000_003 + place.repeat * 10_007 + place.number
