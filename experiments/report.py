@@ -1,19 +1,27 @@
-"""Draws learning curves of runs: `experiments/report.py RUN [RUN ...]`.
+"""Reports on runs: `experiments/report.py RUN [RUN ...]`.
 
 Reads `metrics.jsonl` of each run's folder (or `label=folder`) and prints a
-table of its evaluations; `--plot=FILE` draws held-out success and tokens per
-episode over updates (needs matplotlib, in the extra `dev`).
+table of its evaluations. `--out=FILE.md` or `FILE.html` writes a whole report:
+settings that differ from the default, results with intervals over the runs of
+one label, categories, curves, stage times, tokens, where the exploration
+control acted, alarms, commit and hardware. `--plot=FILE` draws held-out success
+and tokens per episode over updates (needs matplotlib, in the extra `dev`). Of
+the folder of an ablation all runs are taken, each preset's under one label.
 """
 
 from collections.abc import Sequence
 import pathlib
+import re
 import sys
 
 from absl import app, flags
 
 from t2po_jax.training import metrics
+from t2po_jax.viewing import report
+from t2po_jax.viewing import runs as runs_lib
 
 _PLOT = flags.DEFINE_string("plot", None, "Picture to write, e.g. curve.svg.")
+_OUT = flags.DEFINE_string("out", None, "Report to write, .md or .html.")
 
 COLUMNS = ("eval/success", "eval/tokens", "eval/turns", "elapsed")
 
@@ -36,6 +44,44 @@ def read_run(argument: str) -> tuple[str, list[dict[str, float]]]:
   if not lines:
     raise ValueError(f"{path / metrics.FILE}: holds no evaluation yet")
   return label or path.name, lines
+
+
+def find_runs(arguments: Sequence[str]) -> list[str]:
+  """The runs that arguments name; of an ablation's folder all of them.
+
+  Args:
+    arguments: folders, each perhaps as `label=folder`. An ablation's folder
+      holds runs named `preset-seed0`.
+
+  Returns:
+    `label=folder` for every run.
+  """
+  found = []
+  for argument in arguments:
+    label, _, folder = argument.rpartition("=")
+    path = pathlib.Path(folder)
+    inside = sorted(file.parent for file in path.glob(f"*/{metrics.FILE}"))
+    if (path / metrics.FILE).is_file() or not inside:
+      found.append(f"{label or path.name}={folder}")
+      continue
+    for place in inside:
+      preset = re.sub(r"-seed\d+$", "", place.name)
+      found.append(f"{preset}={place}")
+  return found
+
+
+def write_report(arguments: Sequence[str], path: pathlib.Path) -> None:
+  """Writes a whole report.
+
+  Raises:
+    ValueError: if the file's ending is unknown, or there is no run.
+  """
+  if path.suffix not in (".md", ".html"):
+    raise ValueError(f"--out: found {path.name!r}, expected .md or .html")
+  blocks = report.build(runs_lib.open_runs(arguments))
+  to_text = report.to_html if path.suffix == ".html" else report.to_markdown
+  path.write_text(to_text(blocks), encoding="utf-8")
+  print(f"report written to {path}")
 
 
 def draw(runs: Sequence[tuple[str, list[dict[str, float]]]], path: str) -> None:
@@ -72,7 +118,8 @@ def main(argv: list[str]) -> None:
   if len(argv) < 2:
     raise app.UsageError("name at least one run's folder")
   try:
-    runs = [read_run(argument) for argument in argv[1:]]
+    arguments = find_runs(argv[1:])
+    runs = [read_run(argument) for argument in arguments]
     for label, lines in runs:
       print(f"{label}\n  update  " + "  ".join(f"{c:>12}" for c in COLUMNS))
       for line in lines:
@@ -80,7 +127,9 @@ def main(argv: list[str]) -> None:
         print(f"  {int(line['step']):6d}  {cells}")
     if _PLOT.value:
       draw(runs, _PLOT.value)
-  except ValueError as error:
+    if _OUT.value:
+      write_report(arguments, pathlib.Path(_OUT.value))
+  except (ValueError, OSError) as error:
     sys.exit(f"error: {error}")
 
 

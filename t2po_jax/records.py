@@ -29,7 +29,9 @@ INDEX = "index.jsonl"
 MEASURES = ("logprobs", "uncertainty", "entropy", "confidence")
 
 
-def pieces_of(tokens: Iterable[int], token_bytes: Sequence[bytes]) -> list[str]:
+def pieces_of(
+  tokens: Iterable[int], token_bytes: Sequence[bytes], *, final: bool = True
+) -> list[str]:
   """The text that each token adds; together they are the decoded text.
 
   A character of several bytes belongs to the token that completes it.
@@ -37,13 +39,15 @@ def pieces_of(tokens: Iterable[int], token_bytes: Sequence[bytes]) -> list[str]:
   Args:
     tokens: token ids; those beyond the vocabulary add nothing.
     token_bytes: what each id adds to the text.
+    final: whether the text ends here; otherwise the start of a character
+      that is not complete yet is held back.
   """
   decoder = codecs.getincrementaldecoder("utf-8")("replace")
   found = [
     decoder.decode(token_bytes[token] if token < len(token_bytes) else b"")
     for token in tokens
   ]
-  if found:
+  if found and final:
     found[-1] += decoder.decode(b"", final=True)
   return found
 
@@ -153,10 +157,16 @@ class Writer:
     self.folder = pathlib.Path(folder)
     self.folder.mkdir(parents=True, exist_ok=True)
     index = self.folder / INDEX
+    # File -> episodes in it, and its size as the index knows it.
+    self._ends: dict[str, tuple[int, int]] = {}
     if index.is_file():
       kept = [e for e in read_index(self.folder) if e["update"] < resume_update]
       text = "".join(json.dumps(entry) + "\n" for entry in kept)
       _replace(index, text.encode())
+      for entry in kept:
+        number, _ = self._ends.get(entry["file"], (0, 0))
+        end = entry["offset"] + entry["size"]
+        self._ends[entry["file"]] = number + 1, end
 
   def write(
     self, kind: str, update: int, episodes: Iterable[Mapping[str, Any]]
@@ -168,22 +178,49 @@ class Writer:
       update: number of the update.
       episodes: records, see `to_record`.
     """
-    name = f"{kind}-{update:05d}.jsonl.gz"
+    name = _file(kind, update)
     data, lines, offset = [], [], 0
     for number, episode in enumerate(episodes):
-      text = json.dumps(episode, allow_nan=False) + "\n"
-      member = gzip.compress(text.encode(), compresslevel=6, mtime=0)
-      place = {"file": name, "offset": offset, "size": len(member)}
-      head = {"id": f"{kind}-{update:05d}-{number}", "kind": kind}
-      entry = head | {"update": update} | summarise(episode) | place
-      lines.append(json.dumps(entry, allow_nan=False) + "\n")
+      member, line = _pack(kind, update, number, episode, offset)
       data.append(member)
+      lines.append(line)
       offset += len(member)
     if not data:
       return
     _replace(self.folder / name, b"".join(data))
+    self._note("".join(lines))
+    self._ends[name] = len(data), offset
+
+  def append(self, kind: str, update: int, episode: Mapping[str, Any]) -> None:
+    """Adds one episode to those of an update, as soon as it has ended."""
+    name = _file(kind, update)
+    number, end = self._ends.get(name, (0, 0))
+    member, line = _pack(kind, update, number, episode, end)
+    with (self.folder / name).open("ab") as file:
+      file.truncate(end)  # What a kill left behind is not in the index.
+      file.write(member)
+    self._note(line)
+    self._ends[name] = number + 1, end + len(member)
+
+  def _note(self, lines: str) -> None:
     with (self.folder / INDEX).open("a", encoding="utf-8") as file:
-      file.write("".join(lines))
+      file.write(lines)
+
+
+def _file(kind: str, update: int) -> str:
+  return f"{kind}-{update:05d}.jsonl.gz"
+
+
+def _pack(
+  kind: str, update: int, number: int, episode: Mapping[str, Any], offset: int
+) -> tuple[bytes, str]:
+  """The compressed episode, and its line of the index."""
+  text = json.dumps(episode, allow_nan=False) + "\n"
+  member = gzip.compress(text.encode(), compresslevel=6, mtime=0)
+  entry = {"id": f"{kind}-{update:05d}-{number}", "kind": kind}
+  entry |= {"update": update} | summarise(episode)
+  entry |= {"file": _file(kind, update), "offset": offset, "size": len(member)}
+  return member, json.dumps(entry, allow_nan=False) + "\n"
 
 
 def _replace(path: pathlib.Path, data: bytes) -> None:

@@ -126,6 +126,21 @@ class FolderTest(absltest.TestCase):
       ["train-00000-0", "train-00001-0", "train-00002-0", "train-00002-1"],
     )
 
+  def test_episodes_are_added_one_by_one_and_after_a_kill(self):
+    writer = records.Writer(self.folder)
+    for i in range(2):
+      writer.append("valid", 0, record(i))
+    with (self.folder / "valid-00000.jsonl.gz").open("ab") as file:
+      file.write(b"half a member")
+    writer = records.Writer(self.folder, resume_update=1)
+    writer.append("valid", 0, record(2))
+    index = records.read_index(self.folder)
+    self.assertEqual([e["id"][-1] for e in index], ["0", "1", "2"])
+    found = [records.read_episode(self.folder, e)["member"] for e in index]
+    self.assertEqual(found, [0, 1, 2])
+    with gzip.open(self.folder / "valid-00000.jsonl.gz", "rt") as file:
+      self.assertLen(file.readlines(), 3)
+
   def test_what_cannot_be_read_is_said(self):
     with self.assertRaisesRegex(ValueError, "log.trajectories"):
       records.read_index(self.folder)

@@ -1,0 +1,1 @@
+"""Pages over what runs wrote: the trace viewer and reports."""
