@@ -19,6 +19,7 @@ from t2po_jax.distributed import processes
 from t2po_jax.experiments import command_line
 from t2po_jax.setup import build, validate
 from t2po_jax.training import loop
+from t2po_jax.viewing import report
 
 _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -68,7 +69,7 @@ def main(argv: list[str]) -> None:
     cache = build.cache_dir(config) / "compiled"
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    loop.train(config, workdir)
+    loop.train(config, workdir, report=report.write)
   except (ValueError, OSError) as error:
     processes.end(f"error: {error}")
   except jax.errors.JaxRuntimeError as error:

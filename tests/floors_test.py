@@ -32,7 +32,13 @@ FLOORS = {
   "rollout": 2,
   "learning": 2,
   "setup": 3,
+  # The protocol over the sampler; knows nothing of configurations.
+  "serving": 3,
   "training": 4,
+  # Scores and pages over what training wrote; nothing builds on them.
+  "judging": 5,
+  # Pages and reports over all of it.
+  "viewing": 6,
 }
 SHARED_FLOORS = (0,)
 # Folders that lie beside the library and are linked into it.

@@ -16,7 +16,7 @@ the checkpoints, and process 0 writes everything else.
 """
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import json
 import pathlib
 from typing import Any
@@ -38,6 +38,7 @@ from t2po_jax.training import (
   cold_start,
   evaluate,
   experience,
+  machine,
   metrics,
   policy_update,
 )
@@ -118,6 +119,7 @@ class Run:
     self.rollbacks = 0
     self.token_bytes = self.actor.tokenizer.token_bytes()
     self.episodes: records.Writer | None = None
+    self.rows: list[dict[str, Any]] = []  # Of episodes, for dashboards.
     self.collapse = ""  # Why the guard ended the run.
     self.scores: dict[str, float] = {}  # The last evaluation.
     self.rollouts = ahead.Rollouts(
@@ -202,6 +204,7 @@ class Run:
             values.get(key),
           )
     path.write_text(json.dumps(values, indent=2) + "\n")
+    machine.note(self.workdir)
 
   def _load(self, params: types.Params) -> None:
     """Gives the sampler new parameters, as a state holds them."""
@@ -237,8 +240,14 @@ class Run:
         build.samplings(self.config), lambda done, total: advance(done)
       )
 
-  def train(self) -> dict[str, float]:
-    """Runs all updates that are left; returns the last evaluation."""
+  def train(
+    self, report: Callable[[pathlib.Path], pathlib.Path] | None = None
+  ) -> dict[str, float]:
+    """Runs all updates that are left; returns the last evaluation.
+
+    Args:
+      report: writes a report of the workdir, for the dashboards.
+    """
     config = self.config
     with metrics.Writer(
       self.workdir,
@@ -260,12 +269,16 @@ class Run:
         scalars = self._evaluate(0)
         self.guard.check(scalars)  # What later scores are compared with.
         writer.write(0, scalars | self.timer.take())
+        writer.write_episodes(0, self._take_rows())
         if config.guard.action == "rollback" and self.checkpoints.latest() != 0:
           self._save(0, self.scores["eval/success"])
       for update in range(self.start + 1, config.train.updates + 1):
         writer.write(update, self._round(update))
+        writer.write_episodes(update, self._take_rows())
         if self.collapse:
           break
+      if report is not None and processes.index() == 0:
+        self._report(writer, report)
     best = self._best_step()
     self.rollouts.close()
     self.checkpoints.close()
@@ -274,6 +287,17 @@ class Run:
     if self.collapse:
       raise CollapseError(f"{self.collapse}; best checkpoint: {best}")
     return self.scores
+
+  def _report(
+    self,
+    writer: metrics.Writer,
+    report: Callable[[pathlib.Path], pathlib.Path],
+  ) -> None:
+    """Writes the report; a run that is over does not fail for it."""
+    try:
+      writer.write_report(report(self.workdir))
+    except (OSError, ValueError) as error:
+      logging.warning("no report: %s", error)
 
   def _print_scores(self) -> None:
     """Prints the first and the last evaluation by category."""
@@ -372,6 +396,7 @@ class Run:
       self.state, learned = self.improver.improve(
         self.state, gathered, update=update
       )
+    self._dump("train", update, gathered.trajectories, self.improver.estimate)
     for name, threshold in self.thresholds.items():
       threshold.advance()
       scalars[f"control/{name}"] = threshold.value
@@ -418,7 +443,6 @@ class Run:
     self.cursor = gathered.cursor
     self.thresholds["epsilon"].add(gathered.deltas)
     self.thresholds["eta"].add(gathered.phi_changes)
-    self._dump("train", update, gathered.trajectories)
     described = statistics.describe(gathered.played)
     scalars = {f"train/{name}": value for name, value in described.items()}
     scalars["train/mixed_groups"] = episodes.mixed_groups(gathered.played)
@@ -453,13 +477,21 @@ class Run:
   def _play_panel(self) -> tuple[dict[str, float], list[types.Trajectory]]:
     """Plays the held-out panel with the current policy."""
     self._load(self.state.params)
-    return evaluate.evaluate(self.config, self.actor, **self._thresholds())
+    panel = evaluate.panel(self.config, self.actor.benchmark)
+    with metrics.progress("evaluation", len(processes.share(panel))) as advance:
+      return evaluate.evaluate(
+        self.config, self.actor, progress=advance, **self._thresholds()
+      )
 
   def _thresholds(self) -> dict[str, float]:
     return {name: t.value for name, t in self.thresholds.items()}
 
   def _dump(
-    self, kind: str, update: int, trajectories: list[types.Trajectory]
+    self,
+    kind: str,
+    update: int,
+    trajectories: list[types.Trajectory],
+    estimate: episodes.Advantages | None = None,
   ) -> None:
     """Writes the first episodes, for reading; of an evaluation all."""
     count = self.config.log.trajectories
@@ -473,14 +505,22 @@ class Run:
         self.workdir / records.FOLDER,
         resume_update=self.start + 1 if self.start else 0,
       )
-    self.episodes.write(
-      kind,
-      update,
-      (
-        records.to_record(t, tokenizer.decode, self.token_bytes)
-        for t in trajectories
-      ),
-    )
+    advantages = [None] * len(trajectories)
+    if estimate is not None:
+      advantages = policy_update.turn_advantages(estimate)
+    written = [
+      records.to_record(
+        trajectory, tokenizer.decode, self.token_bytes, advantages=advantage
+      )
+      for trajectory, advantage in zip(trajectories, advantages, strict=False)
+    ]
+    self.episodes.write(kind, update, written)
+    self.rows += [{"kind": kind, **records.summarise(one)} for one in written]
+
+  def _take_rows(self) -> list[dict[str, Any]]:
+    """What was written of episodes since the last call."""
+    rows, self.rows = self.rows, []
+    return rows
 
   def _save(self, update: int, score: float | None) -> None:
     position = {
@@ -516,13 +556,17 @@ def _due(update: int, every: int, last: int) -> bool:
 
 
 def train(
-  config: settings.Config, workdir: str | pathlib.Path
+  config: settings.Config,
+  workdir: str | pathlib.Path,
+  *,
+  report: Callable[[pathlib.Path], pathlib.Path] | None = None,
 ) -> dict[str, float]:
   """Trains as configured; goes on where an earlier run in workdir stopped.
 
   Args:
     config: see `configs/base.py`.
     workdir: where metrics, checkpoints and trajectories are written.
+    report: writes a report of the workdir and returns its file.
 
   Returns:
     The last evaluation.
@@ -531,4 +575,4 @@ def train(
     ValueError: if the configuration or something it names is wrong.
     CollapseError: if the collapse guard was set to stop the run, and did.
   """
-  return Run(config, pathlib.Path(workdir).absolute()).train()
+  return Run(config, pathlib.Path(workdir).absolute()).train(report)

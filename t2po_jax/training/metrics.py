@@ -169,7 +169,7 @@ def progress(
     total: the number of items, None if unknown.
 
   Yields:
-    A function that advances the bar by so many items; thread-safe.
+    A function that is told how many items are done; thread-safe.
   """
   console = rich.get_console()
   if not console.is_terminal or processes.index():
@@ -184,7 +184,7 @@ def progress(
   )
   with rich.progress.Progress(*columns, console=console, transient=True) as bar:
     task = bar.add_task(label, total=total)
-    yield lambda count: bar.advance(task, count)
+    yield lambda count: bar.update(task, completed=count)
 
 
 class Writer:
@@ -271,6 +271,29 @@ class Writer:
       with self._tolerating(sink, f"step {step}"):
         sink.write(int(step), floats)
     return floats
+
+  def write_episodes(
+    self, step: int, rows: Sequence[Mapping[str, Any]]
+  ) -> None:
+    """Shows a table of episodes in the dashboards that can.
+
+    Args:
+      step: the update they belong to.
+      rows: one per episode, all with the same keys; nothing for none.
+    """
+    if not rows:
+      return
+    for sink in list(self._sinks):
+      if isinstance(sink, (_WeightsAndBiases, _MLflow)):
+        with self._tolerating(sink, f"the episodes of step {step}"):
+          sink.write_episodes(int(step), rows)
+
+  def write_report(self, path: pathlib.Path) -> None:
+    """Adds an HTML report to the dashboards that can hold one."""
+    for sink in list(self._sinks):
+      if isinstance(sink, (_WeightsAndBiases, _MLflow)):
+        with self._tolerating(sink, "the report"):
+          sink.write_report(path)
 
   def close(self) -> None:
     """Finishes all sinks; a second call does nothing."""
@@ -395,6 +418,21 @@ class _WeightsAndBiases:
   def write(self, step: int, floats: Mapping[str, float]) -> None:
     self._run.log(_finite(floats), step=step)
 
+  def write_episodes(
+    self, step: int, rows: Sequence[Mapping[str, Any]]
+  ) -> None:
+    import wandb
+
+    columns = list(rows[0])
+    data = [[row[column] for column in columns] for row in rows]
+    table = wandb.Table(columns=columns, data=data)
+    self._run.log({"episodes": table}, step=step)
+
+  def write_report(self, path: pathlib.Path) -> None:
+    import wandb
+
+    self._run.log({"report": wandb.Html(path.read_text(encoding="utf-8"))})
+
   def close(self) -> None:
     self._run.finish()
 
@@ -424,6 +462,15 @@ class _MLflow:
       for name, value in _finite(floats).items()
     }
     self._mlflow.log_metrics(named, step=step)
+
+  def write_episodes(
+    self, step: int, rows: Sequence[Mapping[str, Any]]
+  ) -> None:
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    self._mlflow.log_table(columns, f"episodes/update-{step:05d}.json")
+
+  def write_report(self, path: pathlib.Path) -> None:
+    self._mlflow.log_artifact(str(path))
 
   def close(self) -> None:
     self._mlflow.end_run()

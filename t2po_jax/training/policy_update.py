@@ -34,6 +34,7 @@ class Improver:
     caution: how carefully steps are taken, after the guard rolled back.
     good: parameters of the policy that a cautious run stays near; None
       before a rollback.
+    estimate: the advantages of the last update; None if it learned nothing.
   """
 
   def __init__(
@@ -56,6 +57,7 @@ class Improver:
     self.kl = build.kl_controller(config)
     self.caution = collapse_guard.Caution()
     self.good: types.Params | None = None
+    self.estimate: episodes.Advantages | None = None
 
   def improve(
     self,
@@ -74,7 +76,7 @@ class Improver:
     Returns:
       The new state and scalars to log.
     """
-    config = self._config
+    config, self.estimate = self._config, None
     packed = self._pack(gathered.trajectories, update)
     if not packed.batches:
       return state, {"pack/segments": 0.0}
@@ -93,6 +95,7 @@ class Improver:
       data = dataclasses.replace(data, values=_by_trajectory(values, data))
     every = config.log.gradient_noise
     estimate = build.estimate(config, data)
+    self.estimate = estimate
     batches = [_fill(batch, turns, estimate, values) for batch in batches]
     state, learned = self._learner.update(
       state,
@@ -198,6 +201,16 @@ def _charged(data, sums, beta):
     rewards.append(reward - beta * charge)
     start += len(reward)
   return dataclasses.replace(data, rewards=tuple(rewards))
+
+
+def turn_advantages(estimate: episodes.Advantages) -> list[list[float]]:
+  """One advantage per turn of each trajectory; of tokens their mean."""
+  if estimate.tokens is None:
+    return [turns.tolist() for turns in estimate.turns]
+  return [
+    [float(np.mean(turn)) if len(turn) else 0.0 for turn in turns]
+    for turns in estimate.tokens
+  ]
 
 
 def _by_trajectory(values, data):

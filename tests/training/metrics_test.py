@@ -350,6 +350,28 @@ class SinksTest(MetricsCase):
     mlflow.log_metrics.assert_called_with({"x": 2.0}, step=5)
     self.assertEqual(mlflow.end_run.call_count, 2)
 
+  def test_dashboards_carry_episodes_and_the_report(self):
+    page = self.workdir.parent / "report.html"
+    page.write_text("<p>fine</p>")
+    rows = [{"task": "a", "return": 1.0}, {"task": "b", "return": None}]
+    packages = {name: _fake_package(name) for name in ("wandb", "mlflow")}
+    wandb, mlflow = packages["wandb"], packages["mlflow"]
+    mlflow.start_run.return_value.info.run_id = "abc"
+    with mock.patch.dict(sys.modules, packages):
+      with self.writer(wandb_project="p", mlflow_experiment="e") as writer:
+        writer.write_episodes(3, rows)
+        writer.write_episodes(4, [])
+        writer.write_report(page)
+    wandb.Table.assert_called_once_with(
+      columns=["task", "return"], data=[["a", 1.0], ["b", None]]
+    )
+    wandb.Html.assert_called_once_with("<p>fine</p>")
+    mlflow.log_table.assert_called_once_with(
+      {"task": ["a", "b"], "return": [1.0, None]},
+      "episodes/update-00003.json",
+    )
+    mlflow.log_artifact.assert_called_once_with(str(page))
+
   def test_a_failing_dashboard_is_left_behind(self):
     wandb = _fake_package("wandb")
     run = wandb.init.return_value
@@ -412,6 +434,14 @@ class ProgressTest(MetricsCase):
         inner(1)
     self.assertIn("outer", screen.getvalue())
     self.assertIn("inner [3]", screen.getvalue())
+
+  def test_it_is_told_how_many_are_done_not_how_many_more(self):
+    screen = self.capture(terminal=True)
+    with metrics.progress("collect", total=5) as advance:
+      for done in range(1, 4):
+        advance(done)
+    self.assertIn("3/5", screen.getvalue())
+    self.assertNotIn("6/5", screen.getvalue())
 
 
 def _events(folder):

@@ -1,0 +1,67 @@
+"""What a run ran on: commit, versions and hardware, noted in its folder."""
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+
+import jax
+
+import t2po_jax
+
+FILE = "machine.json"
+
+
+def describe() -> dict[str, str]:
+  """Commit, versions, processor and devices, in words."""
+  devices = jax.devices()
+  return {
+    "version": t2po_jax.__version__,
+    "commit": _commit(),
+    "Python": platform.python_version(),
+    "JAX": jax.__version__,
+    "devices": f"{len(devices)} {devices[0].device_kind}",
+    "processor": _processor(),
+    "cores": str(os.cpu_count()),
+  }
+
+
+def note(workdir: pathlib.Path) -> None:
+  """Writes `machine.json`; a resumed run notes where it runs now."""
+  text = json.dumps(describe(), indent=2) + "\n"
+  (workdir / FILE).write_text(text)
+
+
+def _commit() -> str:
+  """The commit of the checkout this code lies in; `unknown` without one."""
+  root = pathlib.Path(t2po_jax.__file__).resolve().parents[1]
+  if not (root / ".git").exists():
+    return "unknown"
+  try:
+    answers = [
+      subprocess.run(
+        ["git", "-C", str(root), *command],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
+      ).stdout.strip()
+      for command in (
+        ("rev-parse", "--short", "HEAD"),
+        ("status", "--porcelain", "--untracked-files=no"),
+      )
+    ]
+  except (OSError, subprocess.SubprocessError):
+    return "unknown"
+  return answers[0] + (" with changes" if answers[1] else "")
+
+
+def _processor() -> str:
+  """The processor's name, as Linux or the platform says it."""
+  path = pathlib.Path("/proc/cpuinfo")
+  if path.is_file():
+    for line in path.read_text().splitlines():
+      if line.startswith("model name"):
+        return line.split(":", 1)[1].strip()
+  return platform.processor() or platform.machine()
