@@ -60,6 +60,33 @@ class Settings:
     keys.check(type(self), vars(self), name="env")
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptSettings(Settings):
+  """What the benchmarks of the published trainings have in common."""
+
+  prompt_file: str = keys.key(
+    "",
+    "File with the templates of prompts, see `envs/templates.py`; empty: the "
+    "wording's own.",
+  )
+  tags: str = keys.key(
+    "exact",
+    "Whether the tags of a response count in any case.",
+    choices=("exact", "any case"),
+  )
+  refuse_chinese: bool = keys.key(
+    False, "Whether a response with a Chinese character is badly formed."
+  )
+
+  def adapt(self, grammar: prompts.Grammar) -> prompts.Grammar:
+    """The grammar with these options."""
+    return dataclasses.replace(
+      grammar,
+      any_case=self.tags == "any case",
+      refuse_chinese=self.refuse_chinese,
+    )
+
+
 def _fit(value: Any, default: Any) -> Any:
   """The value as the type of its default; None if it is of another kind."""
   if isinstance(default, str) and isinstance(value, os.PathLike):

@@ -16,6 +16,7 @@ import re
 
 Message = dict[str, str]
 ELLIPSIS = " ... "
+_CHINESE = re.compile("[\u4e00-\u9fff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,10 +27,15 @@ class Grammar:
     actions: the tags that may hold the action, e.g. `("search", "answer")`.
     closing: the text that is forced when thinking is cut short; it closes the
       thinking segment and, where only one kind of action exists, opens it.
+    any_case: whether tags count in any case, `<Action>` for instance.
+    refuse_chinese: whether a response with a Chinese character is badly
+      formed, as in the released code.
   """
 
   actions: tuple[str, ...] = ("action",)
   closing: str = "</think>\n<action>"
+  any_case: bool = False
+  refuse_chinese: bool = False
 
   @property
   def stops(self) -> tuple[str, ...]:
@@ -59,21 +65,25 @@ class Response:
 def parse(text: str, grammar: Grammar) -> Response:
   """Parses one response; see the module docstring for the grammar."""
   tags = "|".join(re.escape(tag) for tag in grammar.actions)
-  thought = re.search(r"<think>(.*?)</think>", text, re.DOTALL)
-  action = re.search(rf"<({tags})>(.*?)</\1>", text, re.DOTALL)
+  flags = re.DOTALL | (re.IGNORECASE if grammar.any_case else 0)
+  counted = text.lower() if grammar.any_case else text
+  thought = re.search(r"<think>(.*?)</think>", text, flags)
+  action = re.search(rf"<({tags})>(.*?)</\1>", text, flags)
   # A lazy match may still span a second tag, so every tag is counted first.
   counts = [
-    text.count(f"<{slash}{tag}>")
+    counted.count(f"<{slash}{tag}>")
     for tag in ("think", *grammar.actions)
     for slash in ("", "/")
   ]
   strict = counts[:2] == [1, 1] and sum(counts) == 4
   if strict:
     form = rf"\s*<think>.*</think>\s*<({tags})>.*</\1>\s*"
-    strict = re.fullmatch(form, text, re.DOTALL) is not None
+    strict = re.fullmatch(form, text, flags) is not None
+  if grammar.refuse_chinese and _CHINESE.search(text):
+    strict = False
   return Response(
     thought=thought.group(1).strip() if thought else None,
-    kind=action.group(1) if action else None,
+    kind=action.group(1).lower() if action else None,
     content=action.group(2).strip() if action else "",
     opened=sum(counts[2::2]),
     format_valid=strict,

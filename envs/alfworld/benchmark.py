@@ -15,7 +15,7 @@ otherwise nothing happens and the turn counts.
 import random
 import re
 
-from t2po_jax.envs import base, prompts
+from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.alfworld import (
   data,
   engine,
@@ -25,9 +25,9 @@ from t2po_jax.envs.alfworld import (
   scenes,
 )
 from t2po_jax.envs.alfworld import settings as settings_lib
-from t2po_jax.envs.alfworld.wordings import compact, full
+from t2po_jax.envs.alfworld.wordings import compact, full, reference
 
-_WORDINGS = {"compact": compact, "full": full}
+_WORDINGS = {"compact": compact, "full": full, "reference": full}
 _SCENE_COUNTS = {"train": 2000, "valid": 60, "test": 120}
 # Parsed games that are kept; a large one takes about 100 kB.
 _BOARDS = 128
@@ -55,7 +55,12 @@ class ALFWorld:
     if settings.engine != "twin":
       original.require(settings.engine)
     self.wording = _WORDINGS[settings.wording]
-    self.grammar = prompts.Grammar(("action",), self.wording.CLOSING)
+    self.grammar = settings.adapt(
+      prompts.Grammar(("action",), self.wording.CLOSING)
+    )
+    self._template = templates.choose(
+      settings.wording, settings.prompt_file, reference
+    )
     self.engine = settings.engine
     self.threadsafe = settings.engine == "twin"
     self.max_turns = settings.max_turns
@@ -88,6 +93,8 @@ class ALFWorld:
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the benchmark's wording."""
+    if self._template is not None:
+      return self._template.render(view)
     return self.wording.render(view)
 
   def category(self, task_id: str) -> str:

@@ -7,17 +7,17 @@ from t2po_jax.envs import base
 from t2po_jax.envs.alfworld import expert, problem, rooms
 
 ENGINES = ("twin", "cached", "stock")
-WORDINGS = ("compact", "full")
+WORDINGS = ("compact", "full", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.PromptSettings):
   """The keys of `config.env` for ALFWorld."""
 
   wording: str = keys.key(
     "compact",
     "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models.",
+    "models, `reference` in the form of the published trainings.",
     choices=WORDINGS,
   )
   engine: str = keys.key(

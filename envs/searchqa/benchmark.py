@@ -11,7 +11,7 @@ retrieved text.
 from collections.abc import Mapping
 import pathlib
 
-from t2po_jax.envs import base, prompts
+from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.searchqa import (
   data,
   dense,
@@ -23,9 +23,9 @@ from t2po_jax.envs.searchqa import (
 )
 from t2po_jax.envs.searchqa import settings as settings_lib
 from t2po_jax.envs.searchqa import world as world_lib
-from t2po_jax.envs.searchqa.wordings import compact, full
+from t2po_jax.envs.searchqa.wordings import compact, full, reference
 
-_WORDINGS = {"compact": compact, "full": full}
+_WORDINGS = {"compact": compact, "full": full, "reference": full}
 _CACHE_DIR = "~/.cache/t2po_jax"
 # Sentences for a tokenizer, at most.
 _CORPUS_EPISODES = 200
@@ -61,6 +61,8 @@ class SearchQA:
     real = bool(settings.data_dir) or bool(settings.tfds)
     chosen = settings.wording or ("full" if real else "compact")
     self.wording = _WORDINGS[chosen]
+    self.grammar = settings.adapt(self.grammar)
+    self._template = templates.choose(chosen, settings.prompt_file, reference)
     self.world: world_lib.World | None = None
     self.questions: dict[str, world_lib.Question] = {}
     self.passages: list[retrieval.Passage] = []
@@ -164,6 +166,8 @@ class SearchQA:
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the benchmark's wording."""
+    if self._template is not None:
+      return self._template.render(view)
     return self.wording.render(view)
 
   def category(self, task_id: str) -> str:

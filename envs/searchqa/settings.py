@@ -7,11 +7,11 @@ from t2po_jax.envs import base
 from t2po_jax.envs.searchqa import dense, remote
 
 RETRIEVERS = ("bm25", "dense", "http")
-WORDINGS = ("compact", "full")
+WORDINGS = ("compact", "full", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.PromptSettings):
   """The keys of `config.env` for Search QA."""
 
   data_dir: str = keys.key(
@@ -32,7 +32,7 @@ class Settings(base.Settings):
   wording: str = keys.key(
     "",
     "How prompts are worded; empty: compact for the embedded world, full for "
-    "real data.",
+    "real data; `reference` has the form of the published trainings.",
     choices=("", *WORDINGS),
   )
   max_turns: int = keys.key(4, "Turns until an episode ends.", least=1)

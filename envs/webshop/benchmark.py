@@ -15,14 +15,14 @@ import os
 import pathlib
 import re
 
-from t2po_jax.envs import base, prompts
+from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.webshop import data, expert, nouns, retrieval, world
 from t2po_jax.envs.webshop import goals as goals_lib
 from t2po_jax.envs.webshop import session as sessions
 from t2po_jax.envs.webshop import settings as settings_lib
-from t2po_jax.envs.webshop.wordings import compact, full
+from t2po_jax.envs.webshop.wordings import compact, full, reference
 
-_WORDINGS = {"compact": compact, "full": full}
+_WORDINGS = {"compact": compact, "full": full, "reference": full}
 _LARGE = 256 * 2**20  # Bytes of a product file that `auto` puts on disk.
 _EMBEDDED_PRODUCTS = 300
 _CORPUS_EPISODES = 200
@@ -43,7 +43,14 @@ class WebShop:
     settings = settings or settings_lib.Settings()
     self.settings = settings
     self.wording = _WORDINGS[settings.wording]
-    self.grammar = self.wording.GRAMMAR
+    self.grammar = settings.adapt(self.wording.GRAMMAR)
+    self._template = templates.choose(
+      settings.wording, settings.prompt_file, reference
+    )
+    # What is seen is a part of the form.
+    self.page = (
+      reference.page if settings.wording == "reference" else self.wording.page
+    )
     self.max_turns = settings.max_turns
     embedded = settings.catalogue == "embedded"
     if embedded:
@@ -104,6 +111,8 @@ class WebShop:
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the benchmark's wording."""
+    if self._template is not None:
+      return self._template.render(view)
     return self.wording.render(view)
 
   def category(self, task_id: str) -> str:
@@ -265,7 +274,7 @@ class WebShopEnv:
     actions += [
       f"click[{target}]" for target in page.clickables if target != "search"
     ]
-    text = self._benchmark.wording.page(self.visit)
+    text = self._benchmark.page(self.visit)
     return base.Observation(
       task=self._task,
       text=f"{remark} {text}" if remark else text,

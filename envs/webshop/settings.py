@@ -7,11 +7,11 @@ from t2po_jax.envs import base
 from t2po_jax.envs.webshop import goals
 
 STORAGES = ("auto", "memory", "disk")
-WORDINGS = ("compact", "full")
+WORDINGS = ("compact", "full", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.PromptSettings):
   """The keys of `config.env` for WebShop."""
 
   catalogue: str = keys.key(
@@ -56,7 +56,7 @@ class Settings(base.Settings):
   wording: str = keys.key(
     "compact",
     "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models.",
+    "models, `reference` in the form of the published trainings.",
     choices=WORDINGS,
   )
   max_turns: int = keys.key(

@@ -1,0 +1,164 @@
+"""Prompts made of a template, with the fields of the published trainings.
+
+A policy that was trained elsewhere knows one form of prompt: which sections
+there are, in which order, how history and possible actions are written. A
+wording `reference` has that form in sentences of our own; a file given as
+`env.prompt_file` brings the very sentences. It holds one template, or two
+around a line `=====`, for the first turn and for later ones; fields stand in
+braces, and `{{` is a brace.
+"""
+
+from collections.abc import Callable, Mapping
+import dataclasses
+import os
+import pathlib
+import string
+from types import ModuleType
+
+from t2po_jax import keys
+from t2po_jax.envs import prompts
+
+SEPARATOR = "====="
+
+# Field -> meaning; the names are those of the published templates.
+FIELDS = {
+  "task_description": "the task",
+  "current_observation": "what is seen now",
+  "admissible_actions": "the possible actions, in the benchmark's form",
+  "available_actions": "the same",
+  "action_history": "the last observations and actions, in its form",
+  "memory_context": "the same",
+  "step_count": "turns that were played",
+  "history_length": "turns in the history",
+  "current_step": "number of this turn, from 1",
+  "max_turns": "turns until the episode ends",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """How a benchmark fills the fields that are lists.
+
+  Attributes:
+    history: the last turns of a view.
+    actions: its possible actions.
+    observation: what is seen now; a first observation may say more.
+  """
+
+  history: Callable[[prompts.View], str]
+  actions: Callable[[prompts.View], str]
+  observation: Callable[[prompts.View], str] = lambda view: view.observation
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """A prompt with holes.
+
+  Attributes:
+    first: at the first turn.
+    later: at all others.
+    form: what fills the holes.
+  """
+
+  first: str
+  later: str
+  form: Form
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The prompt of a turn, as one message."""
+    text = self.later if view.turn > 1 else self.first
+    actions, history = self.form.actions(view), self.form.history(view)
+    values: Mapping[str, object] = {
+      "task_description": view.task,
+      "current_observation": self.form.observation(view),
+      "admissible_actions": actions,
+      "available_actions": actions,
+      "action_history": history,
+      "memory_context": history,
+      "step_count": view.turn - 1,
+      "history_length": len(view.memory),
+      "current_step": view.turn,
+      "max_turns": view.max_turns,
+    }
+    return [{"role": "user", "content": text.format_map(values)}]
+
+
+def choose(
+  wording: str, prompt_file: str, reference: ModuleType
+) -> Template | None:
+  """The template that settings ask for; None for a wording's own prompts.
+
+  Args:
+    wording: the wording's name.
+    prompt_file: a file of templates, or empty.
+    reference: the benchmark's module `wordings.reference`.
+
+  Raises:
+    ValueError: if the file is bad.
+  """
+  if prompt_file:
+    return read(prompt_file, reference.FORM)
+  if wording == "reference":
+    return Template(reference.FIRST, reference.LATER, reference.FORM)
+  return None
+
+
+def read(place: str, form: Form) -> Template:
+  """Reads a file of templates; `~` and environment variables are expanded.
+
+  Raises:
+    ValueError: if it cannot be read, or names a field that does not exist.
+  """
+  path = pathlib.Path(os.path.expandvars(place)).expanduser()
+  try:
+    text = path.read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    reason = getattr(error, "strerror", None) or "no UTF-8 text"
+    raise ValueError(f"env.prompt_file: {place}: {reason}") from None
+  parts = [part.strip("\n") for part in text.split(f"\n{SEPARATOR}\n")]
+  if len(parts) > 2:
+    raise ValueError(
+      f"env.prompt_file: {place}: found {len(parts)} templates, expected one "
+      f"or two around a line {SEPARATOR}"
+    )
+  for part in parts:
+    check(part, place)
+  return Template(parts[0], parts[-1], form)
+
+
+def check(text: str, place: str) -> None:
+  """Refuses a template whose braces do not hold a known field each.
+
+  Raises:
+    ValueError: naming the file, what was found and what would be right.
+  """
+  try:
+    fields = [field for _, field, _, _ in string.Formatter().parse(text)]
+  except ValueError as error:
+    raise ValueError(
+      f"env.prompt_file: {place}: {error}; a brace itself is written twice"
+    ) from None
+  for field in fields:
+    if field is not None and field not in FIELDS:
+      raise ValueError(
+        f"env.prompt_file: {place}: unknown field {field!r}"
+        f"{keys.nearest(field, FIELDS)}"
+      )
+  if all(field is None for field in fields):
+    raise ValueError(f"env.prompt_file: {place}: holds no field at all")
+
+
+def write_history(
+  view: prompts.View, show: Callable[[str, int], str] = lambda text, turn: text
+) -> str:
+  """The last turns as `[Observation 3: '...', Action 3: '...']`, one per line.
+
+  Args:
+    view: what the prompt may show.
+    show: an observation as it stands in the history, by its turn.
+  """
+  first = view.turn - len(view.memory)
+  return "\n".join(
+    f"[Observation {turn}: '{show(seen, turn)}', Action {turn}: '{done}']"
+    for turn, (seen, done) in enumerate(view.memory, first)
+  )
