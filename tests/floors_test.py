@@ -59,6 +59,7 @@ HEAVY = (
   "textarena",
   "torch",
   "wandb",
+  "websockets",
 )
 DRAWERS = ("common", "helpers", "misc", "utils")
 

@@ -1,0 +1,164 @@
+"""Servers that speak the protocol of OpenEnv, spoken to directly.
+
+One WebSocket (`/ws`) is one session with an environment of its own:
+`{"type": "reset", "data": {"seed": 3}}` and `{"type": "step", "data": ACTION}`
+are answered by `{"type": "observation", "data": {"observation", "reward",
+"done"}}`, or by `{"type": "error"}`. The package itself, which brings a web
+framework and more, is not needed. What the adapter cannot promise: that a
+server heeds the seed, that its sessions do not see each other, and which
+actions are possible; `t2po-check-env` finds out. A server that falls silent
+aborts the episode.
+"""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any
+import urllib.parse
+
+from t2po_jax import keys
+from t2po_jax.envs import base, games
+from t2po_jax.envs.adapters import seeded
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(seeded.Settings):
+  """The keys of `config.env` for an OpenEnv server."""
+
+  url: str = keys.key(
+    "ws://127.0.0.1:8000/ws", "Address of the server's sessions."
+  )
+  task: str = keys.key(
+    "Do what the environment asks for.", "The task in words."
+  )
+  action_field: str = keys.key(
+    "message",
+    "Field of the server's action that takes the text; empty: the text is the "
+    "whole action, as a JSON object.",
+  )
+  text_field: str = keys.key(
+    "",
+    "Field of the server's observation that is shown; empty: all of it, as "
+    "JSON.",
+  )
+  timeout: float = keys.key(
+    60.0, "Seconds to wait for one answer of the server.", above=0.0
+  )
+
+
+class OpenEnv(seeded.SeededTable):
+  """Tasks of one server; implements `envs.base.Benchmark`."""
+
+  Settings = Settings
+  threadsafe = True  # A session is a connection of its own.
+
+  def __init__(self, settings: Settings):
+    """Plays the first task's opening, to see that the server answers.
+
+    Raises:
+      ValueError: if it does not, or the package is missing.
+    """
+    self.game = Play
+    try:
+      from websockets.sync import client
+    except ImportError:
+      raise ValueError(
+        "env.name: 'openenv' needs the package websockets; install the extra "
+        "'openenv'"
+      ) from None
+    if urllib.parse.urlsplit(settings.url).scheme not in ("ws", "wss"):
+      raise ValueError(
+        f"env.url: found {settings.url!r}, expected an address such as "
+        "ws://127.0.0.1:8000/ws"
+      )
+    self._client = client
+    super().__init__(settings)
+
+  def connect(self) -> Any:
+    """A new session."""
+    return self._client.connect(
+      self.settings.url, open_timeout=self.settings.timeout, max_size=None
+    )
+
+
+class Play(games.Game):
+  """Episodes of one session."""
+
+  table: OpenEnv
+
+  def __init__(self, table: OpenEnv):
+    super().__init__(table)
+    self._session: Any = None
+    self._open = contextlib.ExitStack()
+    self._total = 0.0
+    self._last = base.Observation("", "")
+
+  def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
+    """One message and its answer.
+
+    Raises:
+      EnvError: if the server is out of reach, or answers in another way.
+    """
+    settings = self.table.settings
+    try:
+      if self._session is None:
+        self._session = self._open.enter_context(self.table.connect())
+      self._session.send(json.dumps({"type": kind, "data": data}))
+      answer = json.loads(self._session.recv(timeout=settings.timeout))
+      body = answer["data"]
+      if answer["type"] == "error":
+        raise ValueError(f"the server says {body.get('message', body)!r}")
+      if not isinstance(body["observation"], dict):
+        raise ValueError("an observation that is no object")
+      return body
+    except Exception as error:
+      # Refused, closed, timed out, or not of the protocol.
+      self.close()
+      raise base.EnvError(
+        f"OpenEnv server {settings.url}: {kind}: "
+        f"{str(error) or type(error).__name__}"
+      ) from None
+
+  def begin(self, task_id: str) -> base.Observation:
+    """Resets the session by the task's seed."""
+    self._total = 0.0
+    return self._see(self._ask("reset", {"seed": seeded.read_seed(task_id)}))
+
+  def _see(self, body: dict[str, Any]) -> base.Observation:
+    settings, shown = self.table.settings, body["observation"]
+    text: Any = json.dumps(shown, ensure_ascii=False)
+    if self.table.describe is not None:
+      text = shown
+    elif settings.text_field:
+      text = shown.get(settings.text_field, "")
+    self._last = self.table.see(settings.task, self, text, settings.actions)
+    return self._last
+
+  def act(self, action: str) -> games.Move:
+    """Sends an action; one that is no JSON object where it must be is not."""
+    settings = self.table.settings
+    data: Any = {settings.action_field: action}
+    if not settings.action_field:
+      try:
+        data = json.loads(action)
+      except ValueError:
+        data = None
+      if not isinstance(data, dict):
+        return games.Move(self._last, possible=False)
+    body = self._ask("step", data)
+    reward = float(body.get("reward") or 0.0)
+    self._total += reward
+    done = bool(body.get("done"))
+    return games.Move(
+      self._see(body),
+      reward=settings.reward_scale * reward,
+      done=done,
+      possible=bool(action),
+      success=done and self._total >= settings.success_from,
+    )
+
+  def close(self) -> None:
+    """Ends the session."""
+    self._session = None
+    with contextlib.suppress(Exception):
+      self._open.close()
