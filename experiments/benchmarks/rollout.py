@@ -1,6 +1,10 @@
 """Trajectories per second of multi-turn rollouts, against a lock-step loop.
 
   python experiments/benchmarks/rollout.py --json=rollout.json
+  python experiments/benchmarks/rollout.py --mode=loop --json=loop.json
+
+With `--mode=loop` whole updates are timed instead, with and without overlap of
+rollouts and updates; see `whole_loop.py`.
 
 Episodes are synthetic, with the long tails of real ones: numbers of turns are
 geometric, response lengths and the environment's answering times log-normal.
@@ -28,6 +32,7 @@ import numpy as np
 
 from t2po_jax import types
 from t2po_jax.envs import base, prompts
+from t2po_jax.experiments.benchmarks import whole_loop
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder
 from t2po_jax.rollout import (
@@ -50,6 +55,18 @@ _MAX_RESPONSE = flags.DEFINE_integer("max_response", 96, "Most of them.")
 _LATENCY = flags.DEFINE_float("latency", 0.05, "Median seconds of a step.")
 _SPREAD = flags.DEFINE_float("spread", 0.8, "Deviation of their logarithms.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds after a first, untimed.")
+_MODE = flags.DEFINE_enum(
+  "mode", "rollout", ["rollout", "loop"], "What is timed."
+)
+_LATENCIES = flags.DEFINE_list(
+  "latencies", ["0", "0.05", "0.5"], "loop: median seconds of a step."
+)
+_VARIANTS = flags.DEFINE_list(
+  "variants", list(whole_loop.VARIANTS), "loop: what is compared."
+)
+_UPDATES = flags.DEFINE_integer(
+  "updates", 6, "loop: updates per run.", lower_bound=5
+)
 _JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
 
 OBSERVATION = 24  # Tokens.
@@ -258,18 +275,46 @@ def measure() -> dict[str, dict[str, float]]:
   return measured
 
 
+def measure_loop() -> dict[str, dict[str, dict[str, float]]]:
+  """Whole updates by latency and variant; prints them."""
+  unknown = set(_VARIANTS.value) - set(whole_loop.VARIANTS)
+  if unknown:
+    raise app.UsageError(
+      f"--variants: found {min(unknown)!r}, expected some of "
+      f"{', '.join(whole_loop.VARIANTS)}"
+    )
+  measured = whole_loop.measure(
+    size=_SIZE.value,
+    latencies=[float(latency) for latency in _LATENCIES.value],
+    variants=_VARIANTS.value,
+    updates=_UPDATES.value,
+    slots=_SLOTS.value,
+    rounds=_ROUNDS.value,
+  )
+  print(whole_loop.table(measured))
+  return measured
+
+
+def write(measured: dict) -> None:
+  """Writes the numbers if a file was named."""
+  if _JSON.value:
+    text = json.dumps(measured, indent=2)
+    pathlib.Path(_JSON.value).write_text(text + "\n")
+
+
 def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  if _MODE.value == "loop":
+    write(measure_loop())
+    return
   measured = measure()
   print(f"{'':24}{'ours':>12}{'lock step':>12}{'ratio':>9}")
   for key, value in measured["ours"].items():
     other = measured["lock_step"][key]
     ratio = f"{value / other:9.2f}" if other else ""
     print(f"{key:24}{value:12.4g}{other:12.4g}{ratio}")
-  if _JSON.value:
-    text = json.dumps(measured, indent=2)
-    pathlib.Path(_JSON.value).write_text(text + "\n")
+  write(measured)
 
 
 if __name__ == "__main__":

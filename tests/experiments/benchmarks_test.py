@@ -93,6 +93,21 @@ class RolloutBenchmarkTest(absltest.TestCase):
     )
     self.assertIn("lock step", printed)
 
+  def test_whole_updates_with_and_without_overlap(self):
+    found, printed = run(
+      "rollout.py",
+      *("--mode=loop", "--size=nano", "--slots=4", "--rounds=1"),
+      *("--latencies=0.01", "--variants=threads,ahead", "--updates=5"),
+    )
+    self.assertEqual(list(found), ["0.01"])
+    self.assertEqual(list(found["0.01"]), ["threads", "ahead"])
+    for numbers in found["0.01"].values():
+      seconds = numbers["seconds_per_update"]
+      self.assertGreater(seconds, 0.01)
+      self.assertAlmostEqual(numbers["updates_per_hour"] * seconds, 3600)
+      self.assertAlmostEqual(numbers["trajectories_per_s"] * seconds, 16)
+    self.assertRegex(printed, r"latency +threads +ahead")
+
 
 if __name__ == "__main__":
   absltest.main()
