@@ -357,12 +357,15 @@ class RefusalTest(chex.TestCase):
     self.assert_refused("'model.layers.1.mlp.up_proj.weight' holds 1 numbers")
 
   def test_second_copy_of_a_tied_head_is_fine(self):
+    once = weights.load(self.place)
     self.change_tensors(
       lambda tensors: tensors.update(
         {"lm_head.weight": tensors["model.embed_tokens.weight"]}
       )
     )
-    weights.load(self.place)
+    twice = weights.load(self.place)
+    self.assertEqual(twice[0], once[0])
+    chex.assert_trees_all_equal(twice[1], once[1])
 
   def test_cut_file(self):
     self.file.write_bytes(self.file.read_bytes()[:-100])

@@ -297,8 +297,15 @@ class SinksTest(MetricsCase):
 
   def test_close_twice(self):
     writer = self.writer(tensorboard=True)
+    writer.write(1, {"train/x": 1.0})
     writer.close()
+    files = {path: path.read_bytes() for path in self.workdir.rglob("*.*")}
     writer.close()
+    self.assertNotEmpty(files)
+    for path, content in files.items():
+      self.assertEqual(path.read_bytes(), content)
+    (line,) = metrics.read(self.workdir / metrics.FILE)
+    self.assertEqual(line["train/x"], 1.0)
 
   @parameterized.parameters(
     ("wandb", "wandb_project"), ("mlflow", "mlflow_experiment")
