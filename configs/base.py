@@ -151,6 +151,11 @@ class Rollout:
   prefill_tokens: int = key(32, "Smallest prompt size.", least=1)
   prefill_rows: int = key(16, "Most prompts per call.", least=1)
   live_tokens: int = key(128, "Smallest cache length.", least=1)
+  one_size: bool = key(
+    False,
+    "One program of the largest size for all: results then do not depend on "
+    "which responses share a call, nor so on environments' latency; dearer.",
+  )
   env_threads: int = key(
     0, "Environment calls at the same time; 0 = no threads.", least=0
   )

@@ -8,7 +8,8 @@ distribution. What is compared, on the same tasks:
   threads      environments answer in threads, their answers are taken as they
                come: fast, but rounding depends on the order
   logical      the same threads, answers taken in logical time: reproducible
-  ahead        logical, and the next rollout is played beside the update
+  one size     the same threads, programs of one size: reproducible
+  ahead        one size, and the next rollout is played beside the update
 
 The variants alternate, so that only ratios depend on a quiet machine.
 """
@@ -34,7 +35,8 @@ VARIANTS = {
   "on the spot": {"rollout.env_threads": 0},
   "threads": {},
   "logical": {"rollout.env_calls": 1},
-  "ahead": {"rollout.env_calls": 1, "rollout.ahead": 1},
+  "one size": {"rollout.one_size": True},
+  "ahead": {"rollout.one_size": True, "rollout.ahead": 1},
 }
 
 

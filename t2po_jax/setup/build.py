@@ -194,9 +194,15 @@ def actor(
     max_prompt=rollout.max_prompt,
     max_response=rollout.max_response,
     chunk=rollout.chunk,
-    prefill_tokens=rollout.prefill_tokens,
-    prefill_rows=rollout.prefill_rows,
-    live_tokens=rollout.live_tokens,
+    prefill_tokens=(
+      rollout.max_prompt if rollout.one_size else rollout.prefill_tokens
+    ),
+    prefill_rows=1 if rollout.one_size else rollout.prefill_rows,
+    live_tokens=(
+      rollout.max_prompt + rollout.max_response
+      if rollout.one_size
+      else rollout.live_tokens
+    ),
     mesh=sampling_mesh(config),
   )
   pool = environment_pool(config, made)

@@ -97,16 +97,16 @@ class RolloutBenchmarkTest(absltest.TestCase):
     found, printed = run(
       "rollout.py",
       *("--mode=loop", "--size=nano", "--slots=4", "--rounds=1"),
-      *("--latencies=0.01", "--variants=threads,ahead", "--updates=5"),
+      *("--latencies=0.01", "--variants=logical,ahead", "--updates=5"),
     )
     self.assertEqual(list(found), ["0.01"])
-    self.assertEqual(list(found["0.01"]), ["threads", "ahead"])
+    self.assertEqual(list(found["0.01"]), ["logical", "ahead"])
     for numbers in found["0.01"].values():
       seconds = numbers["seconds_per_update"]
       self.assertGreater(seconds, 0.01)
       self.assertAlmostEqual(numbers["updates_per_hour"] * seconds, 3600)
       self.assertAlmostEqual(numbers["trajectories_per_s"] * seconds, 16)
-    self.assertRegex(printed, r"latency +threads +ahead")
+    self.assertRegex(printed, r"latency +logical +ahead")
 
 
 if __name__ == "__main__":

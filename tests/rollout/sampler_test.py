@@ -166,6 +166,27 @@ class RecordTest(parameterized.TestCase):
 
 
 class OrderTest(parameterized.TestCase):
+  def test_with_one_size_neither_order_nor_company_changes_a_bit(self):
+    prompts = random_prompts(9)
+    prompts[4] = prompts[2]  # One is copied or computed, as it comes.
+    requests = [request(i, p) for i, p in enumerate(prompts)]
+    reference = serve(make(), requests)
+    for order in (requests[::-1], requests[5:] + requests[:5]):
+      self.assert_same_bits(serve(make(), order), reference)
+    one_by_one, under = {}, make()
+    for one in requests:
+      one_by_one |= serve(under, [one])
+    self.assert_same_bits(one_by_one, reference)
+
+  def assert_same_bits(self, found, expected):
+    self.assertEqual(found.keys(), expected.keys())
+    for ticket, completion in found.items():
+      for name in ("tokens", "logprobs", "uncertainty", "entropy", "phi"):
+        np.testing.assert_array_equal(
+          getattr(completion.attempt, name),
+          getattr(expected[ticket].attempt, name),
+        )
+
   def test_rollouts_do_not_depend_on_slots_or_order(self):
     prompts = random_prompts(20, seed=3)
     requests = [request(i, p) for i, p in enumerate(prompts)]
