@@ -5,7 +5,8 @@ called on the spot: then the rollout, and with it every later number, is the
 same to the last bit in every run. Environments that wait for a server run in
 threads, engines that may crash in processes (`workers`); the order of their
 answers may change which prompts share a device call, and so the rounding of
-the results. When the infrastructure fails or does not answer in time, the
+the results, unless `rollout.one_size` or `rollout.env_calls` is set (see
+docs/overlap.md). When the infrastructure fails or does not answer in time, the
 future raises `EnvError`.
 """
 
