@@ -6,6 +6,10 @@ trained here from nothing. Both decode by concatenating the bytes that each
 id stands for (`token_bytes`), so stop strings, forced strings and decoded
 text always agree.
 
+What a message says is never more than text: the names of control tokens in
+pages, observations and data are spelled out, and only the markup of the chat
+template becomes control tokens; see `markup`.
+
 A tokenizer trained here holds whole words, names and numbers of its corpus,
 each with and without the space before it as the corpus has them, then
 characters and fragments, and single bytes below that: a tiny model copies a
@@ -13,14 +17,16 @@ name by emitting one token, and any text can still be encoded.
 """
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+import functools
 import io
 import json
 import os
 import pathlib
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
+import jinja2
 import sentencepiece
 import tokenizers
 
@@ -28,13 +34,12 @@ import tokenizers
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 import transformers
 
-from t2po_jax.models import gguf_tokenizer, sources
+from t2po_jax.models import gguf_tokenizer, markup, sources
 
 Message = dict[str, str]
 
 SENTENCEPIECE_FILE = "sentencepiece.model"
 SPACE = "▁"
-_RESPONSE = "@response@"  # Stands for a response while a template is rendered.
 ROLES = ("system", "user", "assistant")
 
 # `SentencePieceTokenizer.render_chat`, for `transformers`.
@@ -63,9 +68,11 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]:
     """Ids of plain text; adds nothing, and reads no control tokens in it."""
+    ...
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of ids; control tokens vanish, broken UTF-8 becomes U+FFFD."""
+    ...
 
   def render_chat(
     self, messages: Sequence[Message], prefix: str = ""
@@ -79,6 +86,7 @@ class Tokenizer(Protocol):
     Returns:
       The ids of the messages, of the generation prompt and of the prefix.
     """
+    ...
 
   def render_reply(
     self, messages: Sequence[Message], prefix: str = "", *, ended: bool
@@ -93,12 +101,15 @@ class Tokenizer(Protocol):
     Returns:
       The end of the response unless it has ended, then as `render_chat`.
     """
+    ...
 
   def token_bytes(self) -> list[bytes]:
     """What each id adds to the text; empty for control tokens."""
+    ...
 
   def save(self, directory: str | os.PathLike) -> None:
     """Writes files that `load` reads."""
+    ...
 
 
 def _join(pieces: list[bytes], ids: Iterable[int]) -> str:
@@ -126,38 +137,22 @@ def _piece_bytes(piece: str) -> bytes:
   return piece.replace(SPACE, " ").encode()
 
 
-def _without_prefix_space(backend: tokenizers.Tokenizer):
-  """A copy of a fast tokenizer that puts no space before the text."""
-  described = json.loads(backend.to_str())
-
-  def clean(part):
-    if isinstance(part, list):
-      return [clean(p) for p in part if clean(p) is not None]
-    if not isinstance(part, dict):
-      return part
-    if part.get("type") == "Prepend":
-      return None
-    part = {key: clean(value) for key, value in part.items()}
-    if part.get("type") == "Metaspace":
-      part["prepend_scheme"] = "never"
-    if part.get("type") == "ByteLevel":
-      part["add_prefix_space"] = False
-    return part
-
-  for stage in ("normalizer", "pre_tokenizer"):
-    described[stage] = clean(described[stage])
-  return tokenizers.Tokenizer.from_str(json.dumps(described))
-
-
 class HuggingFaceTokenizer:
   """The tokenizer of a Hugging Face checkpoint or GGUF file."""
 
-  def __init__(self, tokenizer, eos_ids: Sequence[int] = ()):
+  def __init__(
+    self,
+    tokenizer: transformers.PreTrainedTokenizerBase,
+    eos_ids: Sequence[int] = (),
+    template_arguments: Mapping[str, Any] | None = None,
+  ):
     """Wraps a tokenizer.
 
     Args:
       tokenizer: a fast `transformers` tokenizer.
       eos_ids: further ids that end a response, besides the tokenizer's own.
+      template_arguments: further arguments of the chat template, such as
+        `enable_thinking` or `tools`.
 
     Raises:
       ValueError: if it is not a fast tokenizer or has no end-of-text token.
@@ -167,21 +162,24 @@ class HuggingFaceTokenizer:
         f"tokenizer {tokenizer.name_or_path!r}: found a slow tokenizer; a "
         "tokenizer.json is needed"
       )
-    own = tokenizer.eos_token_id
-    ends = dict.fromkeys([*([] if own is None else [own]), *eos_ids])
+    own: Any = tokenizer.eos_token_id
+    ends: dict[int, None] = dict.fromkeys(
+      [*([] if own is None else [own]), *eos_ids]
+    )
     if not ends:
       raise ValueError(
         f"tokenizer {tokenizer.name_or_path!r}: eos_token is missing"
       )
     self._tokenizer = tokenizer
-    self._plain = _without_prefix_space(tokenizer.backend_tokenizer)
-    # Text that looks like a control token must stay text.
-    self._plain.encode_special_tokens = True
+    self._arguments = dict(template_arguments or {})
+    self._markup = markup.Markup(
+      tokenizer.backend_tokenizer, str(tokenizer.chat_template or "")
+    )
     self._bytes = self._read_bytes()
-    self.vocab_size = len(self._bytes)
-    self.eos_ids = tuple(ends)
+    self.vocab_size: int = len(self._bytes)
+    self.eos_ids: tuple[int, ...] = tuple(ends)
     pad = tokenizer.pad_token_id
-    self.pad_id = self.eos_ids[0] if pad is None else pad
+    self.pad_id: int = self.eos_ids[0] if pad is None else pad
 
   def _read_bytes(self) -> list[bytes]:
     vocabulary = self._tokenizer.get_vocab()
@@ -202,7 +200,7 @@ class HuggingFaceTokenizer:
 
   def encode(self, text: str) -> list[int]:
     """As `Tokenizer.encode`; a normaliser such as NFC still applies."""
-    return self._plain.encode(text, add_special_tokens=False).ids
+    return self._markup.encode_text(text)
 
   def decode(self, ids: Iterable[int]) -> str:
     """As `Tokenizer.decode`."""
@@ -212,32 +210,77 @@ class HuggingFaceTokenizer:
     self, messages: Sequence[Message], prefix: str = ""
   ) -> list[int]:
     """As `Tokenizer.render_chat`, by the checkpoint's chat template."""
+    return self._encode_rendered(self._render(messages)) + self.encode(prefix)
+
+  def _encode_rendered(self, text: str) -> list[int]:
+    return self._markup.encode_rendered(text)
+
+  def _render(self, messages: Sequence[Message]) -> str:
+    """The text of a chat, with what the messages say kept apart."""
     if not self._tokenizer.chat_template:
       raise ValueError(
         f"tokenizer {self._tokenizer.name_or_path!r}: chat_template is "
         "missing; use an instruction-tuned checkpoint"
       )
-    ids = self._tokenizer.encode(
-      self._render(messages), add_special_tokens=False
-    )
-    return ids + self.encode(prefix)
+    quoted = [
+      {
+        **message,
+        "content": self._markup.quote(
+          message["content"], own=message["role"] == "assistant"
+        ),
+      }
+      for message in messages
+    ]
+    if quoted and quoted[0]["role"] == "system" and not self._takes_system:
+      quoted = _fold_system(quoted)
+    try:
+      return self._apply_template(quoted)
+    except (jinja2.TemplateError, TypeError, ValueError) as error:
+      reason = " ".join(str(error).split())
+      roles = ", ".join(message["role"] for message in messages)
+      raise ValueError(
+        f"tokenizer {self._tokenizer.name_or_path!r}: the chat template "
+        f"refuses messages of {roles}: {reason}"
+      ) from None
 
-  def _render(self, messages: Sequence[Message]) -> str:
-    return self._tokenizer.apply_chat_template(
-      list(messages), tokenize=False, add_generation_prompt=True
+  def _apply_template(self, messages: Sequence[Message]) -> str:
+    rendered = self._tokenizer.apply_chat_template(
+      list(messages),
+      tokenize=False,
+      add_generation_prompt=True,
+      **self._arguments,
     )
+    return str(rendered)
+
+  @functools.cached_property
+  def _takes_system(self) -> bool:
+    """Whether the template has a place for a message of the system."""
+    word = self._markup.placeholder
+    chat = [
+      {"role": "system", "content": word},
+      {"role": "user", "content": "?"},
+    ]
+    try:
+      return word in self._apply_template(chat)
+    except (jinja2.TemplateError, TypeError, ValueError):
+      return False
 
   def render_reply(
     self, messages: Sequence[Message], prefix: str = "", *, ended: bool
   ) -> list[int]:
-    """As `Tokenizer.render_reply`: what the template puts after a response."""
+    """As `Tokenizer.render_reply`: what the template puts after a response.
+
+    What templates leave out of earlier responses, thoughts above all, does
+    not matter: the response itself is not rendered again.
+    """
+    word = self._markup.placeholder
     chat = [
       {"role": "user", "content": "?"},
-      {"role": "assistant", "content": _RESPONSE},
+      {"role": "assistant", "content": word},
       *messages,
     ]
-    text = self._render(chat).rpartition(_RESPONSE)[2]
-    ids = self._tokenizer.encode(text, add_special_tokens=False)
+    text = self._render(chat).rpartition(word)[2]
+    ids = self._encode_rendered(text)
     if ended and ids[0] in self.eos_ids:
       ids = ids[1:]
     return ids + self.encode(prefix)
@@ -250,6 +293,15 @@ class HuggingFaceTokenizer:
     """As `Tokenizer.save`; `transformers` reads the files as well."""
     self._tokenizer.save_pretrained(directory)
     _save_ends(self, pathlib.Path(directory))
+
+
+def _fold_system(messages: Sequence[Message]) -> list[Message]:
+  """What the system says, put before what the user says first."""
+  system, *rest = messages
+  if not rest or rest[0]["role"] != "user":
+    return [{**system, "role": "user"}, *rest]
+  both = f"{system['content']}\n\n{rest[0]['content']}"
+  return [{**rest[0], "content": both}, *rest[1:]]
 
 
 class SentencePieceTokenizer:
@@ -464,11 +516,16 @@ def _generation_eos(directory: pathlib.Path) -> list[int]:
   return list(found) if isinstance(found, list) else [found]
 
 
-def load(source: str | os.PathLike) -> Tokenizer:
+def load(
+  source: str | os.PathLike,
+  template_arguments: Mapping[str, Any] | None = None,
+) -> Tokenizer:
   """Loads the tokenizer of a model.
 
   Args:
     source: a directory, a GGUF file, a known name or a hub id; see `sources`.
+    template_arguments: further arguments of the chat template; tokenizers
+      that were trained here have none and ignore them.
 
   Returns:
     The tokenizer.
@@ -480,7 +537,9 @@ def load(source: str | os.PathLike) -> Tokenizer:
   if (path / SENTENCEPIECE_FILE).is_file():
     return SentencePieceTokenizer((path / SENTENCEPIECE_FILE).read_bytes())
   if path.suffix == ".gguf" and path.is_file():
-    return HuggingFaceTokenizer(gguf_tokenizer.load(path))
+    return HuggingFaceTokenizer(
+      gguf_tokenizer.load(path), template_arguments=template_arguments
+    )
   names = ("tokenizer_config.json", "tokenizer.json")
   if not any((path / name).is_file() for name in names):
     raise ValueError(
@@ -488,5 +547,7 @@ def load(source: str | os.PathLike) -> Tokenizer:
       "nor tokenizer.json; give a directory that has one of them"
     )
   return HuggingFaceTokenizer(
-    transformers.AutoTokenizer.from_pretrained(path), _generation_eos(path)
+    transformers.AutoTokenizer.from_pretrained(path),
+    _generation_eos(path),
+    template_arguments,
   )
