@@ -72,6 +72,11 @@ class Model:
     "Compute type; master weights are float32.",
     choices=("float32", "bfloat16"),
   )
+  template_arguments: str = key(
+    "{}",
+    "JSON object of further arguments of the model's chat template, e.g. "
+    '`{"enable_thinking": false}`.',
+  )
   scan_layers: bool = key(True, "Training: scan over layers, or unroll them.")
   remat: str = key(
     "none",

@@ -14,7 +14,7 @@ import sys
 from typing import Any
 
 from t2po_jax import keys
-from t2po_jax.envs import base
+from t2po_jax.envs import base, tool_calls
 
 GROUP = "t2po_jax.environments"
 
@@ -104,4 +104,7 @@ def make(name: str, **values: Any) -> base.Benchmark:
       raise ValueError(
         f"env.{key}: {name} has no such key{keys.nearest(key, fields)}"
       )
-  return found(found.Settings(**values))
+  made = found(found.Settings(**values))
+  if values.get("grammar") == tool_calls.NAME:
+    return tool_calls.ToolCalls(made)
+  return made

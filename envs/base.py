@@ -47,6 +47,13 @@ class Settings:
   out of bounds is refused when the settings are made.
   """
 
+  grammar: str = keys.key(
+    "tags",
+    "The form of an action: `tags`, or `tool_call` as instruction-tuned models "
+    "call tools.",
+    choices=("tags", "tool_call"),
+  )
+
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
@@ -260,9 +267,8 @@ def transcribe(
     if expert is not None:
       response = expert.respond()
     else:
-      tag = benchmark.grammar.actions[0]
       action = draw.choice(observation.admissible or ("",))
-      response = f"<think>{action}</think><{tag}>{action}</{tag}>"
+      response = f"<think>{action}</think>{benchmark.grammar.write(action)}"
     messages = benchmark.render(view)
     yield "".join(message["content"] for message in messages) + response
     result = env.step(response)

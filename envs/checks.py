@@ -65,8 +65,7 @@ class Episode:
 
 def respond(grammar: prompts.Grammar, action: str, kind: str = "") -> str:
   """A strictly formed response with an action."""
-  tag = kind or grammar.actions[0]
-  return f"<think>so</think><{tag}>{action}</{tag}>"
+  return f"<think>so</think>{grammar.write(action, kind)}"
 
 
 def possible(observation: base.Observation) -> list[str]:

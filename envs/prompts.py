@@ -13,10 +13,26 @@ action, which is executed, but it counts as badly formed.
 from collections.abc import Callable
 import dataclasses
 import re
+from typing import Any
 
 Message = dict[str, str]
 ELLIPSIS = " ... "
 _CHINESE = re.compile("[\u4e00-\u9fff]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+  """An action as a tool that is called by name; see `tool_calls`.
+
+  Attributes:
+    name: the action's kind, e.g. `search`.
+    argument: the name of its one argument, a text.
+    meaning: what it does, for the model.
+  """
+
+  name: str
+  argument: str = "text"
+  meaning: str = "Does one of the possible actions."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +46,28 @@ class Grammar:
     any_case: whether tags count in any case, `<Action>` for instance.
     refuse_chinese: whether a response with a Chinese character is badly
       formed, as in the released code.
+    tools: the actions as tools, in their order; empty for plain ones.
   """
 
   actions: tuple[str, ...] = ("action",)
   closing: str = "</think>\n<action>"
   any_case: bool = False
   refuse_chinese: bool = False
+  tools: tuple[Tool, ...] = ()
 
   @property
   def stops(self) -> tuple[str, ...]:
     """The strings at which a response ends."""
     return tuple(f"</{tag}>" for tag in self.actions)
+
+  def write(self, content: str, kind: str = "") -> str:
+    """An action in this form; `kind` is by default the first."""
+    tag = kind or self.actions[0]
+    return f"<{tag}>{content}</{tag}>"
+
+  def schemas(self) -> list[dict[str, Any]]:
+    """What a chat template is told of tools; empty for tagged actions."""
+    return []
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,12 +43,13 @@ def complete(text: str, grammar: prompts.Grammar) -> str:
   """
   if "<" in text:
     return text
-  kind, content = grammar.actions[0], text
-  if len(grammar.actions) > 1:
+  kinds = [tool.name for tool in grammar.tools] or grammar.actions
+  kind, content = kinds[0], text
+  if len(kinds) > 1:
     first, _, rest = text.partition(" ")
-    if first in grammar.actions:
+    if first in kinds:
       kind, content = first, rest
-  return f"<think></think><{kind}>{content}</{kind}>"
+  return f"<think></think>{grammar.write(content, kind)}"
 
 
 def show_prompt(messages: list[prompts.Message], turn: int) -> None:

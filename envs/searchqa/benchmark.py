@@ -47,7 +47,14 @@ class SearchQA:
 
   Settings = settings_lib.Settings
   threadsafe = True
-  grammar = prompts.Grammar(actions=("search", "answer"), closing="</think>")
+  grammar = prompts.Grammar(
+    actions=("search", "answer"),
+    closing="</think>",
+    tools=(
+      prompts.Tool("search", "query", "Shows what fits the query best."),
+      prompts.Tool("answer", "answer", "Ends the task with the answer."),
+    ),
+  )
 
   def __init__(self, settings: settings_lib.Settings | None = None):
     """Loads or draws the tasks and builds the index.

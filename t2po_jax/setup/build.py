@@ -136,7 +136,7 @@ def tokenizer_of(
   """The policy's tokenizer alone; arguments as in `agent`."""
   model = config.model
   if model.source != "scratch":
-    return tokenizer.load(model.source)
+    return tokenizer.load(model.source, template_arguments(config, made))
   if made is None:
     raise TypeError("a model from scratch needs the benchmark's text")
   symbols = ["<think>", "</think>", "\n"]
@@ -146,6 +146,28 @@ def tokenizer_of(
   place = cache_dir(config) / "tokenizers"
   place /= fingerprint(corpus, symbols, model.vocab_size)
   return tokenizer.train_sentencepiece(corpus, model.vocab_size, symbols, place)
+
+
+def template_arguments(
+  config: settings.Config, made: base.Benchmark | None
+) -> dict[str, Any]:
+  """What the chat template is told: `model.template_arguments`, and tools.
+
+  Raises:
+    ValueError: if the key holds no JSON object.
+  """
+  text = config.model.template_arguments
+  try:
+    arguments = json.loads(text)
+  except ValueError:
+    arguments = None
+  if not isinstance(arguments, dict):
+    raise ValueError(
+      f"model.template_arguments: found {text!r}, expected a JSON object such "
+      'as {"enable_thinking": false}'
+    )
+  tools = made.grammar.schemas() if made is not None else []
+  return {"tools": tools, **arguments} if tools else arguments
 
 
 def control(config: settings.Config) -> slots.Control:

@@ -1,0 +1,220 @@
+"""Actions as tool calls: a model acts in the form it was trained in.
+
+Instruction-tuned models of the Qwen and Hermes kind call tools by
+
+  <tool_call>
+  {"name": "search", "arguments": {"query": "..."}}
+  </tool_call>
+
+`ToolCalls` stands between such a model and any benchmark whose actions are
+tagged: calls become tagged actions on the way in, and tagged actions become
+calls in prompts, in what the expert says and in the corpus. Everything else
+is the benchmark's own. A call that is no JSON, names no tool, or has other
+arguments is an invalid action, like a tag that was never closed; so is a
+tagged action, which is no call.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+import json
+import re
+from typing import Any
+
+from t2po_jax.envs import base, prompts
+
+NAME = "tool_call"
+_BLOCK = re.compile(rf"(<{NAME}>.*?</{NAME}>)", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class CallGrammar(prompts.Grammar):
+  """The form of a response that ends with a tool call.
+
+  Attributes:
+    actions: `tool_call`, the one tag that holds the action.
+    closing: closes the thought and opens the call; where there is one tool
+      only, up to its argument.
+    tools: what can be called.
+  """
+
+  tools: tuple[prompts.Tool, ...] = ()
+
+  def write(self, content: str, kind: str = "") -> str:
+    """A tool call; `kind` is the tool's name, by default the first."""
+    tool = self._tool(kind) or self.tools[0]
+    call = {"name": tool.name, "arguments": {tool.argument: content}}
+    text = json.dumps(call, ensure_ascii=False)
+    return f"<{NAME}>\n{text}\n</{NAME}>"
+
+  def read(self, call: str) -> tuple[str, str] | None:
+    """Tool and argument of the inside of a call, None if it is malformed."""
+    try:
+      found = json.loads(call)
+    except (ValueError, RecursionError):
+      return None
+    if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
+      return None
+    tool, arguments = self._tool(found["name"]), found["arguments"]
+    if tool is None or not isinstance(arguments, dict):
+      return None
+    content = arguments.get(tool.argument)
+    if len(arguments) != 1 or not isinstance(content, str):
+      return None
+    return tool.name, content
+
+  def _tool(self, name: Any) -> prompts.Tool | None:
+    return next((tool for tool in self.tools if tool.name == name), None)
+
+  def schemas(self) -> list[dict[str, Any]]:
+    """The tools as chat templates take them (`tools=`)."""
+    return [
+      {
+        "type": "function",
+        "function": {
+          "name": tool.name,
+          "description": tool.meaning,
+          "parameters": {
+            "type": "object",
+            "properties": {tool.argument: {"type": "string"}},
+            "required": [tool.argument],
+          },
+        },
+      }
+      for tool in self.tools
+    ]
+
+
+def grammar_of(tagged: prompts.Grammar) -> CallGrammar:
+  """The tool calls that stand for a grammar's tagged actions."""
+  tools = tagged.tools or tuple(prompts.Tool(tag) for tag in tagged.actions)
+  opening = '{"name": "'
+  if len(tools) == 1:
+    name, argument = tools[0].name, tools[0].argument
+    opening += f'{name}", "arguments": {{"{argument}": "'
+  return CallGrammar(
+    (NAME,), f"</think>\n<{NAME}>\n{opening}", tools=tools
+  )
+
+
+class ToolCalls(base.Benchmark):
+  """A benchmark with tagged actions, played by tool calls.
+
+  Attributes:
+    tagged: the benchmark.
+  """
+
+  def __init__(self, tagged: base.Benchmark):
+    """Takes the benchmark."""
+    self.tagged = tagged
+    self.Settings = tagged.Settings
+    self.max_turns = tagged.max_turns
+    self.splits: Mapping[str, tuple[str, ...]] = tagged.splits
+    self.threadsafe = tagged.threadsafe
+    self.grammar: CallGrammar = grammar_of(tagged.grammar)
+    tags = "|".join(map(re.escape, tagged.grammar.actions))
+    # In prompts: `between <a> and </a>`; anywhere: `<a>what</a>`.
+    self._mentioned = re.compile(
+      rf"(?:between|inside|into|in) <({tags})> and </\1>"
+    )
+    self._written = re.compile(rf"\s*<({tags})>(.*?)</\1>", re.DOTALL)
+    self._any_tag = re.compile(rf"<(/?(?:{tags}))>")
+
+  def env(self) -> "ToolEnv":
+    """A new environment."""
+    return ToolEnv(self, self.tagged.env())
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The benchmark's own messages, with calls where they have tags."""
+    return [
+      {**message, "content": self.to_calls(message["content"])}
+      for message in self.tagged.render(view)
+    ]
+
+  def category(self, task_id: str) -> str:
+    """The part of the benchmark a task belongs to."""
+    return self.tagged.category(task_id)
+
+  def corpus(self) -> list[str]:
+    """The benchmark's own, with calls where it has tags."""
+    return [self.to_calls(text) for text in self.tagged.corpus()]
+
+  def to_calls(self, text: str) -> str:
+    """A text with calls in the place of tagged actions."""
+
+    def call(found: re.Match[str]) -> str:
+      space = "\n" if found[0][0].isspace() or self._ends_thought(found) else ""
+      return space + self.grammar.write(found[2].strip(), found[1])
+
+    text = self._mentioned.sub(
+      lambda found: "in a call " + self.grammar.write("...", found[1]), text
+    )
+    return self._written.sub(call, text)
+
+  def _ends_thought(self, found: re.Match[str]) -> bool:
+    return found.string[: found.start()].endswith("</think>")
+
+  def to_tags(self, response: str) -> str:
+    """A response with tagged actions in the place of well-formed calls.
+
+    What is malformed stays, and is no action; neither is a tag that the
+    response itself holds.
+    """
+    parts = _BLOCK.split(response)
+    for place, part in enumerate(parts):
+      if place % 2:
+        parts[place] = self._to_tag(part)
+      else:
+        parts[place] = self._any_tag.sub(r"<\1 >", part)
+    return "".join(parts)
+
+  def _to_tag(self, block: str) -> str:
+    inside = block.removeprefix(f"<{NAME}>").removesuffix(f"</{NAME}>")
+    call = self.grammar.read(inside)
+    if call is None or self._any_tag.search(call[1]):
+      return self._any_tag.sub(r"<\1 >", block)
+    name, content = call
+    return f"<{name}>{content}</{name}>"
+
+
+class ToolEnv(base.Env):
+  """An environment of `ToolCalls`."""
+
+  def __init__(self, benchmark: ToolCalls, tagged: base.Env):
+    """Takes the environment that is played."""
+    self._benchmark = benchmark
+    self._tagged = tagged
+
+  def reset(self, task_id: str) -> base.Observation:
+    """Starts the episode of a task; see `envs.base.Env.reset`."""
+    return self._show(self._tagged.reset(task_id))
+
+  def step(self, response: str) -> base.StepResult:
+    """Executes one response; see `envs.base.Env.step`."""
+    result = self._tagged.step(self._benchmark.to_tags(response))
+    shown = self._show(result.observation)
+    return dataclasses.replace(result, observation=shown)
+
+  def _show(self, observation: base.Observation) -> base.Observation:
+    """What is seen; remarks about tags speak of calls."""
+    text = self._benchmark.to_calls(observation.text)
+    return dataclasses.replace(observation, text=text)
+
+  def expert(self, seed: int) -> base.Expert:
+    """The environment's own expert, who calls tools."""
+    return ToolExpert(self._benchmark, self._tagged.expert(seed))
+
+  def close(self) -> None:
+    """Releases what the environment holds."""
+    self._tagged.close()
+
+
+class ToolExpert:
+  """An expert whose actions are calls."""
+
+  def __init__(self, benchmark: ToolCalls, tagged: base.Expert):
+    self._benchmark = benchmark
+    self._tagged = tagged
+
+  def respond(self) -> str:
+    """The response to the environment's current state."""
+    return self._benchmark.to_calls(self._tagged.respond())
