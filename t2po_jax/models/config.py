@@ -89,7 +89,7 @@ class ModelConfig:
     norm_eps: epsilon of the RMS norms.
     max_positions: longest sequence the model was made for, in tokens.
     output_bias: a bias on the attention's output projection as well.
-    kinds: the kind of every layer, L of them; empty if all are plain.
+    kinds: the kind of every layer, at least L; empty if all are plain.
     local_rope_theta: base of the rotary frequencies in `local` layers.
     activation: of the gated MLP, one of `ACTIVATIONS`.
     query_scalar: scores are divided by its square root; 0 for H.
@@ -152,7 +152,7 @@ class ModelConfig:
       )
     if self.head_width % 2:
       raise ValueError(f"head_width must be even, found {self.head_width}")
-    if self.kinds and len(self.kinds) != self.layers:
+    if self.kinds and len(self.kinds) < self.layers:
       raise ValueError(
         f"kinds must name all layers = {self.layers}, found {len(self.kinds)}"
       )
@@ -170,7 +170,7 @@ class ModelConfig:
   @property
   def layer_kinds(self) -> tuple[LayerKind, ...]:
     """The kind of every layer."""
-    return self.kinds or (LayerKind(),) * self.layers
+    return self.kinds[: self.layers] or (LayerKind(),) * self.layers
 
   @property
   def distinct_kinds(self) -> tuple[LayerKind, ...]:

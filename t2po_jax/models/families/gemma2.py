@@ -82,11 +82,13 @@ def write_options(
     query_scalar=(config.query_scalar,),
     kinds=(config.kinds,) if len(windows) <= 1 else (),
   )
+  scalar = config.query_scalar or config.head_width
   return {
     "hidden_act": "gelu_pytorch_tanh",
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": config.attention_bias,
-    "query_pre_attn_scalar": config.query_scalar or config.head_width,
+    # Readers want an integer where it is one.
+    "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
     "sliding_window": max(windows, default=4096),
     "layer_types": [
       SLIDING if kind.window else FULL for kind in config.layer_kinds

@@ -47,6 +47,10 @@ def _write(config: family.ModelConfig) -> dict[str, Any]:
     "no_rope_layers": rotated,
     "no_rope_layer_interval": 4,
     "use_sliding_window": False,
+    # The defaults lie outside of a small vocabulary.
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
   }
 
 
