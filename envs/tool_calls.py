@@ -103,10 +103,11 @@ class ToolCalls(base.Benchmark):
     tagged: the benchmark.
   """
 
+  Settings = base.Settings
+
   def __init__(self, tagged: base.Benchmark):
     """Takes the benchmark."""
     self.tagged = tagged
-    self.Settings = tagged.Settings
     self.max_turns = tagged.max_turns
     self.splits: Mapping[str, tuple[str, ...]] = tagged.splits
     self.threadsafe = tagged.threadsafe

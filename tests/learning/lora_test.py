@@ -4,6 +4,7 @@ What needs several devices is in `eight_devices.py`.
 """
 
 import copy
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -296,6 +297,67 @@ class PeftTest(chex.TestCase):
         found = model(torch.tensor(TOKENS).long()).logits.numpy()
     wanted = logits(SPEC.merge(base_params(), drawn_adapters()))
     np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+class FamiliesTest(parameterized.TestCase):
+  """Beside the kernel equals merged into it, for every form of layer."""
+
+  @parameterized.parameters("experts", "gemma")
+  def test_all_that_a_family_has_is_adapted(self, kind):
+    options = {
+      "experts": {
+        "family": "qwen3_moe",
+        "qk_norm": True,
+        "experts": 3,
+        "experts_per_token": 2,
+      },
+      "gemma": {
+        "family": "gemma3_text",
+        "qk_norm": True,
+        "kinds": (config_lib.LayerKind(2, "local"), config_lib.LayerKind()),
+        "activation": "gelu_tanh",
+        "norm_offset": True,
+        "post_norms": True,
+        "query_scalar": 5.0,
+      },
+    }
+    config = dataclasses.replace(
+      CONFIG, attention_bias=False, output_bias=False, **options[kind]
+    )
+    policy = decoder.Policy(config)
+    spec = lora.Adapters(policy, 2, 6.0)
+    rng = np.random.default_rng(3)
+    params, adapters = (
+      jax.tree.map(
+        lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), tree
+      )
+      for tree in (decoder.shapes(config), jax.eval_shape(spec.init))
+    )
+    self.assertEqual(
+      "gate" in adapters["layers"].get("mlp", {}), kind == "gemma"
+    )
+
+    @jax.jit
+    def run(params):
+      return policy.logits(params, policy.hidden(params, *ROWS))
+
+    beside = run(spec.attach(params, adapters))
+    merged = run(spec.merge(params, adapters))
+    np.testing.assert_allclose(beside, merged, rtol=2e-4, atol=2e-4)
+    self.assertGreater(np.max(np.abs(merged - run(params))), 0.05)
+    with tempfile.TemporaryDirectory() as place:
+      lora.save(spec, adapters, place, base="base")
+      saved = json.loads(
+        (pathlib.Path(place) / "adapter_config.json").read_text()
+      )
+    self.assertEqual("gate_proj" in saved["target_modules"], kind == "gemma")
+
+  def test_experts_that_are_asked_for_are_refused(self):
+    config = dataclasses.replace(
+      CONFIG, family="qwen3_moe", experts=3, experts_per_token=2
+    )
+    with self.assertRaisesRegex(ValueError, "lora.targets: found 'up'"):
+      lora.Adapters(decoder.Policy(config), 2, 6.0, ("query", "up"))
 
 
 class ColdStartTest(chex.TestCase):

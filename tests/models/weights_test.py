@@ -15,7 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from t2po_jax.models import config as config_lib
-from t2po_jax.models import decoder, rope, sources, weights
+from t2po_jax.models import decoder, families, rope, sources, weights
 from t2po_jax.models import tokenizer as tokenizer_lib
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -410,7 +410,8 @@ def interleave(tensor, head_width):
 
 def write_gguf(path, config, params, *, quantised=(), factors=None):
   """Writes parameters the way converters for llama.cpp do."""
-  writer = gguf.GGUFWriter(path, config.family)
+  family = families.of(config)
+  writer = gguf.GGUFWriter(path, family.gguf)
   writer.add_block_count(config.layers)
   writer.add_context_length(config.max_positions)
   writer.add_embedding_length(config.width)
@@ -420,6 +421,16 @@ def write_gguf(path, config, params, *, quantised=(), factors=None):
   writer.add_key_length(config.head_width)
   writer.add_layer_norm_rms_eps(config.norm_eps)
   writer.add_rope_freq_base(config.rope_theta)
+  window = max(kind.window for kind in config.layer_kinds)
+  if window:
+    writer.add_sliding_window(window)
+  if config.attention_softcap:
+    writer.add_attn_logit_softcapping(config.attention_softcap)
+    writer.add_final_logit_softcapping(config.logit_softcap)
+  if config.experts:
+    writer.add_expert_count(config.experts)
+    writer.add_expert_used_count(config.experts_per_token)
+    writer.add_expert_feed_forward_length(config.mlp_width)
   if factors is not None:
     writer.add_tensor("rope_freqs.weight", factors)
 
@@ -431,46 +442,115 @@ def write_gguf(path, config, params, *, quantised=(), factors=None):
     else:
       writer.add_tensor(name, np.ascontiguousarray(tensor))
 
+  offset = 1 if config.norm_offset else 0  # Files hold 1 + scale.
   add("token_embd.weight", params["embed"]["table"])
-  add("output_norm.weight", params["norm"]["scale"])
+  add("output_norm.weight", params["norm"]["scale"] + offset)
   if not config.tied_embeddings:
     add("output.weight", params["head"]["kernel"].T)
-  for i in range(config.layers):
-    layer = jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"])
-    add(f"blk.{i}.attn_norm.weight", layer["attention_norm"]["scale"])
-    add(f"blk.{i}.ffn_norm.weight", layer["mlp_norm"]["scale"])
-    for ours, theirs in (
-      ("query", "q"),
-      ("key", "k"),
-      ("value", "v"),
-      ("out", "output"),
-    ):
-      for ours_part, theirs_part in (("kernel", "weight"), ("bias", "bias")):
-        tensor = layer["attention"][ours].get(ours_part)
-        if tensor is None:
-          continue
-        if config.family == "llama" and theirs in "qk":
-          tensor = interleave(tensor.T, config.head_width)
-        elif ours_part == "kernel":
-          tensor = tensor.T
-        add(f"blk.{i}.attn_{theirs}.{theirs_part}", tensor)
-    for name in ("gate", "up", "down"):
-      add(f"blk.{i}.ffn_{name}.weight", layer["mlp"][name]["kernel"].T)
+  names = {
+    "attention_norm": "attn_norm",
+    "attention_post_norm": "post_attention_norm",
+    "mlp_norm": "ffn_norm",
+    "mlp_post_norm": "post_ffw_norm",
+    "query_norm": "attn_q_norm",
+    "key_norm": "attn_k_norm",
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "out": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "router": "ffn_gate_inp",
+    "expert_gate": "ffn_gate_exps",
+    "expert_up": "ffn_up_exps",
+    "expert_down": "ffn_down_exps",
+  }
+  for path, leaf in jax.tree.leaves_with_path(params["layers"]):
+    module, kind = path[-2].key, path[-1].key
+    for i, tensor in enumerate(leaf):
+      if kind == "scale":
+        tensor = tensor + offset
+      if kind == "kernel":
+        tensor = np.swapaxes(tensor, -1, -2)
+      if config.family in ("llama", "smollm3") and module in ("query", "key"):
+        tensor = interleave(tensor, config.head_width)
+      end = "bias" if kind == "bias" else "weight"
+      add(f"blk.{i}.{names[module]}.{end}", tensor)
   writer.write_header_to_file()
   writer.write_kv_data_to_file()
   writer.write_tensors_to_file()
   writer.close()
 
 
+GEMMA_OPTIONS = {
+  "activation": "gelu_tanh",
+  "norm_offset": True,
+  "post_norms": True,
+  "scaled_embeddings": True,
+  "query_scalar": 8.0,
+}
+FULL = config_lib.LayerKind()
+GGUF_CASES = (
+  ("llama", SMALL),
+  ("qwen2", SMALL_QWEN2),
+  ("qwen3", dataclasses.replace(SMALL, family="qwen3", qk_norm=True)),
+  (
+    "qwen3_moe",
+    dataclasses.replace(
+      SMALL,
+      family="qwen3_moe",
+      qk_norm=True,
+      experts=3,
+      experts_per_token=2,
+      tied_embeddings=False,
+    ),
+  ),
+  (
+    "smollm3",
+    dataclasses.replace(
+      SMALL,
+      family="smollm3",
+      layers=4,
+      kinds=(FULL, FULL, FULL, config_lib.LayerKind(rope="none")),
+    ),
+  ),
+  (
+    "gemma2",
+    dataclasses.replace(
+      SMALL,
+      family="gemma2",
+      kinds=(config_lib.LayerKind(8), FULL),
+      attention_softcap=50.0,
+      logit_softcap=30.0,
+      **GEMMA_OPTIONS,
+    ),
+  ),
+  (
+    "gemma3",
+    dataclasses.replace(
+      SMALL,
+      family="gemma3_text",
+      layers=6,
+      qk_norm=True,
+      kinds=(config_lib.LayerKind(8, "local"),) * 5 + (FULL,),
+      **GEMMA_OPTIONS,
+    ),
+  ),
+)
+
+
 class GGUFTest(chex.TestCase):
-  @parameterized.parameters(SMALL, SMALL_QWEN2)
+  @parameterized.named_parameters(*GGUF_CASES)
   def test_exact_tensors(self, config):
     params = make_params(config)
     with tempfile.TemporaryDirectory() as directory:
       write_gguf(f"{directory}/model.gguf", config, params)
       loaded_config, loaded = weights.load(directory)
     self.assertEqual(loaded_config, config)
-    chex.assert_trees_all_equal(loaded, params)
+    # 1 + scale - 1 is rounded.
+    atol = 1e-6 if config.norm_offset else 0
+    chex.assert_trees_all_close(loaded, params, rtol=0, atol=atol)
 
   def test_quantised_tensors(self):
     params = make_params(SMALL)
