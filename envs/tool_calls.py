@@ -91,9 +91,7 @@ def grammar_of(tagged: prompts.Grammar) -> CallGrammar:
   if len(tools) == 1:
     name, argument = tools[0].name, tools[0].argument
     opening += f'{name}", "arguments": {{"{argument}": "'
-  return CallGrammar(
-    (NAME,), f"</think>\n<{NAME}>\n{opening}", tools=tools
-  )
+  return CallGrammar((NAME,), f"</think>\n<{NAME}>\n{opening}", tools=tools)
 
 
 class ToolCalls(base.Benchmark):
@@ -118,7 +116,7 @@ class ToolCalls(base.Benchmark):
       rf"(?:between|inside|into|in) <({tags})> and </\1>"
     )
     self._written = re.compile(rf"\s*<({tags})>(.*?)</\1>", re.DOTALL)
-    self._any_tag = re.compile(rf"<(/?(?:{tags}))>")
+    self._any_tag = re.compile(rf"<(/?(?:{tags}))>", re.IGNORECASE)
 
   def env(self) -> "ToolEnv":
     """A new environment."""

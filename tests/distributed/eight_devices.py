@@ -1,6 +1,7 @@
 """Checks that need eight devices; `mesh_test.py` runs them in a process whose
 CPU poses as eight. Sharded must equal unsharded, on every mesh."""
 
+import dataclasses
 import functools
 import pathlib
 import tempfile
@@ -174,6 +175,43 @@ class UpdateTest(chex.TestCase):
       if leaf.shape == up.shape
     }
     self.assertEqual(shapes, {(2, 4, 4)})
+
+
+class FamiliesTest(parameterized.TestCase):
+  @parameterized.parameters("experts", "gemma")
+  def test_split_equals_whole(self, kind):
+    """Experts over `tensor`, each device its own; windows and two ropes."""
+    plain = config_lib.ModelConfig("qwen3_moe", toy.V, 8, 2, 4, 2, 4, 8)
+    options = {
+      "experts": {"qk_norm": True, "experts": 4, "experts_per_token": 2},
+      "gemma": {
+        "family": "gemma3_text",
+        "kinds": (config_lib.LayerKind(3, "local"), config_lib.LayerKind()),
+        "activation": "gelu_tanh",
+        "norm_offset": True,
+        "post_norms": True,
+        "scaled_embeddings": True,
+        "logit_softcap": 5.0,
+      },
+    }
+    config = dataclasses.replace(plain, **options[kind])
+    policy = decoder.Policy(config, remat="full")
+    params = policy.init(jax.random.key(0))
+    axes = decoder.logical_axes(params)
+    found = []
+    for mesh in (
+      sharding.create_mesh(data=2, fsdp=2, tensor=2),
+      sharding.create_mesh(devices=ONE),
+    ):
+      _, state, metrics = run_updates(policy, axes, params, mesh)
+      found.append((state, metrics))
+    chex.assert_trees_all_close(
+      *(sharding.gather(part) for part in found), rtol=2e-4, atol=2e-6
+    )
+    if kind == "experts":
+      kernel = found[0][0].params["layers"]["mlp"]["expert_up"]["kernel"]
+      self.assertEqual(kernel.shape, (2, 4, 8, 8))
+      self.assertEqual(kernel.addressable_shards[0].data.shape, (2, 2, 4, 8))
 
 
 class AdaptersTest(chex.TestCase):
