@@ -28,6 +28,7 @@ BUILT_IN = {
   "alfworld": "t2po_jax.envs.alfworld:ALFWorld",
   "sokoban": "t2po_jax.envs.sokoban:Sokoban",
   "gymnasium": "t2po_jax.envs.adapters.gymnasium:Gymnasium",
+  "mcp": "t2po_jax.envs.adapters.mcp:Tools",
   "openenv": "t2po_jax.envs.adapters.openenv:OpenEnv",
   "textarena": "t2po_jax.envs.adapters.textarena:TextArena",
 }

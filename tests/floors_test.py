@@ -53,6 +53,7 @@ HEAVY = (
   "alfworld",
   "faiss",
   "gymnasium",
+  "mcp",
   "mlflow",
   "spacy",
   "tensorflow",
