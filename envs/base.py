@@ -156,6 +156,7 @@ class Expert(Protocol):
 
   def respond(self) -> str:
     """The response to the environment's current state."""
+    ...
 
 
 class Env(Protocol):
@@ -172,6 +173,7 @@ class Env(Protocol):
       KeyError: if the task is unknown.
       EnvError: if the infrastructure failed.
     """
+    ...
 
   def step(self, response: str) -> StepResult:
     """Executes one response of the agent.
@@ -179,6 +181,7 @@ class Env(Protocol):
     Raises:
       EnvError: if the infrastructure failed.
     """
+    ...
 
   def expert(self, seed: int) -> Expert:
     """A scripted expert for the running episode; call after `reset`.
@@ -217,9 +220,11 @@ class Benchmark(Protocol):
 
   def env(self) -> Env:
     """A new environment; cheap, shares the benchmark's data."""
+    ...
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The chat messages for one turn (our own wording)."""
+    ...
 
   def category(self, task_id: str) -> str:
     """The part of the benchmark a task belongs to, for the score table."""

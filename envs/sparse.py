@@ -11,23 +11,28 @@ import importlib
 import logging
 import sys
 import types
+from typing import TYPE_CHECKING, cast
 
 
 def _import_hidden(name: str, hidden: str) -> types.ModuleType:
   """Imports a module that must not find another one."""
-  present = hidden in sys.modules
-  kept = sys.modules.get(hidden)
   # None makes every import of the name fail, as if it were not installed.
-  sys.modules[hidden] = None
+  modules = cast("dict[str, types.ModuleType | None]", sys.modules)
+  present = hidden in modules
+  kept = modules.get(hidden)
+  modules[hidden] = None
   try:
     return importlib.import_module(name)
   finally:
     if present:
-      sys.modules[hidden] = kept
+      modules[hidden] = kept
     else:
-      del sys.modules[hidden]
+      del modules[hidden]
 
 
-bm25s = _import_hidden("bm25s", "jax")
+if TYPE_CHECKING:
+  import bm25s
+else:
+  bm25s = _import_hidden("bm25s", "jax")
 # It sets its own logger to the debug level.
 logging.getLogger("bm25s").setLevel(logging.WARNING)

@@ -81,6 +81,8 @@ def serve(connection: connection_lib.Connection) -> None:
     benchmark = connection.recv()()
 
   def call(number: int, method: str, argument: str):
+    if benchmark is None:
+      raise RuntimeError("no benchmark was made")
     if number not in environments:
       environments[number] = benchmark.env()
     try:

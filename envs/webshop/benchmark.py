@@ -85,7 +85,7 @@ class WebShop:
   @staticmethod
   def _choose_nouns(catalogue: str, source: str) -> nouns.Source:
     if catalogue == "embedded":
-      return lambda product: product.nouns
+      return lambda product: product.nouns or ()
     return nouns.choose(
       os.path.expandvars(source), folder=_expand(catalogue).parent
     )
@@ -210,16 +210,27 @@ class WebShopEnv:
 
   def __init__(self, benchmark: WebShop):
     self._benchmark = benchmark
-    self.visit: sessions.Session | None = None
+    self._visit: sessions.Session | None = None
     self._task = ""
     self._turn = 0
     self._done = True
 
+  @property
+  def visit(self) -> sessions.Session:
+    """The visit of the running episode.
+
+    Raises:
+      RuntimeError: before the first one.
+    """
+    if self._visit is None:
+      raise RuntimeError("webshop: no episode is running; call reset first")
+    return self._visit
+
   def reset(self, task_id: str) -> base.Observation:
     """Enters the shop with a task; see `envs.base.Env.reset`."""
     benchmark = self._benchmark
-    self.visit = sessions.Session(benchmark.shop, benchmark.goal(task_id))
-    self._task = benchmark.wording.task(self.visit.goal)
+    visit = sessions.Session(benchmark.shop, benchmark.goal(task_id))
+    self._visit, self._task = visit, benchmark.wording.task(visit.goal)
     self._turn, self._done = 0, False
     return self._observe()
 
@@ -252,8 +263,6 @@ class WebShopEnv:
 
   def expert(self, seed: int) -> expert.ScriptedExpert:
     """The scripted shopper for the running episode."""
-    if self.visit is None:
-      raise RuntimeError("webshop: no episode is running; call reset first")
     benchmark = self._benchmark
     return expert.ScriptedExpert(
       benchmark.shop,

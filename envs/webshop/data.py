@@ -22,7 +22,7 @@ import random
 import re
 import sqlite3
 import threading
-from typing import Protocol
+from typing import Literal, Protocol
 import zlib
 
 from t2po_jax.envs import base
@@ -96,15 +96,18 @@ class Catalogue(Protocol):
 
   def __len__(self) -> int:
     """Number of products."""
+    ...
 
   def at(self, position: int) -> Product:
     """The product at a position, from 0."""
+    ...
 
   def find(self, asin: str) -> int | None:
     """The position of a product, or None."""
 
   def goal_counts(self, kind: str) -> list[int]:
     """Number of `synthetic` or `human` goals per product."""
+    ...
 
 
 def _parse_prices(text: str) -> list[float]:
@@ -119,7 +122,9 @@ def _parse_prices(text: str) -> list[float]:
   return amounts[:2]
 
 
-def _parse_options(raw: Mapping | str | None) -> dict[str, tuple[str, ...]]:
+def _parse_options(
+  raw: Mapping | Literal[""] | None,
+) -> dict[str, tuple[str, ...]]:
   """Lower-case option names and values, without empty ones."""
   options = {}
   for name, contents in (raw or {}).items():
@@ -317,7 +322,8 @@ class DiskCatalogue:
     self._path = path
     self._local = _Local()
     self._read = functools.lru_cache(_CACHED_PRODUCTS)(self._fetch)
-    (self._size,) = self._query("SELECT COUNT(*) FROM product", ())
+    count = self._connect().execute("SELECT COUNT(*) FROM product")
+    (self._size,) = count.fetchone()
 
   @classmethod
   def write(cls, path: pathlib.Path, products: Iterable[Product]) -> None:
@@ -373,12 +379,13 @@ class DiskCatalogue:
 
   def _connect(self) -> sqlite3.Connection:
     """This thread's connection; a fork must not inherit one."""
-    if self._local.owner != os.getpid():
-      self._local.connection = sqlite3.connect(
+    connection = self._local.connection
+    if connection is None or self._local.owner != os.getpid():
+      connection = sqlite3.connect(
         f"{self._path.absolute().as_uri()}?mode=ro&immutable=1", uri=True
       )
-      self._local.owner = os.getpid()
-    return self._local.connection
+      self._local.connection, self._local.owner = connection, os.getpid()
+    return connection
 
   def _query(self, statement: str, values: tuple) -> tuple | None:
     return self._connect().execute(statement, values).fetchone()

@@ -108,9 +108,9 @@ class ScriptedExpert:
     if visit.page.name == "results":
       return self._decide_on_results()
     if visit.page.name == "item":
-      if not self._fits(visit.product):
+      if not self._fits(visit.item):
         return self._wording.WRONG_PRODUCT, ("click", pages.PREVIOUS.lower())
-      wanted = pick_options(visit.product, self._goal.options)
+      wanted = pick_options(visit.item, self._goal.options)
       return self._choose(wanted or {})
     return self._wording.LEAVE, ("click", pages.PREVIOUS.lower())
 
@@ -161,9 +161,9 @@ class ScriptedExpert:
       return self._open(draw.choice(wrong)) if wrong else self._decide()
     if visit.page.name != "item":
       return self._decide()
-    wanted = pick_options(visit.product, self._goal.options) or {}
+    wanted = pick_options(visit.item, self._goal.options) or {}
     missing = set(wanted.values()) - set(visit.chosen.values())
-    if not self._fits(visit.product) or (missing and draw.random() < 0.5):
+    if not self._fits(visit.item) or (missing and draw.random() < 0.5):
       return self._buy_early(tuple(wanted.values()))
     return self._choose_wrongly(wanted)
 
@@ -177,7 +177,7 @@ class ScriptedExpert:
     confusable = [
       (name, value)
       for name, right in wanted.items()
-      for value in self._visit.product.options[name]
+      for value in self._visit.item.options[name]
       if value != right
     ]
     if not confusable:

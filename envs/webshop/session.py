@@ -45,8 +45,15 @@ class Shop:
     return build
 
   def product(self, asin: str) -> data.Product:
-    """A product by its id."""
-    return self.catalogue.at(self.catalogue.find(asin))
+    """A product by its id.
+
+    Raises:
+      KeyError: if there is none.
+    """
+    position = self.catalogue.find(asin)
+    if position is None:
+      raise KeyError(f"webshop: no product {asin!r}")
+    return self.catalogue.at(position)
 
   def score(
     self,
@@ -102,6 +109,17 @@ class Session:
     return self.page.text(self.goal.instruction)
 
   @property
+  def item(self) -> data.Product:
+    """The product that is looked at, or was bought.
+
+    Raises:
+      RuntimeError: on a page that is not about one product.
+    """
+    if self.product is None:
+      raise RuntimeError(f"webshop: page {self.page.name!r} has no product")
+    return self.product
+
+  @property
   def results(self) -> list[data.Product]:
     """The products on the current page of results."""
     first = (self._number - 1) * pages.PAGE_SIZE
@@ -137,8 +155,8 @@ class Session:
     page = self.page
     sub_pages = {button.lower(): button for button in pages.SUB_PAGES}
     if target == pages.BUY.lower():
-      self.score = self._shop.score(self.product, self.goal, self.chosen)
-      self.page = pages.done_page(self.product, self.chosen, self.score.total)
+      self.score = self._shop.score(self.item, self.goal, self.chosen)
+      self.page = pages.done_page(self.item, self.chosen, self.score.total)
     elif target == pages.BACK.lower():
       self.page, self.query, self.product = pages.SEARCH_PAGE, "", None
       self._found, self._number, self.chosen = (), 1, {}
@@ -155,7 +173,7 @@ class Session:
       self.product = self._shop.product(target.upper())
       self._show_item()
     elif target in sub_pages:
-      self.page = pages.sub_page(self.product, sub_pages[target])
+      self.page = pages.sub_page(self.item, sub_pages[target])
     else:
       self.chosen[page.options[target]] = target
 
@@ -164,4 +182,4 @@ class Session:
     self.page = pages.results_page(self.results, number, len(self._found))
 
   def _show_item(self) -> None:
-    self.page = self._shop.item_page(self.product.asin)
+    self.page = self._shop.item_page(self.item.asin)

@@ -128,7 +128,7 @@ def _show_results(visitor: Visitor) -> str:
 
 def _show_item(visitor: Visitor) -> str:
   visit = visitor.env.visit
-  product = visit.product
+  product = visit.item
   options = []
   for name, values in product.options.items():
     chosen = visit.chosen.get(name)
@@ -167,7 +167,7 @@ def _show_end(visitor: Visitor) -> str:
   score = visitor.env.visit.score
   if score is None:
     return '<div class="card"><h2>No more turns</h2></div>'
-  goal, product = visitor.env.visit.goal, visitor.env.visit.product
+  goal, product = visitor.env.visit.goal, visitor.env.visit.item
   rows = {
     "Score": f"{score.total:.3f}",
     "Attributes": f"{score.attributes} of {len(goal.attributes)}",

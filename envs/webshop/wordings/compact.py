@@ -11,7 +11,7 @@ the original pages: the chosen options are shown, so that a page tells all
 there is to know.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import re
 
 from t2po_jax.envs import prompts
@@ -75,8 +75,8 @@ def page(visit: sessions.Session) -> str:
     more = " more" if pages.NEXT.lower() in shown.clickables else ""
     return f"results {rows}{more}"
   if shown.name == "item":
-    words = ["item", _row(visit.product)]
-    for name, values in visit.product.options.items():
+    words = ["item", _row(visit.item)]
+    for name, values in visit.item.options.items():
       words += [name, *values]
     return " ".join((*words, "have", _list(visit.chosen.values())))
   if shown.name in pages.SUB_PAGES:
@@ -84,7 +84,7 @@ def page(visit: sessions.Session) -> str:
   return shown.name
 
 
-def _list(values: Sequence[str]) -> str:
+def _list(values: Iterable[str]) -> str:
   return " ".join(values) or "none"
 
 
