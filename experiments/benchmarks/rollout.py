@@ -67,6 +67,9 @@ _VARIANTS = flags.DEFINE_list(
 _UPDATES = flags.DEFINE_integer(
   "updates", 6, "loop: updates per run.", lower_bound=5
 )
+_EPOCHS = flags.DEFINE_integer(
+  "epochs", 1, "loop: passes of an update over its rollout.", lower_bound=1
+)
 _JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
 
 OBSERVATION = 24  # Tokens.
@@ -289,6 +292,7 @@ def measure_loop() -> dict[str, dict[str, dict[str, float]]]:
     variants=_VARIANTS.value,
     updates=_UPDATES.value,
     slots=_SLOTS.value,
+    epochs=_EPOCHS.value,
     rounds=_ROUNDS.value,
   )
   print(whole_loop.table(measured))

@@ -78,7 +78,13 @@ class SlowEnv(toy.ToyEnv):
 
 
 def config_of(
-  variant: str, *, size: str, latency: float, updates: int, slots: int
+  variant: str,
+  *,
+  size: str,
+  latency: float,
+  updates: int,
+  slots: int,
+  epochs: int,
 ) -> settings.Config:
   """The configuration of one run."""
   config = smoke.get_config()
@@ -91,6 +97,7 @@ def config_of(
       "rollout.slots": slots,
       "rollout.env_threads": 2 * slots,
       "train.updates": updates,
+      "train.epochs": epochs,
       "train.eval_every": 0,
       "train.save_every": 0,
       "eval.tasks": 1,
@@ -119,6 +126,7 @@ def measure(
   variants: Sequence[str],
   updates: int,
   slots: int,
+  epochs: int,
   rounds: int,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """Medians by latency and variant.
@@ -129,6 +137,7 @@ def measure(
     variants: names of `VARIANTS`.
     updates: per run, at least 5.
     slots: responses decoded at once.
+    epochs: passes of an update over its rollout: how heavy it is.
     rounds: runs of every variant, alternating.
 
   Returns:
@@ -141,7 +150,12 @@ def measure(
     for _ in range(rounds):
       for variant in variants:
         config = config_of(
-          variant, size=size, latency=latency, updates=updates, slots=slots
+          variant,
+          size=size,
+          latency=latency,
+          updates=updates,
+          slots=slots,
+          epochs=epochs,
         )
         seconds[variant] += time_updates(config)
     episodes = config.rollout.tasks * config.rollout.group_size
