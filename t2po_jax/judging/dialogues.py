@@ -17,7 +17,7 @@ import numpy as np
 
 from t2po_jax import types
 from t2po_jax.envs import base, prompts
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import collect
 
 
@@ -85,7 +85,10 @@ class Played:
 
 
 def measured(
-  text: str, rules: collect.Rules, tokenizer: tokenizers.Tokenizer, finish: str
+  text: str,
+  rules: collect.Rules,
+  tokenizer: tokenizer_lib.Tokenizer,
+  finish: str,
 ) -> types.Attempt:
   """A response of which nothing but the text is known."""
   tokens = tokenizer.encode(text.removeprefix(rules.prefix))
@@ -111,7 +114,7 @@ class Table:
   def __init__(
     self,
     benchmark: base.Benchmark,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer,
     rules: collect.Rules,
     player: Player,
   ):

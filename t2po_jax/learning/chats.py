@@ -13,14 +13,14 @@ import pathlib
 
 import numpy as np
 
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 
 Pair = tuple[np.ndarray, np.ndarray]
 
 
 def read_pairs(
   path: str | os.PathLike,
-  tokenizer: tokenizers.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   *,
   max_length: int,
 ) -> list[Pair]:
@@ -53,7 +53,7 @@ def read_pairs(
   return pairs
 
 
-def _parse(line: str, place: str) -> list[tokenizers.Message]:
+def _parse(line: str, place: str) -> list[tokenizer_lib.Message]:
   """The messages of one line, checked."""
   try:
     messages = json.loads(line)["messages"]
@@ -73,10 +73,10 @@ def _parse(line: str, place: str) -> list[tokenizers.Message]:
         f'{place}: a message is {message!r:.60}; expected "role" and '
         '"content" with texts'
       )
-    if texts[0] not in tokenizers.ROLES:
+    if texts[0] not in tokenizer_lib.ROLES:
       raise ValueError(
         f"{place}: role is {texts[0]!r}, expected one of "
-        f"{', '.join(tokenizers.ROLES)}"
+        f"{', '.join(tokenizer_lib.ROLES)}"
       )
   return messages
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from t2po_jax.distributed import processes
 from t2po_jax.envs import base
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import collect, environments
 from t2po_jax.rollout import sampler as samplers
 from t2po_jax.rollout import scheduler as schedulers
@@ -33,7 +33,7 @@ class Actor:
 
   benchmark: base.Benchmark
   pool: environments.Pool
-  tokenizer: tokenizers.Tokenizer
+  tokenizer: tokenizer_lib.Tokenizer
   sampler: samplers.Sampler
   scheduler: schedulers.Scheduler
 

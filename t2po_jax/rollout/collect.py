@@ -24,7 +24,7 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.control import resampling
 from t2po_jax.envs import base, prompts
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import draw, environments
 from t2po_jax.rollout import penalties as prices
 from t2po_jax.rollout import sampler as samplers
@@ -123,7 +123,7 @@ class Loop:
     self,
     benchmark: base.Benchmark,
     pool: environments.Pool,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer,
     scheduler: schedulers.Scheduler,
     rules: Rules,
     seed: tuple[int, ...],
@@ -392,7 +392,7 @@ def first_view(
 
 def next_prompt(
   benchmark: base.Benchmark,
-  tokenizer: tokenizers.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   view: prompts.View,
   rules: Rules,
   *,
@@ -433,7 +433,7 @@ def next_prompt(
 
 def fit_prompt(
   benchmark: base.Benchmark,
-  tokenizer: tokenizers.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   view: prompts.View,
   rules: Rules,
 ) -> tuple[np.ndarray, bool]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from t2po_jax.envs import base, prompts
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import collect
 
 Pair = tuple[np.ndarray, np.ndarray]
@@ -17,7 +17,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 
 def demonstrate(
   benchmark: base.Benchmark,
-  tokenizer: tokenizers.Tokenizer,
+  tokenizer: tokenizer_lib.Tokenizer,
   rules: collect.Rules,
   tasks: Sequence[str],
   *,

@@ -18,7 +18,7 @@ import numpy as np
 from starlette import applications, requests, responses, routing
 
 from t2po_jax import records, types
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import sampler as samplers
 from t2po_jax.serving import engine as engines
 from t2po_jax.serving import protocol
@@ -68,7 +68,7 @@ class Server:
   def __init__(
     self,
     model: protocol.Model,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: tokenizer_lib.Tokenizer,
     engine: engines.Engine,
     *,
     key: str = "",
