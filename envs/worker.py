@@ -73,7 +73,7 @@ def serve(connection: connection_lib.Connection) -> None:
     connection.send(Answer(value, error, read_memory()))
     return error is None
 
-  benchmark: base.Benchmark | None = None
+  benchmark: Any = None
   environments: dict[int, base.Env] = {}
 
   def make() -> None:

@@ -9,6 +9,7 @@ the environment is safe between threads.
 
 import contextlib
 import dataclasses
+import importlib
 import json
 from typing import Any
 
@@ -18,7 +19,7 @@ from t2po_jax.envs.adapters import seeded
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(seeded.Settings):
+class GymnasiumSettings(seeded.Settings):
   """The keys of `config.env` for a Gymnasium environment."""
 
   id: str = keys.key(
@@ -36,9 +37,9 @@ class Settings(seeded.Settings):
 class Gymnasium(seeded.SeededTable):
   """Tasks of one Gymnasium environment; implements `envs.base.Benchmark`."""
 
-  Settings = Settings
+  Settings = GymnasiumSettings
 
-  def __init__(self, settings: Settings):
+  def __init__(self, settings: GymnasiumSettings):
     """Makes one environment to see that it can be put into words.
 
     Raises:
@@ -46,13 +47,13 @@ class Gymnasium(seeded.SeededTable):
     """
     self.game = Play
     try:
-      import gymnasium
+      library: Any = importlib.import_module("gymnasium")
     except ImportError:
       raise ValueError(
         "env.name: 'gymnasium' needs the package gymnasium; install the extra "
         "'gymnasium'"
       ) from None
-    self._library = gymnasium
+    self._library = library
     try:
       self._options = json.loads(settings.options or "{}")
       if not isinstance(self._options, dict):
@@ -63,7 +64,7 @@ class Gymnasium(seeded.SeededTable):
       ) from None
     self.settings = settings
     probe = self.make()
-    spaces = gymnasium.spaces
+    spaces = library.spaces
     self.names: tuple[str, ...] = ()
     if isinstance(probe.action_space, spaces.Discrete):
       count = int(probe.action_space.n)
@@ -141,7 +142,7 @@ class Play(games.Game):
     """The function given as `env.expert`: (env, chance) -> action."""
     choose = self.table.choose
     if choose is None:
-      return super().expert(seed)
+      raise NotImplementedError("env.expert: found none")
     return seeded.Demonstrator(
       self.table, lambda draw: choose(self._env, draw), seed
     )

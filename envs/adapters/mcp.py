@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Coroutine
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ FINISH = "finish"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class ToolSettings(base.Settings):
   """The keys of `config.env` for a tool environment."""
 
   command: str = keys.key(
@@ -124,8 +125,8 @@ class ToolServer:
 
   async def _serve(self, command: str, started: asyncio.Future) -> None:
     """Holds the session open: it must be closed by whoever opened it."""
-    import mcp
-    from mcp.client import stdio
+    mcp: Any = importlib.import_module("mcp")
+    stdio: Any = importlib.import_module("mcp.client.stdio")
 
     program, *arguments = shlex.split(command)
     parameters = mcp.StdioServerParameters(
@@ -178,10 +179,10 @@ class ToolServer:
 class Tools(games.Table):
   """Tasks that are solved with tools; implements `envs.base.Benchmark`."""
 
-  Settings = Settings
+  Settings = ToolSettings
   grammar = prompts.Grammar()
 
-  def __init__(self, settings: Settings):
+  def __init__(self, settings: ToolSettings):
     """Reads the tasks and asks the server for its tools.
 
     Raises:
@@ -196,7 +197,7 @@ class Tools(games.Table):
         "'python my_server.py'"
       )
     try:
-      import mcp  # noqa: F401
+      importlib.import_module("mcp")
     except ImportError:
       raise ValueError(
         "env.name: 'mcp' needs the package mcp; install the extra 'mcp'"

@@ -22,7 +22,7 @@ from t2po_jax.envs.adapters import seeded
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(seeded.Settings):
+class OpenEnvSettings(seeded.Settings):
   """The keys of `config.env` for an OpenEnv server."""
 
   url: str = keys.key(
@@ -49,10 +49,10 @@ class Settings(seeded.Settings):
 class OpenEnv(seeded.SeededTable):
   """Tasks of one server; implements `envs.base.Benchmark`."""
 
-  Settings = Settings
+  Settings = OpenEnvSettings
   threadsafe = True  # A session is a connection of its own.
 
-  def __init__(self, settings: Settings):
+  def __init__(self, settings: OpenEnvSettings):
     """Plays the first task's opening, to see that the server answers.
 
     Raises:

@@ -12,6 +12,7 @@ Minesweeper, 2048, Blackjack, Bandit, LightsOut and GuessTheNumber.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import importlib
 import io
 import random
 from typing import Any
@@ -24,7 +25,7 @@ from t2po_jax.envs.adapters import seeded
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(seeded.Settings):
+class TextArenaSettings(seeded.Settings):
   """The keys of `config.env` for a TextArena game."""
 
   game: str = keys.key(
@@ -38,9 +39,9 @@ class Settings(seeded.Settings):
 class TextArena(seeded.SeededTable):
   """Tasks of one game; implements `envs.base.Benchmark`."""
 
-  Settings = Settings
+  Settings = TextArenaSettings
 
-  def __init__(self, settings: Settings):
+  def __init__(self, settings: TextArenaSettings):
     """Finds the game.
 
     Raises:
@@ -48,19 +49,19 @@ class TextArena(seeded.SeededTable):
     """
     self.game = Play
     try:
-      import textarena
+      library: Any = importlib.import_module("textarena")
     except ImportError:
       raise ValueError(
         "env.name: 'textarena' needs the package textarena; install the extra "
         "'textarena'"
       ) from None
-    known = textarena.envs.registration.ENV_REGISTRY
+    known = library.envs.registration.ENV_REGISTRY
     name = settings.game.removesuffix("-raw")
     if name not in known:
       plain = [n for n in known if not n.endswith(("-raw", "-train"))]
       raise ValueError(f"env.game: unknown {name!r}{keys.nearest(name, plain)}")
-    self._make = lambda: textarena.make(f"{name}-raw")
-    self._kinds = textarena.ObservationType
+    self._make = lambda: library.make(f"{name}-raw")
+    self._kinds = library.ObservationType
     super().__init__(settings)
 
   def make(self) -> Any:
@@ -163,7 +164,7 @@ class Play(games.Game):
     """The function given as `env.expert`: (game, chance) -> action."""
     choose = self.table.choose
     if choose is None:
-      return super().expert(seed)
+      raise NotImplementedError("env.expert: found none")
     return seeded.Demonstrator(
       self.table, lambda draw: choose(self._env, draw), seed
     )

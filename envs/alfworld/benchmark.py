@@ -14,6 +14,7 @@ otherwise nothing happens and the turn counts.
 
 import random
 import re
+from typing import Any
 
 from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.alfworld import (
@@ -188,7 +189,7 @@ class HouseEnv:
 
   def __init__(self, benchmark: ALFWorld):
     self._benchmark = benchmark
-    self._engine: engine.Twin | original.Original | None = None
+    self._engine: Any = None  # A twin, or the original, once it plays.
     self._shadow: engine.Twin | None = None
     self._task_id = ""
     self._task = ""

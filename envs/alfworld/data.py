@@ -114,7 +114,9 @@ def _copy_games(archive: pathlib.Path, target: pathlib.Path) -> None:
       with tarfile.open(archive) as tar:
         for member in tar:
           if member.isfile() and member.name.endswith(FILE):
-            copy(member.name, tar.extractfile(member))
+            source = tar.extractfile(member)
+            if source is not None:
+              copy(member.name, source)
   except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
     raise ValueError(
       f"env.data_dir: {archive} cannot be unpacked: {error}"

@@ -71,7 +71,10 @@ class Board:
       for predicate in ("objecttype", "receptacletype")
       for identity, kind in facts.get(predicate, ())
     }
-    self.place_of = dict(facts.get("receptacleatlocation", ()))
+    self.place_of: dict[str, str] = {
+      receptacle: place
+      for receptacle, place in facts.get("receptacleatlocation", ())
+    }
     self.receptacles = sorted(self.place_of)
     self.at: dict[str, list[str]] = {}
     for receptacle in self.receptacles:
@@ -235,7 +238,7 @@ class Twin:
       if accessible and (kind, board.kinds.get(held)) in board.fits:
         command = board.dialect.move.format(o=names[held], r=name)
         commands[command] = (Twin._move, held, receptacle)
-      verb, _ = _TREATMENTS.get(kind, ("", ""))
+      verb, _ = _TREATMENTS.get(kind or "", ("", ""))
       if verb and held in board.treatable[verb]:
         command = f"{verb} {names[held]} with {name}"
         commands[command] = (Twin._treat, verb, held, receptacle)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import dataclasses
 import random
 import re
-from typing import Protocol
+from typing import Any, Protocol
 
 from t2po_jax.envs.alfworld import engine, problem
 
@@ -39,15 +39,19 @@ class Wording(Protocol):
 
   def look(self, seen: Sequence[str]) -> str:
     """What is here."""
+    ...
 
   def plan(self, aim: str, thing: str, command: str) -> str:
     """The thought behind a command."""
+    ...
 
   def think(self, thought: str) -> str:
     """A thinking segment."""
+    ...
 
   def act(self, command: str) -> str:
     """An action as the agent writes it."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +269,11 @@ class Episode(Protocol):
     trace: the commands executed so far.
   """
 
-  admissible: Sequence[str]
-  trace: list[str]
+  @property
+  def admissible(self) -> Sequence[str]: ...
+
+  @property
+  def trace(self) -> list[str]: ...
 
 
 class ScriptedExpert:
@@ -276,7 +283,7 @@ class ScriptedExpert:
     self,
     episode: Episode,
     decider: Decider,
-    wording: Wording,
+    wording: Any,
     *,
     hesitation: float,
     doubt: float,

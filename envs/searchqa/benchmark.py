@@ -10,6 +10,7 @@ retrieved text.
 
 from collections.abc import Mapping
 import pathlib
+from typing import Any
 
 from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.searchqa import (
@@ -70,7 +71,7 @@ class SearchQA:
     self.wording = _WORDINGS[chosen]
     self.grammar = settings.adapt(self.grammar)
     self._template = templates.choose(chosen, settings.prompt_file, reference)
-    self.world: world_lib.World | None = None
+    self.world: Any = None  # The embedded world, or None with real data.
     self.questions: dict[str, world_lib.Question] = {}
     self.passages: list[retrieval.Passage] = []
     if real:
@@ -274,7 +275,7 @@ def _load_splits(
   folder: pathlib.Path | None, tfds: str, eval_split: str, valid_tasks: int
 ) -> dict[str, list[data.Task]]:
   """The questions of real data."""
-  if not tfds:
+  if not tfds and folder is not None:
     return data.load_splits(folder, valid_tasks)
   return data.draw_splits(
     data.load_tfds(tfds, "train"),
@@ -288,7 +289,7 @@ class SearchEnv:
 
   def __init__(self, benchmark: SearchQA):
     self._benchmark = benchmark
-    self._task: data.Task | None = None
+    self._task: Any = None  # A task, once one was begun.
     self._shown: list[str] = []
     self._passages: list[retrieval.Passage] = []
     self._turn = 0

@@ -16,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -72,6 +72,7 @@ class Retriever(Protocol):
     Raises:
       EnvError: if the infrastructure failed.
     """
+    ...
 
 
 # A stemmer keeps state while it works, so every thread has its own.
@@ -118,7 +119,7 @@ def _name_index(contents: Sequence[str]) -> str:
   return f"bm25-{digest.hexdigest()[:20]}"
 
 
-def _build_index(contents: Sequence[str]) -> sparse.bm25s.BM25:
+def _build_index(contents: Sequence[str]) -> Any:
   start = time.perf_counter()
   index = sparse.bm25s.BM25(k1=K1, b=B)
   index.index(tokenize(contents), show_progress=False)
@@ -130,7 +131,7 @@ def _build_index(contents: Sequence[str]) -> sparse.bm25s.BM25:
   return index
 
 
-def _load_index(folder: pathlib.Path) -> sparse.bm25s.BM25 | None:
+def _load_index(folder: pathlib.Path) -> Any:
   """The index in a cache directory, or None if there is no usable one."""
   if not folder.is_dir():
     return None
@@ -142,7 +143,7 @@ def _load_index(folder: pathlib.Path) -> sparse.bm25s.BM25 | None:
     return None
 
 
-def _save_index(index: sparse.bm25s.BM25, folder: pathlib.Path) -> None:
+def _save_index(index: Any, folder: pathlib.Path) -> None:
   """Saves in one step, so that another process never sees half an index."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   draft = tempfile.mkdtemp(dir=folder.parent)

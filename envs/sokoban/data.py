@@ -29,11 +29,13 @@ def draw_levels(
     moves: least and most moves of the shortest solution.
   """
   random_ = random.Random(f"{base.SPLIT_SEED}/sokoban/{seed}")
-  inside = list(itertools.product(range(1, size - 1), repeat=2))
+  inner = range(1, size - 1)
+  inside = [(row, column) for row in inner for column in inner]
   around = frozenset(
-    cell
-    for cell in itertools.product(range(size), repeat=2)
-    if cell[0] in (0, size - 1) or cell[1] in (0, size - 1)
+    (row, column)
+    for row in range(size)
+    for column in range(size)
+    if row in (0, size - 1) or column in (0, size - 1)
   )
   while True:
     blocks = random_.randint(0, walls)

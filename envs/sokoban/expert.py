@@ -28,7 +28,9 @@ def solve(level: engine.Level, state: engine.State) -> tuple[str, ...] | None:
     )
 
   order = itertools.count()
-  queue = [(estimate(state), next(order), state, ())]
+  queue: list[tuple[int, int, engine.State, tuple[str, ...]]] = [
+    (estimate(state), next(order), state, ())
+  ]
   best = {state: 0}
   while queue:
     _, _, here, path = heapq.heappop(queue)

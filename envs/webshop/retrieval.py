@@ -16,6 +16,7 @@ import pathlib
 import re
 import shutil
 import threading
+from typing import Any
 
 import numpy as np
 import Stemmer
@@ -73,7 +74,7 @@ def document(product: data.Product) -> str:
 class Index:
   """A searchable index; safe to use from many threads."""
 
-  def __init__(self, scores: sparse.bm25s.BM25):
+  def __init__(self, scores: Any):
     self._scores = scores
 
   @classmethod

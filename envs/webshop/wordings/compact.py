@@ -78,7 +78,7 @@ def page(visit: sessions.Session) -> str:
     words = ["item", _row(visit.item)]
     for name, values in visit.item.options.items():
       words += [name, *values]
-    return " ".join((*words, "have", _list(visit.chosen.values())))
+    return " ".join((*words, "have", _list(tuple(visit.chosen.values()))))
   if shown.name in pages.SUB_PAGES:
     return " ".join((shown.name.lower(), _plain(" ".join(shown.nodes[2:]))))
   return shown.name
