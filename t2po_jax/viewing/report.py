@@ -227,6 +227,8 @@ def _curve(
 def _stages(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
   """Seconds by stage of work, summed over a run; means over runs."""
   sums = {label: _sums(group, "seconds/") for label, group in groups.items()}
+  for row in sums.values():
+    row.pop("rollout", None)  # It runs beside the stages, or is one of them.
   names = sorted({name for row in sums.values() for name in row})
   rows = []
   for label, row in sums.items():

@@ -55,6 +55,7 @@ def make_run(folder, *, seed, last):
       "sampler/prompt_tokens_reused": 6000.0,
       "pack/tokens": 2500.0,
       "seconds/collect": 6.0,
+      "seconds/rollout": 5.0,
       "guard/alarms": 1.0,
     },
     {
