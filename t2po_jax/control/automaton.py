@@ -19,8 +19,7 @@ from t2po_jax import types
 _MAX_PATTERNS = 32
 
 
-@flax.struct.dataclass
-class Automaton:
+class Automaton(flax.struct.PyTreeNode):
   """Tables over whole tokens; state 0 has read nothing of any pattern.
 
   Attributes:

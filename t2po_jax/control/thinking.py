@@ -75,8 +75,7 @@ class ThinkingConfig:
       raise ValueError(f"tolerance: found {self.tolerance}, expected >= 0")
 
 
-@flax.struct.dataclass
-class ThinkingState:
+class ThinkingState(flax.struct.PyTreeNode):
   """Where each row stands in its response.
 
   Attributes:

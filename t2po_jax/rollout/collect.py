@@ -287,7 +287,8 @@ class Loop:
     now = prompts.parse(text, grammar)
     before = prompts.parse(last.response.text, grammar)
     same = (now.kind, now.content) == (before.kind, before.content)
-    return same and episode.observation.text == last.anchor
+    seen = episode.observation
+    return same and seen is not None and seen.text == last.anchor
 
   def _record(self, episode: _Episode, result: base.StepResult) -> None:
     """Appends the finished turn."""

@@ -19,6 +19,7 @@ its own and tells the others only how many of them are running. So cache rows
 are copied inside a shard only.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -76,8 +77,7 @@ class Control:
     return uncertainty.SIGNALS[self.signal]
 
 
-@flax.struct.dataclass
-class Slots:
+class Slots(flax.struct.PyTreeNode):
   """State of all slots; a pytree that lives on the device.
 
   Attributes:
@@ -120,8 +120,7 @@ def turn_scores(slots, control):
   )
 
 
-@flax.struct.dataclass
-class Tables:
+class Tables(flax.struct.PyTreeNode):
   """Constant arrays of the decode loop."""
 
   automaton: automata.Automaton
@@ -135,7 +134,9 @@ def slot_axes(slots: Slots) -> Slots:
   return named.replace(cache=decoder.cache_axes(slots.cache))
 
 
-def _over_slots(*static: str):
+def _over_slots(
+  *static: str,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
   """Compiles a change of the slots that every shard makes to its own.
 
   Args:

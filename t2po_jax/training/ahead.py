@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 from t2po_jax import types
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Rollouts(Generic[T]):
       return self._run(update, self._versions[self._player(update)])
     return self._started.pop(update).result()
 
-  def between(self, job: Callable[[], T]) -> T:
+  def between(self, job: Callable[[], U]) -> U:
     """Runs something else on the rollouts' slots, between two of them."""
     return job() if self._thread is None else self._thread.submit(job).result()
 

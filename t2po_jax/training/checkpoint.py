@@ -196,11 +196,8 @@ class Checkpoints:
       self._read_arrays(step, name, item)
       for name, item in zip(ARRAY_ITEMS, _split(like), strict=True)
     )
-    record = self._read_loop(step)
-    if record is None:
-      raise self._damaged(step, ValueError("its loop position is unreadable"))
     state = like.replace(params=params, **optimizer)
-    return state, record["position"]
+    return state, self.position(step)
 
   def steps(self) -> list[int]:
     """The steps of all whole checkpoints, ascending."""
@@ -212,7 +209,11 @@ class Checkpoints:
     Raises:
       ValueError: if there is no such checkpoint.
     """
-    return self._read_loop(self._choose(step))["position"]
+    chosen = self._choose(step)
+    record = self._read_loop(chosen)
+    if record is None:
+      raise self._damaged(chosen, ValueError("its loop position is unreadable"))
+    return record["position"]
 
   def restore_params(
     self, like: types.Params, *, step: int | None = None
