@@ -40,7 +40,11 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.model.remat = "full"
   c.rollout.tasks = 16
   c.rollout.group_size = 8
-  c.rollout.slots = 128
+  # Of a process; with four chips of 16 GB, as a host of a TPU v5e has, what is
+  # left beside the weights, which they share.
+  c.rollout.slots = 32
+  c.rollout.tensor = 4
+  c.rollout.prefill_rows = 4
   c.rollout.max_response = 500
   c.control.thinking.window = 8
   c.control.thinking.min_tokens = 16
@@ -49,14 +53,15 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.cold_start.kind = "rft"
   c.cold_start.learning_rate = 1e-5
   c.cold_start.batch_size = 32
-  c.cold_start.micro_rows = 8
+  c.cold_start.micro_rows = 4
   c.optimizer.learning_rate = 1e-6
   c.optimizer.warmup = 0
   c.train.updates = 200
   c.train.mini_batches = 4
-  c.train.micro_rows = 8
+  c.train.micro_rows = 4
   c.mesh.data = 1
   c.mesh.fsdp = -1
+  c.mesh.tensor = 4  # So that no chip ever holds the whole table.
 
 
 def paper(c: ConfigDict) -> None:

@@ -62,7 +62,6 @@ def qwen3_4b(c: base.ConfigDict) -> None:
   c.env.topk = 3
   c.rollout.tasks = 256
   c.rollout.group_size = 5
-  c.rollout.slots = 256
   c.rollout.max_prompt = 4096
   c.train.row_tokens = 4608
   c.eval.tasks = 512

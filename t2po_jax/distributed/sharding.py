@@ -316,6 +316,17 @@ def over_rows(
   return call
 
 
+def backend() -> str:
+  """The platform that a function is compiled for, as JAX names it.
+
+  That of the mesh around it, which may be of devices that are not here (see
+  `setup.compile_plan`); outside of a mesh, that of the default device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 def current_size(axis: str) -> int:
   """Size of a mesh axis inside a compiled function, 1 outside of a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -329,6 +340,50 @@ def sum_over_rows(x: jax.Array) -> jax.Array:
   if axes <= set(jax.sharding.get_abstract_mesh().manual_axes):
     total = jax.lax.psum(total, RULES["rows"])
   return total
+
+
+def on_each_device(
+  function: Callable[..., Any],
+  axes: Sequence[Sequence[str | None]],
+  like: int | tuple[int, ...],
+) -> Callable[..., Any]:
+  """Lets every device apply a function to its own part of all arrays.
+
+  For kernels, which the partitioner cannot split: their rows and heads must be
+  independent. Axes that an enclosing `over_rows` has split already stay so.
+
+  Args:
+    function: of arrays.
+    axes: for each of them the logical names of its dimensions.
+    like: the number of the array that the result is laid out as; a tuple of
+      numbers for a tuple of results.
+
+  Returns:
+    The function with the same arguments and results; itself outside of a mesh.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or set(mesh.axis_names) == set(mesh.manual_axes):
+    return function
+  free = set(mesh.axis_names) - set(mesh.manual_axes)
+
+  def call(*arrays):
+    def spec(names, array):
+      whole = partition_spec(mesh, names, array.shape)
+      entries = [(e,) if isinstance(e, str) else e for e in whole]
+      return jax.sharding.PartitionSpec(
+        *(e if e and free.issuperset(e) else None for e in entries)
+      )
+
+    specs = tuple(map(spec, axes, arrays))
+    return jax.shard_map(
+      function,
+      in_specs=specs,
+      out_specs=jax.tree.map(lambda i: specs[i], like),
+      axis_names=free,
+      check_vma=False,
+    )(*arrays)
+
+  return call
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:

@@ -36,6 +36,16 @@ from t2po_jax.learning import (
 )
 
 
+def micro_batches(batch: types.Batch, rows: int) -> types.Batch:
+  """The shapes [B, ...] of a batch as [micro-batches, rows, ...]."""
+
+  def shape(x):
+    parts = x.shape[0] // rows
+    return jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype)
+
+  return jax.tree.map(shape, batch)
+
+
 class Learner:
   """Compiled updates of one policy on one mesh.
 
@@ -169,13 +179,9 @@ class Learner:
       Bytes on a device; None where the compiler does not tell.
     """
 
-    def cut(x):
-      shape = (x.shape[0] // self.rows, self.rows, *x.shape[1:])
-      return jax.ShapeDtypeStruct(shape, x.dtype)
-
-    lowered = self.lower_update(jax.tree.map(cut, batch))
-    analysis = lowered.compile().memory_analysis()
-    return None if analysis is None else analysis.temp_size_in_bytes
+    lowered = self.lower_update(micro_batches(batch, self.rows))
+    found = lowered.compile().memory_analysis()
+    return None if found is None else found.temp_size_in_bytes
 
   def place_params(self, params: types.Params) -> types.Params:
     """Copies parameters to the devices, laid out as the state's are."""
@@ -319,10 +325,21 @@ class Learner:
     Returns:
       The lowered step; its `compile()` tells text, memory and cost.
     """
+    with jax.set_mesh(self.mesh):
+      return self.trace("update", batch).lower()
+
+  def trace(self, name: str, batch: types.Batch) -> jax.stages.Traced:
+    """A program, traced, to be compiled instead of run; inside of the mesh.
+
+    Args:
+      name: `update`, one optimizer step, or `logprobs`.
+      batch: as `lower_update` takes it.
+    """
+    if name == "logprobs":
+      return self._score.trace(self._state.params, self._abstract_base, batch)
     whole = sharding.replicated(self.mesh)
     lr_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    with jax.set_mesh(self.mesh):
-      return self._step.lower(self._state, self._abstract_base, batch, lr_scale)
+    return self._step.trace(self._state, self._abstract_base, batch, lr_scale)
 
   def logprobs(self, params: types.Params, batch: types.Batch) -> types.Array:
     """Log-probs of a batch's targets under any parameters of this policy.

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from t2po_jax import types
 from t2po_jax.distributed import sharding
-from t2po_jax.models import layer_math
+from t2po_jax.models import decode_kernel, layer_math
 
 KINDS = ("auto", "einsum")
 
@@ -95,16 +95,14 @@ def select(
     ):
       return CUDNN
   if kind == "auto" and backend == "tpu":
-    # The partitioner cannot split the kernel's heads.
-    whole = sharding.current_size("tensor") == 1
-    if whole and not windowed and length % _LANES == 0:
+    if not windowed:
       return SPLASH
   return EINSUM
 
 
 def _product(left, right) -> types.Array:
   """Batched matrix product in float32; CPUs lack one of bfloat16."""
-  if jax.default_backend() == "cpu":
+  if sharding.backend() == "cpu":
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
   return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
@@ -144,10 +142,120 @@ def cache_block(length: int, *, backend: str) -> int:
 
   Returns:
     At most the length, and less than a twentieth more in all than asked for;
-    of accelerators the length, one block.
+    of accelerators one block, of TPUs of whole registers.
   """
+  if backend == "tpu":
+    return -(-length // _LANES) * _LANES
   blocks = -(-length // _CACHE_BLOCK) if backend == "cpu" else 1
   return -(-length // blocks)
+
+
+def attend_cache(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  slots: types.Array,
+  *,
+  live: int,
+  window: int = 0,
+  softcap: float = 0.0,
+) -> types.Array:
+  """`attend` for new tokens of a cache, in blocks of queries if there are many.
+
+  Args:
+    queries: [B, T, M, N/M, H].
+    keys: [B, M, C, H, S/C].
+    values: [B, M, S, H].
+    slots: [B, T] int32, where the tokens lie; each attends up to there.
+    live: S, or fewer positions, of whole blocks.
+    window: how many of these a token attends to, 0 for all.
+    softcap: as in `attend`.
+
+  Returns:
+    [B, T, M, N/M, H] in the dtype of the queries.
+  """
+  size = keys.shape[-1]
+  if keys.shape[2] == 1:
+    keys = keys[..., :live]
+  else:
+    keys = keys[:, :, : live // size]
+  values = values[:, :, :live]
+
+  def attend_to(queries, slots):
+    offsets = jnp.arange(live)[None, None]
+    allowed = offsets <= slots[:, :, None]
+    if window:
+      allowed &= offsets > slots[:, :, None] - window
+    return attend(queries, keys, values, allowed, softcap)
+
+  length = queries.shape[1]
+  if length <= queries_at_once(length):
+    return attend_to(queries, slots)
+  more = -length % _BLOCK
+  blocks = (length + more) // _BLOCK
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
+    return x.reshape(x.shape[0], blocks, _BLOCK, *x.shape[2:]).swapaxes(0, 1)
+
+  mixed = jax.lax.map(lambda pair: attend_to(*pair), (cut(queries), cut(slots)))
+  mixed = mixed.swapaxes(0, 1).reshape(queries.shape[0], -1, *queries.shape[2:])
+  return mixed[:, :length]
+
+
+def queries_at_once(length: int) -> int:
+  """How many of T new tokens `attend_cache` has scores of at the same time."""
+  return length if sharding.backend() == "cpu" else min(length, _BLOCK)
+
+
+def takes_one(keys: types.Array, length: int) -> bool:
+  """Whether `extend_one` takes T new tokens and a cache of keys."""
+  return (
+    sharding.backend() == "tpu"
+    and length == 1
+    and keys.shape[2] == 1
+    and decode_kernel.supports(keys.shape[-1], keys.shape[-2])
+  )
+
+
+def extend_one(
+  queries: types.Array,
+  new_keys: types.Array,
+  new_values: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  position: types.Array,
+  *,
+  live: int,
+) -> tuple[types.Array, types.Array, types.Array]:
+  """`decode_kernel.extend`, every device for its own rows and heads.
+
+  Args:
+    queries: [B, 1, M, N/M, H].
+    new_keys: [B, 1, M, H].
+    new_values: [B, 1, M, H].
+    keys: [B, M, 1, H, S].
+    values: [B, M, S, H].
+    position: [B] int32.
+    live: positions that matter.
+
+  Returns:
+    [B, 1, M, N/M, H], the new keys and the new values.
+  """
+  row = ("rows", "kv_heads", None, None)
+  mixed, new, values = sharding.on_each_device(
+    functools.partial(decode_kernel.extend, live=live),
+    (row, row[:3], row[:3], row, row, row[:1]),
+    like=(0, 3, 4),
+  )(
+    queries[:, 0],
+    new_keys[:, 0],
+    new_values[:, 0],
+    keys[:, :, 0],
+    values,
+    position,
+  )
+  return mixed[:, None], new[:, :, None], values
 
 
 def _attend(queries, keys, values, allowed, softcap):
@@ -364,7 +472,7 @@ def mix_splash(
   """The same by Pallas' splash attention. Run only in its interpreter so far.
 
   Args:
-    queries: [B, T, M, N/M, H], T a multiple of 128.
+    queries: [B, T, M, N/M, H].
     keys: [B, T, M, H].
     values: [B, T, M, H].
     segments: [B, T] int32.
@@ -373,16 +481,33 @@ def mix_splash(
   Returns:
     [B, T, M, N/M, H].
   """
+  rows = ("rows", "length", "kv_heads", None)
+  return sharding.on_each_device(
+    functools.partial(_splash, interpret=interpret),
+    ((*rows, None), rows, rows, rows[:2]),
+    like=0,
+  )(queries, keys, values, segments)
+
+
+def _splash(queries, keys, values, segments, *, interpret) -> types.Array:
+  """`mix_splash` of one device's rows and heads."""
   # Its module is slow to import and of no use elsewhere.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-  rows, length, *_, width = queries.shape
+  true_length, width = queries.shape[1], queries.shape[-1]
+  scaled = (queries * width**-0.5).reshape(*queries.shape[:2], -1, width)
+  more = -true_length % _LANES
+  # Padding is of segment 0, which nothing else sees.
+  segments = jnp.pad(segments, ((0, 0), (0, more)))
+  scaled, keys, values = (
+    jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))
+    for x in (scaled, keys, values)
+  )
+  length, heads = scaled.shape[1:3]
   size = next(block for block in _BLOCKS if length % block == 0)
   blocks = ("block_q", "block_kv", "block_kv_compute")
   blocks += tuple(f"{name}_dkv" for name in ("block_q", "block_kv"))
   blocks += ("block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
-  scaled = (queries * width**-0.5).reshape(rows, length, -1, width)
-  heads = scaled.shape[2]
   kernel = splash.make_splash_mha_single_device(
     splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
     block_sizes=splash.BlockSizes(**dict.fromkeys(blocks, size)),
@@ -394,7 +519,8 @@ def mix_splash(
     values.swapaxes(1, 2),
     splash.SegmentIds(segments, segments),
   )
-  return mixed.swapaxes(1, 2).reshape(queries.shape).astype(queries.dtype)
+  mixed = mixed.swapaxes(1, 2)[:, :true_length]
+  return mixed.reshape(queries.shape).astype(queries.dtype)
 
 
 EINSUM = Attention(allowed_in, attend_rows)

@@ -248,7 +248,7 @@ class Policy:
       length=tokens.shape[1],
       head_width=config.head_width,
       dtype=self.dtype,
-      backend=jax.default_backend(),
+      backend=sharding.backend(),
       windowed=any(kind.window for kind in kinds),
       softcap=config.attention_softcap,
     )
@@ -376,7 +376,7 @@ class Policy:
       The cache, zeros.
     """
     config, dtype = self.config, self.dtype if dtype is None else dtype
-    size = attention.cache_block(length, backend=jax.default_backend())
+    size = attention.cache_block(length, backend=sharding.backend())
     blocks = -(-length // size)
     keys = (slots, config.kv_heads, blocks, config.head_width, size)
     values = (slots, config.kv_heads, blocks * size, config.head_width)
@@ -415,18 +415,14 @@ class Policy:
       [B, T, D] final-normed hidden states, and the cache.
     """
     size = cache.keys[0].shape[-1]
-    live = -(-live // size) * size
+    if sharding.backend() == "cpu":
+      live = -(-live // size) * size
     slots = start[:, None] + jnp.arange(tokens.shape[1])[None]
-    config, angles, allowed = self.config, {}, {}
-    offsets = jnp.arange(live)[None, None]
+    config, angles = self.config, {}
     for kind in config.distinct_kinds:
       if kind.rope not in angles:
         found = rope.angles(slots, config, kind.rope)
         angles[kind.rope] = tuple(map(layer_math.computed_once, found))
-      seen = offsets <= slots[:, :, None]
-      if kind.window:
-        seen &= offsets > slots[:, :, None] - kind.window
-      allowed[kind.window] = seen
     x = self._embed(decode_params, tokens.reshape(-1)).T
     all_keys, all_values = [], []
     for layer, kind, keys, values in zip(
@@ -437,7 +433,7 @@ class Policy:
       strict=True,
     ):
       x, keys, values = self._block(layer).extend(
-        x, angles[kind.rope], keys, values, slots, allowed[kind.window]
+        x, angles[kind.rope], keys, values, slots, live, kind.window
       )
       all_keys.append(keys)
       all_values.append(values)

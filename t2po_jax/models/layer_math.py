@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax import types
+from t2po_jax.distributed import sharding
 
 
 def along_last(vector: types.Array, like: types.Array) -> types.Array:
@@ -165,6 +166,6 @@ def computed_once(x: types.Array) -> types.Array:
   Returns:
     The same.
   """
-  if jax.default_backend() != "cpu":
+  if sharding.backend() != "cpu":
     return x
   return jnp.matmul(x, np.eye(x.shape[-1], dtype=x.dtype))

@@ -181,7 +181,8 @@ class Attention(nnx.Module):
     keys: jax.Array,
     values: jax.Array,
     slots: types.Array,
-    allowed: types.Array,
+    live: int,
+    window: int,
   ) -> tuple[types.Array, jax.Array, jax.Array]:
     """Writes new keys and values into the cache and attends to it.
 
@@ -191,7 +192,8 @@ class Attention(nnx.Module):
       keys: [B, M, C, H, S/C].
       values: [B, M, S, H].
       slots: [B, T] cache offsets of the new tokens; beyond S is dropped.
-      allowed: [B, T, live] bool, of whole blocks.
+      live: positions that may be attended to, of whole blocks.
+      window: how many of these a token attends to, 0 for all.
 
     Returns:
       [D, B T] and the updated keys and values.
@@ -203,20 +205,28 @@ class Attention(nnx.Module):
     queries, new_keys, new_values = self.split(
       queries, new_keys, new_values, angles
     )
-    rows = jnp.arange(slots.shape[0])[:, None]
-    size, live = keys.shape[-1], allowed.shape[-1]
+    softcap = self.config.attention_softcap
+    if not window and not softcap and attention.takes_one(keys, slots.shape[1]):
+      mixed, keys, values = attention.extend_one(
+        queries, new_keys, new_values, keys, values, slots[:, 0], live=live
+      )
+      mixed = mixed.astype(x.dtype).reshape(x.shape[1], -1)
+      return self.out.columns(mixed.T), keys, values
+    rows, size = jnp.arange(slots.shape[0])[:, None], keys.shape[-1]
     keys = keys.at[rows, :, slots // size, :, slots % size].set(
       new_keys.astype(keys.dtype), mode="drop", unique_indices=True
     )
     values = values.at[rows, :, slots].set(
       new_values.astype(values.dtype), mode="drop", unique_indices=True
     )
-    mixed = attention.attend(
+    mixed = attention.attend_cache(
       queries,
-      keys[:, :, : live // size],
-      values[:, :, :live],
-      allowed,
-      self.config.attention_softcap,
+      keys,
+      values,
+      slots,
+      live=live,
+      window=window,
+      softcap=softcap,
     )
     mixed = mixed.astype(x.dtype).reshape(x.shape[1], -1)
     return self.out.columns(mixed.T), keys, values
@@ -340,11 +350,13 @@ class Block(nnx.Module):
     keys: jax.Array,
     values: jax.Array,
     slots: types.Array,
-    allowed: types.Array,
+    live: int,
+    window: int,
   ) -> tuple[types.Array, jax.Array, jax.Array]:
     """As `Attention.extend`, for the whole layer."""
+    normed = self.attention_norm.columns(x)
     mixed, keys, values = self.attention.extend(
-      self.attention_norm.columns(x), angles, keys, values, slots, allowed
+      normed, angles, keys, values, slots, live, window
     )
     if self.post_norms:
       mixed = self.attention_post_norm.columns(mixed)

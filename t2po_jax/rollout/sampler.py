@@ -6,7 +6,7 @@ sizes fall into buckets, each shard of the slots gets as many rows as any
 other, and every program can be compiled ahead.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import functools
 from typing import Any
@@ -37,6 +37,25 @@ class Vocabulary:
   eos: tuple[int, ...]
   closing: tuple[int, ...]
   stops: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled change of the slots and what it is called with.
+
+  Attributes:
+    kind: `prefill`, `fork`, `assign` or `decode`.
+    size: in words.
+    function: jitted.
+    arguments: arrays, or shapes that know their layout.
+    settings: its static arguments.
+  """
+
+  kind: str
+  size: str
+  function: Any
+  arguments: tuple[Any, ...]
+  settings: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +111,7 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("policy",))
-def _decode_layout(params, *, policy):
+def decode_layout(params, *, policy):
   """Parameters in the decoding layout, where they are."""
   return policy.decode_params(params)
 
@@ -123,6 +142,7 @@ class Sampler:
     prefill_rows: int = 16,
     live_tokens: int = 128,
     mesh: jax.sharding.Mesh | None = None,
+    abstract: bool = False,
   ):
     """Allocates the slots.
 
@@ -138,6 +158,9 @@ class Sampler:
       prefill_rows: most prompts per prefill call.
       live_tokens: smallest bucket of cache length to attend over.
       mesh: devices of this process; by default the first.
+      abstract: describe the arrays instead of allocating them: nothing can be
+        run then, but `programs` can be compiled, also for devices that are not
+        here.
 
     Raises:
       ValueError: if the slots cannot be split evenly.
@@ -177,23 +200,56 @@ class Sampler:
       closing=np.asarray(vocabulary.closing, np.int32),
       eos=np.asarray(vocabulary.eos or (-1,), np.int32),
     )
-    self._tables = sharding.put(tables, sharding.replicated(self._mesh))
+    self._allocate(tables, abstract)
+
+  def _allocate(self, tables: slot_state.Tables, abstract: bool) -> None:
+    """Slots that have never been used, and tables, on the devices."""
     fresh = functools.partial(
-      slot_state.fresh_slots, policy, control, slots, max_prompt, max_response
+      slot_state.fresh_slots,
+      self._policy,
+      self._control,
+      self.slots,
+      self.max_prompt,
+      self.max_response,
     )
-    shapes = jax.eval_shape(fresh)
+    with jax.set_mesh(self._mesh):  # Its backend decides how a cache lies.
+      shapes = jax.eval_shape(fresh)
     layout = sharding.params_sharding(
       self._mesh, shapes, slot_state.slot_axes(shapes)
     )
-    self._state = jax.jit(fresh, out_shardings=layout)()
+    whole = sharding.replicated(self._mesh)
+    if abstract:
+      everywhere = jax.tree.map(lambda _: whole, tables)
+      self._tables = sharding.describe(tables, everywhere)
+      self._state = sharding.describe(shapes, layout)
+      self._params = self.abstract_params()
+      return
+    self._tables = sharding.put(tables, whole)
+    with jax.set_mesh(self._mesh):
+      self._state = jax.jit(fresh, out_shardings=layout)()
+
+  def abstract_state(self) -> slot_state.Slots:
+    """The slots as shapes, dtypes and shardings."""
+    return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      self._state,
+    )
+
+  def abstract_params(self) -> types.Params:
+    """The decoding parameters likewise."""
+    policy = self._policy
+    params = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
+    return sharding.describe(params, self._params_layout(params))
+
+  def _params_layout(self, params):
+    axes = decoder.logical_axes(params)
+    return sharding.params_sharding(self._mesh, params, axes)
 
   def load(self, params: types.Params) -> None:
     """Takes new parameters, in the training layout and of any sharding."""
     # In the dtype of the computation there is less to move.
-    params = _decode_layout(params, policy=self._policy)
-    axes = decoder.logical_axes(params)
-    layout = sharding.params_sharding(self._mesh, params, axes)
-    self._params = sharding.put(params, layout)
+    params = decode_layout(params, policy=self._policy)
+    self._params = sharding.put(params, self._params_layout(params))
 
   def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:
     """Computes the cache of prompts.
@@ -258,38 +314,87 @@ class Sampler:
     self,
     samplings: Sequence[draw.Sampling],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    kinds: Collection[str] = (),
   ) -> int:
     """Compiles every program that sampling may need; changes no slot.
 
     Args:
       samplings: the ways in which tokens will be drawn.
       progress: called with the programs compiled so far and their number.
+      kinds: of programs; empty for all.
 
     Returns:
       The number of programs.
     """
-    jobs = []
+
+    def chosen():
+      jobs = self.programs(samplings)
+      return (job for job in jobs if not kinds or job.kind in kinds)
+
+    total = sum(1 for _ in chosen()) + 1
+    for done, job in enumerate(chosen()):
+      progress(done, total)
+      result = job.function(*job.arguments, **job.settings)
+      self._state = result[0] if isinstance(result, tuple) else result
+    self.fetch([])
+    progress(total, total)
+    return total
+
+  def programs(self, samplings: Sequence[draw.Sampling]) -> Iterator[Program]:
+    """Every program that changes the slots, those of a kind in growing sizes.
+
+    Args:
+      samplings: the ways in which tokens will be drawn.
+
+    Yields:
+      The programs, with padding as their own arguments: they change no slot.
+      Each gets the slots as they are when it is asked for.
+    """
+    mesh, policy, control = self._mesh, self._policy, self._control
     for height in self._prefill_rows:
       for width in self._prefill_tokens:
         rows, tokens, start = self._padding(height, (width,), ())
-        jobs.append(functools.partial(self._prefill, tokens, start, rows))
+        yield Program(
+          "prefill",
+          f"{height} x {width}",
+          slot_state.prefill,
+          (self._params, self._state, tokens, start, rows),
+          dict(policy=policy, live=self._length, mesh=mesh),
+        )
     for height in self._row_counts:
       rows, source, places = self._padding(height, (), (3,))
       keys = np.zeros((len(rows), 2), np.uint32)
       signal = np.tile(self._signal, (len(rows), 1))
-      jobs.append(functools.partial(self._fork, source, rows))
-      jobs.append(functools.partial(self._assign, rows, places, keys, signal))
-    jobs += [
-      functools.partial(self._decode, sampling, 0.0, live)
-      for sampling in dict.fromkeys(samplings)
-      for live in self._live
-    ]
-    jobs.append(functools.partial(self.fetch, []))
-    for done, job in enumerate(jobs):
-      progress(done, len(jobs))
-      job()
-    progress(len(jobs), len(jobs))
-    return len(jobs)
+      yield Program(
+        "fork",
+        str(height),
+        slot_state.fork,
+        (None, self._state, source, rows),
+        dict(mesh=mesh),
+      )
+      yield Program(
+        "assign",
+        str(height),
+        slot_state.assign,
+        (None, self._state, rows, places, keys, signal),
+        dict(control=control, mesh=mesh),
+      )
+    for sampling in dict.fromkeys(samplings):
+      for live in self._live:
+        knobs = np.zeros(2, np.int32), np.float32(0)
+        yield Program(
+          "decode",
+          f"{self.slots} x {live}",
+          slot_state.decode,
+          ((self._params, self._tables, *knobs), self._state),
+          dict(
+            policy=policy,
+            control=control,
+            sampling=sampling,
+            live=live,
+            mesh=mesh,
+          ),
+        )
 
   def fork(self, pairs: Sequence[tuple[int, int]]) -> None:
     """Copies cache rows from source to target slots, all at once.

@@ -151,7 +151,9 @@ def _over_slots(
   def decorate(function):
     def change(shared, slots, *arrays, mesh, **settings):
       local = sharding.over_rows(functools.partial(function, **settings), mesh)
-      result = local(shared, slots, *arrays)
+      # Kernels are chosen and split by the mesh around them.
+      with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        result = local(shared, slots, *arrays)
       slots, *rest = result if isinstance(result, tuple) else (result,)
       # In another layout they would need another program next time.
       layout = sharding.params_sharding(mesh, slots, slot_axes(slots))

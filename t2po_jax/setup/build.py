@@ -4,7 +4,7 @@ The only translation between config keys and plain arguments; `validate.py`
 has looked at them before.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import functools
 import hashlib
@@ -202,8 +202,8 @@ def actor(
       f"tokenizer of {config.model.source!r}: {text!r} decodes "
       f"as {tokens.decode(closing)!r}; the thinking intervention needs it exact"
     )
-  rollout = config.rollout
-  device = sampler.Sampler(
+  device = device_sampler(
+    config,
     which.policy,
     sampler.Vocabulary(
       token_bytes=tokens.token_bytes(),
@@ -211,6 +211,25 @@ def actor(
       closing=closing,
       stops=made.grammar.stops,
     ),
+    sampling_mesh(config),
+  )
+  pool = environment_pool(config, made)
+  return actors.Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+
+
+def device_sampler(
+  config: settings.Config,
+  policy: decoder.Policy,
+  vocabulary: sampler.Vocabulary,
+  where: jax.sharding.Mesh,
+  *,
+  abstract: bool = False,
+) -> sampler.Sampler:
+  """The device side of sampling; `abstract` allocates nothing."""
+  rollout = config.rollout
+  return sampler.Sampler(
+    policy,
+    vocabulary,
     control(config),
     slots=rollout.slots,
     max_prompt=rollout.max_prompt,
@@ -225,21 +244,27 @@ def actor(
       if rollout.one_size
       else rollout.live_tokens
     ),
-    mesh=sampling_mesh(config),
+    mesh=where,
+    abstract=abstract,
   )
-  pool = environment_pool(config, made)
-  return actors.Actor(made, pool, tokens, device, scheduler.Scheduler(device))
 
 
-def sampling_mesh(config: settings.Config) -> jax.sharding.Mesh:
-  """The mesh of the sampler: as many of this process's devices as can share.
+def sampling_mesh(
+  config: settings.Config, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
+  """The mesh of the sampler: as many of a process's devices as can share.
 
   Groups of `rollout.tensor` devices share the slots evenly.
+
+  Args:
+    config: the run's.
+    devices: of the process; by default of this one.
 
   Raises:
     ValueError: if the devices cannot be grouped.
   """
-  rollout, devices = config.rollout, jax.local_devices()
+  rollout = config.rollout
+  devices = jax.local_devices() if devices is None else list(devices)
   groups, rest = divmod(len(devices), rollout.tensor)
   if rest:
     raise ValueError(
@@ -366,10 +391,15 @@ def calibrators(config: settings.Config) -> Mapping[str, thresholds.Quantile]:
   )
 
 
-def mesh(config: settings.Config) -> jax.sharding.Mesh:
+def mesh(
+  config: settings.Config, devices: Sequence[jax.Device] | None = None
+) -> jax.sharding.Mesh:
   """The mesh of the update, over all devices."""
   return sharding.create_mesh(
-    data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+    data=config.mesh.data,
+    fsdp=config.mesh.fsdp,
+    tensor=config.mesh.tensor,
+    devices=devices,
   )
 
 
@@ -431,8 +461,10 @@ def objective(config: settings.Config) -> objectives.PolicyObjective:
   )
 
 
-def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
-  """The learner of the policy-gradient update."""
+def policy_learner(
+  config: settings.Config, which: Agent, where: jax.sharding.Mesh | None = None
+) -> learner.Learner:
+  """The learner of the policy-gradient update; by default on all devices."""
   critic = critic_optimizer = None
   if "values" in estimator(config).needs:
     critic = critics.Critic(which.policy, config.critic.kind)
@@ -442,7 +474,7 @@ def policy_learner(config: settings.Config, which: Agent) -> learner.Learner:
   return learner.Learner(
     which.policy,
     decoder.logical_axes(which.params),
-    mesh(config),
+    where or mesh(config),
     optimizer=_optimizer(config, config.optimizer.learning_rate),
     objective=objective(config),
     rows=config.train.micro_rows,

@@ -23,7 +23,7 @@ from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import learner as learners
 from t2po_jax.learning import networks
-from t2po_jax.models import decoder
+from t2po_jax.models import attention, decoder
 from t2po_jax.setup import build
 
 # Above this part of the limit the estimate is replaced by XLA's figure.
@@ -122,6 +122,10 @@ def plan(
   config: settings.Config,
   policy: decoder.Policy,
   learner: learners.Learner,
+  *,
+  sampling: jax.sharding.Mesh | None = None,
+  limit: int = 0,
+  exact: bool = True,
 ) -> Plan:
   """Adds up what a run will hold; allocates nothing.
 
@@ -129,25 +133,37 @@ def plan(
     config: the run's configuration.
     policy: the network.
     learner: the update's.
+    sampling: the sampler's mesh; by default of this process's devices.
+    limit: bytes of a device; 0 to ask it.
+    exact: whether to compile the update where the estimate is above `NEAR` of
+      the limit, and take XLA's figure.
 
   Returns:
-    The plan, with XLA's figure for the update where the estimate is above
-    `NEAR` of the limit.
+    The plan.
   """
   state, rollout = learner.abstract_state(), config.rollout
   compares = config.loss.kl != "off" or config.reward.kl != "off"
   params = device_bytes(state.params)
-  mesh = build.sampling_mesh(config)
+  mesh = sampling or build.sampling_mesh(config)
   decode = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
   decode_bytes = _shard_bytes(mesh, decode, decoder.logical_axes(decode))
-  cache = jax.eval_shape(
-    lambda: policy.init_cache(
-      rollout.slots, rollout.max_prompt + rollout.max_response
+  with jax.set_mesh(mesh):
+    cache = jax.eval_shape(
+      lambda: policy.init_cache(
+        rollout.slots, rollout.max_prompt + rollout.max_response
+      )
     )
-  )
   # New parameters of the sampler stand beside the old ones for a moment, and
   # merged adapters beside both.
   loading = decode_bytes + device_bytes(learner.abstract_base())
+  with jax.set_mesh(learner.mesh):  # Its backend decides the attention.
+    activations = activation_bytes(
+      policy,
+      build.adapters(config, policy),
+      rows=learner.rows // sharding.row_shards(learner.mesh),
+      length=config.train.row_tokens,
+      chunk=learner.chunk,
+    )
   parts = {
     "parameters": params + device_bytes(state.critic),
     "base parameters": device_bytes(learner.abstract_base()),
@@ -161,32 +177,26 @@ def plan(
     "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
     # Summed over micro-batches: those so far and those of one more.
     "gradients": 2 * (params + device_bytes(state.critic)),
-    "activations": activation_bytes(
-      policy,
-      build.adapters(config, policy),
-      rows=learner.rows // sharding.row_shards(learner.mesh),
-      length=config.train.row_tokens,
-      chunk=learner.chunk,
-    ),
+    "activations": activations,
     "sampling": max(_sampling_bytes(config, policy, mesh), loading),
   }
   if config.critic.kind == "separate" and state.critic is not None:
     parts["activations"] *= 2
-  device = learner.mesh.local_devices[0]
+  device = learner.mesh.devices.flat[0]
   shape = " x ".join(f"{n} {size}" for n, size in learner.mesh.shape.items())
   found = Plan(
     parts=parts,
-    limit=int(config.memory.limit * GB) or limit_bytes(device),
+    limit=limit or int(config.memory.limit * GB) or limit_bytes(device),
     devices=f"{device.device_kind}, mesh {shape}",
     overlap=rollout.ahead > 0,
   )
-  if not found.limit or found.total < NEAR * found.limit:
+  if not exact or not found.limit or found.total < NEAR * found.limit:
     return found
-  exact = learner.temporary_bytes(_batch_shape(config, learner.rows))
-  if exact is None:
+  measured = learner.temporary_bytes(batch_shape(config, learner.rows))
+  if measured is None:
     return found
   parts = {k: v for k, v in parts.items() if k not in UPDATE}
-  return dataclasses.replace(found, parts=parts | {"update (XLA)": exact})
+  return dataclasses.replace(found, parts=parts | {"update (XLA)": measured})
 
 
 def device_bytes(tree) -> int:
@@ -268,14 +278,16 @@ def _sampling_bytes(config, policy, mesh) -> int:
   rollout, shape = config.rollout, policy.config
   slots = rollout.slots // sharding.row_shards(mesh)
   length = rollout.max_prompt + rollout.max_response
-  part = jax.eval_shape(
-    lambda: policy.init_cache(min(rollout.prefill_rows, slots), length)
-  )
-  rows = part.keys[0].shape[0]
-  scores = rows * shape.heads * rollout.max_prompt * length * 4
-  wide = rows * rollout.max_prompt * shape.mlp_width * 4
+  rows = min(rollout.prefill_rows, slots)
+  tensor = mesh.shape["tensor"]
+  with jax.set_mesh(mesh):
+    part = jax.eval_shape(lambda: policy.init_cache(rows, length))
+    queries = attention.queries_at_once(rollout.max_prompt)
+  taken = _bytes(part) // (1 if shape.kv_heads % tensor else tensor)
+  scores = rows * shape.heads * queries * length * 4 // tensor
+  wide = rows * rollout.max_prompt * shape.mlp_width * 4 // tensor
   logits = slots * shape.vocab_size * 4
-  return max(2 * _bytes(part) + 3 * scores + 3 * wide, 4 * logits)
+  return max(2 * taken + 3 * scores + 3 * wide, 4 * logits)
 
 
 def _bytes(tree) -> int:
@@ -289,7 +301,7 @@ def _shard_bytes(mesh, tree, axes) -> int:
   return device_bytes(sharding.describe(tree, layout))
 
 
-def _batch_shape(config, rows) -> types.Batch:
+def batch_shape(config, rows) -> types.Batch:
   """Two micro-batches that only respond, as shapes."""
   height, length = 2 * rows, config.train.row_tokens
 

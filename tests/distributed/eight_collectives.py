@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from t2po_jax import types
-from t2po_jax.distributed import sharding
+from t2po_jax.distributed import collectives, sharding
 from t2po_jax.learning import learner, objectives, optimizers
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder
-from tests.distributed import collectives
 
 ROWS, T, R, CHUNK = 8, 48, 24, 8
 CONFIG = config_lib.ModelConfig(

@@ -95,7 +95,7 @@ class ArithmeticTest(chex.TestCase):
     config, policy, learner = make(model__remat=remat, train__row_tokens=256)
     parts = memory_plan.plan(config, policy, learner).parts
     estimate = sum(parts.get(name, 0) for name in memory_plan.UPDATE)
-    batch = memory_plan._batch_shape(config, learner.rows)
+    batch = memory_plan.batch_shape(config, learner.rows)
     exact = learner.temporary_bytes(batch)
     self.assertBetween(estimate, 0.6 * exact, 2.0 * exact)
 

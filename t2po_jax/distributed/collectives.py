@@ -21,7 +21,7 @@ KINDS = (
   "ragged-all-to-all",
   "collective-broadcast",
 )
-_BYTES = {
+BYTES = {
   "f32": 4,
   "s32": 4,
   "u32": 4,
@@ -29,12 +29,22 @@ _BYTES = {
   "f16": 2,
   "pred": 1,
   "f64": 8,
+  "s64": 8,
+  "u64": 8,
+  "s16": 2,
+  "u16": 2,
+  "s8": 1,
+  "u8": 1,
+  "f8e4m3fn": 1,
+  "f8e5m2": 1,
 }
+# Their start names what goes in and what comes out.
+_BOTH_ENDS = ("all-gather-start", "collective-permute-start")
 _OP = re.compile(
   r"= (?P<type>.*?) (?P<kind>" + "|".join(KINDS) + r")(?:-start)?\("
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _IOTA = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _NAMED = re.compile(
   r"replica_groups=mesh\[(.*?)\](?:, device_ids=\((.*?\]\S*?)\))? \{(.*?)\}"
@@ -51,7 +61,7 @@ class Collective:
     axes: the mesh axes it runs over.
     shapes: of the result, one per array.
     size: bytes of the result, of all its arrays.
-    times: how often it runs per call; 0 if the program does not say.
+    times: how often it runs per call; see `read` for loops of unknown length.
     source: where it comes from, as the program's metadata tells.
   """
 
@@ -63,12 +73,13 @@ class Collective:
   source: str
 
 
-def read(text: str, mesh) -> list[Collective]:
+def read(text: str, mesh, *, unknown: int = 0) -> list[Collective]:
   """All collectives of a compiled program.
 
   Args:
     text: of the program, `compiled.as_text()`.
     mesh: on which it runs.
+    unknown: turns of a loop whose length the program does not say.
 
   Returns:
     One entry per line of the text.
@@ -76,7 +87,7 @@ def read(text: str, mesh) -> list[Collective]:
   Raises:
     ValueError: if groups of devices are written in an unknown way.
   """
-  bodies = _computations(text)
+  bodies = computations(text)
   times = collections.Counter()
 
   def visit(name, factor):
@@ -84,8 +95,8 @@ def read(text: str, mesh) -> list[Collective]:
     for line in bodies[name]:
       inner = factor
       if " while(" in line:
-        trips = _TRIPS.search(line)
-        inner *= int(trips.group(1)) if trips else 0
+        trips = TRIPS.search(line)
+        inner *= int(trips.group(1)) if trips else unknown
       for called in _CALLED.findall(line):
         if called in bodies:
           visit(called, inner)
@@ -99,8 +110,16 @@ def read(text: str, mesh) -> list[Collective]:
   return found
 
 
-def _computations(text):
-  """Name -> lines of each computation; the entry is `ENTRY`."""
+def kernels(text: str) -> tuple[str, ...]:
+  """Names of the Pallas kernels of a compiled program, each once."""
+  names = re.findall(
+    r'%([\w-]+)[\d.]* = [^\n]*custom_call_target="tpu_custom_call"', text
+  )
+  return tuple(dict.fromkeys(names))
+
+
+def computations(text: str) -> dict[str, list[str]]:
+  """Name -> lines of each computation of a program; its entry is `ENTRY`."""
   bodies, name = {}, None
   for line in text.splitlines():
     head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
@@ -117,12 +136,14 @@ def _collective(line, match, times, mesh):
     (kind, tuple(int(n) for n in sizes.split(",") if n))
     for kind, sizes in _ARRAY.findall(match["type"])
   ]
+  if any(f" {start}(" in line for start in _BOTH_ENDS):
+    arrays = [max(arrays, key=lambda a: BYTES.get(a[0], 0) * math.prod(a[1]))]
   source = re.search(r'op_name="([^"]*)"', line)
   return Collective(
     kind=match["kind"],
     axes=_axes(line, mesh),
     shapes=tuple(shape for _, shape in arrays),
-    size=sum(_BYTES[kind] * math.prod(shape) for kind, shape in arrays),
+    size=sum(BYTES.get(kind, 4) * math.prod(shape) for kind, shape in arrays),
     times=times,
     source=source.group(1) if source else "",
   )
@@ -150,8 +171,8 @@ def _named_group(sizes, order, used):
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", sizes)}
   used = re.findall(r"'(\w+)'", used)
   ids = np.arange(math.prod(sizes.values()))
-  if order:
-    ids = _ordered(*_IOTA.fullmatch(order).groups())
+  if order and (named := _IOTA.fullmatch(order)):
+    ids = _ordered(*named.groups())
   ids = ids.reshape(list(sizes.values()))
   place = tuple(slice(None) if name in used else 0 for name in sizes)
   return ids[place].ravel().tolist()

@@ -1,0 +1,176 @@
+"""What accelerators can do at most, and what a program asks of them.
+
+Peaks are the vendors' own, per chip: dense bfloat16, memory, and what goes out
+over all its links at once. Times from them are bounds; no program reaches them.
+Sources: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e"
+(cloud.google.com/tpu/docs/v4 and so on); NVIDIA's data sheets "H100 Tensor Core
+GPU" and "H200 Tensor Core GPU" (SXM, without sparsity).
+"""
+
+from collections.abc import Iterable, Iterator
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.extend import core
+
+from t2po_jax.distributed import collectives
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """One accelerator, as JAX's device sees it.
+
+  Attributes:
+    name: in the names of topologies.
+    kind: begins the device's `device_kind`.
+    memory: bytes.
+    bandwidth: of the memory, bytes per second.
+    flops: bfloat16 operations per second.
+    interconnect: bytes per second that leave it, all links together.
+    host: chips of one host, as bounds of a grid; empty for GPUs.
+  """
+
+  name: str
+  kind: str
+  memory: float
+  bandwidth: float
+  flops: float
+  interconnect: float
+  host: tuple[int, ...] = ()
+
+
+# A v4 chip is two devices, of which each has half of everything.
+CHIPS = (
+  Chip("v4", "TPU v4", 16 * GIB, 614e9, 137.5e12, 150e9, (2, 2, 1)),
+  Chip("v5e", "TPU v5 lite", 16 * GIB, 819e9, 197e12, 200e9, (2, 2, 1)),
+  Chip("v5p", "TPU v5", 95 * GIB, 2765e9, 459e12, 600e9, (2, 2, 1)),
+  Chip("v6e", "TPU v6 lite", 32 * GIB, 1640e9, 918e12, 400e9, (2, 2, 1)),
+  Chip("H100", "NVIDIA H100", 80e9, 3350e9, 989e12, 450e9),
+  Chip("H200", "NVIDIA H200", 141e9, 4800e9, 989e12, 450e9),
+)
+# What XLA's compiler for TPUs keeps for itself of a chip's memory.
+RESERVED = GIB // 4
+
+
+def of_device(device: jax.Device) -> Chip | None:
+  """The chip of a device; None for one that is not in the table."""
+  kind = device.device_kind.lower()
+  known = sorted(CHIPS, key=lambda chip: -len(chip.kind))
+  return next((c for c in known if kind.startswith(c.kind.lower())), None)
+
+
+def count_flops(jaxpr: core.Jaxpr) -> float:
+  """Operations of all matrix products of a traced function, on all devices.
+
+  A loop without a known length counts once, of branches the costliest. A kernel
+  counts what it says it costs, or its body for each point of its grid.
+
+  Args:
+    jaxpr: of the function, before partitioning.
+
+  Returns:
+    Multiplications and additions.
+  """
+  return sum(map(_equation_flops, jaxpr.eqns))
+
+
+def _equation_flops(equation) -> float:
+  params, name = equation.params, equation.primitive.name
+  if name == "dot_general":
+    (contracted, _), _ = params["dimension_numbers"]
+    left = equation.invars[0].aval.shape
+    depth = math.prod(left[axis] for axis in contracted)
+    return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+  if name == "cond":
+    return max(count_flops(branch.jaxpr) for branch in params["branches"])
+  inner = sum(map(count_flops, _inner(params)))
+  if name == "scan":
+    return params["length"] * inner
+  if name == "shard_map":
+    # Its name has changed between releases of JAX.
+    manual = params.get("newly_manual_axes") or params.get("manual_axes", ())
+    return math.prod(params["mesh"].shape[axis] for axis in manual) * inner
+  if name == "pallas_call":
+    cost = params.get("cost_estimate")
+    if cost is not None:
+      return float(cost.flops)
+    return math.prod(params["grid_mapping"].grid) * inner
+  return inner
+
+
+def _inner(params) -> Iterator[core.Jaxpr]:
+  """The functions that an equation calls."""
+  for value in params.values():
+    for item in value if isinstance(value, tuple | list) else (value,):
+      item = getattr(item, "jaxpr", item)
+      if hasattr(item, "eqns"):
+        yield item
+
+
+def sent_bytes(found: collectives.Collective, mesh: Any) -> float:
+  """Bytes that leave each device for a collective, on a ring.
+
+  Args:
+    found: the collective.
+    mesh: on which it runs.
+
+  Returns:
+    Bytes of one call of the program.
+  """
+  size = math.prod(mesh.shape[axis] for axis in found.axes)
+  if size == 1:
+    return 0.0
+  share = (size - 1) / size
+  factor = {"all-reduce": 2 * share, "reduce-scatter": size - 1}
+  return found.times * found.size * factor.get(found.kind, share)
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """The least seconds of a program on a chip, by what takes them.
+
+  Attributes:
+    compute: matrix products.
+    memory: what it reads and writes there.
+    exchange: what goes to other devices.
+  """
+
+  compute: float
+  memory: float
+  exchange: float
+
+  @property
+  def seconds(self) -> float:
+    """The largest: all three may go on at the same time."""
+    return max(self.compute, self.memory, self.exchange)
+
+  @property
+  def by(self) -> str:
+    """What bounds the program."""
+    parts = dataclasses.asdict(self)
+    return max(parts, key=parts.__getitem__)
+
+
+def bound(
+  chip: Chip, *, flops: float, read: float, sent: Iterable[float]
+) -> Bound:
+  """The bound of a program.
+
+  Args:
+    chip: where it runs.
+    flops: on one device.
+    read: bytes that its memory reads and writes.
+    sent: bytes that leave a device.
+
+  Returns:
+    The bound.
+  """
+  return Bound(
+    compute=flops / chip.flops,
+    memory=read / chip.bandwidth,
+    exchange=sum(sent) / chip.interconnect,
+  )
