@@ -5,4 +5,4 @@ turns what happened into a better policy; `training/loop.py` alternates the two.
 The method is T2PO (arXiv 2605.02178).
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
