@@ -2,9 +2,9 @@
 
   python experiments/main.py --config=configs/gymnasium.py
 
-trains a small model from scratch; needs the extra `gymnasium`. Another
-environment: `--config.env.id=MyTextGame-v0`, or give `env.describe`, a function
-that puts its observations into words.
+trains a small model from scratch (not yet run to the end); needs the extra
+`gymnasium`. Another environment: `--config.env.id=MyTextGame-v0`, or give
+`env.describe`, a function that puts its observations into words.
 """
 
 from t2po_jax.configs import base, environment, textarena
