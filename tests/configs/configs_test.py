@@ -7,7 +7,16 @@ from absl.testing import absltest, parameterized
 from t2po_jax.configs import algorithms, base, searchqa
 from t2po_jax.setup import build, validate
 
-TASKS = ("smoke", "searchqa", "webshop", "alfworld", "gridworld")
+TASKS = (
+  "smoke",
+  "searchqa",
+  "webshop",
+  "alfworld",
+  "gridworld",
+  "sokoban",
+  "textarena",
+  "gymnasium",
+)
 
 
 def all_presets():
