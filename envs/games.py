@@ -38,7 +38,11 @@ class Move:
 class Scripted:
   """An expert made of a function that names the next action."""
 
-  def __init__(self, choose: Callable[[], Any], grammar: prompts.Grammar):
+  def __init__(
+    self,
+    choose: Callable[[], str | tuple[str, str]],
+    grammar: prompts.Grammar,
+  ):
     """Takes the function.
 
     Args:

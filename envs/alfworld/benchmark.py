@@ -14,7 +14,7 @@ otherwise nothing happens and the turn counts.
 
 import random
 import re
-from typing import Any
+from typing import Protocol
 
 from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.alfworld import (
@@ -28,7 +28,23 @@ from t2po_jax.envs.alfworld import (
 from t2po_jax.envs.alfworld import settings as settings_lib
 from t2po_jax.envs.alfworld.wordings import compact, full, reference
 
-_WORDINGS = {"compact": compact, "full": full, "reference": full}
+
+class Wording(expert.Wording, Protocol):
+  """How the benchmark is worded; its modules implement it."""
+
+  NO_ACTION: str
+  CLOSING: str
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The prompt of a turn."""
+    ...
+
+
+_WORDINGS: dict[str, Wording] = {
+  "compact": compact,
+  "full": full,
+  "reference": full,
+}
 _SCENE_COUNTS = {"train": 2000, "valid": 60, "test": 120}
 # Parsed games that are kept; a large one takes about 100 kB.
 _BOARDS = 128
@@ -189,7 +205,7 @@ class HouseEnv:
 
   def __init__(self, benchmark: ALFWorld):
     self._benchmark = benchmark
-    self._engine: Any = None  # A twin, or the original, once it plays.
+    self._engine: engine.Twin | original.Original | None = None
     self._shadow: engine.Twin | None = None
     self._task_id = ""
     self._task = ""
@@ -197,6 +213,17 @@ class HouseEnv:
     self._done = True
     self.admissible: tuple[str, ...] = ()
     self.trace: list[str] = []
+
+  @property
+  def _running(self) -> engine.Twin | original.Original:
+    """The engine of the running episode.
+
+    Raises:
+      RuntimeError: if there is none.
+    """
+    if self._engine is None:
+      raise RuntimeError("alfworld: no episode is running; call reset first")
+    return self._engine
 
   def reset(self, task_id: str) -> base.Observation:
     """Starts the episode of a task; see `envs.base.Env.reset`."""
@@ -229,7 +256,7 @@ class HouseEnv:
 
   def _observe(self, text: str) -> base.Observation:
     self.admissible = tuple(
-      command for command in self._engine.admissible if command != "help"
+      command for command in self._running.admissible if command != "help"
     )
     return base.Observation(self._task, text, self.admissible)
 
@@ -247,7 +274,7 @@ class HouseEnv:
     elif not command:
       text = benchmark.wording.NO_ACTION
     self._turn += 1
-    success = self._engine.won
+    success = self._running.won
     self._done = success or self._turn == benchmark.max_turns
     return base.StepResult(
       observation=self._observe(text),
@@ -275,10 +302,11 @@ class HouseEnv:
     return command
 
   def _execute(self, command: str) -> str:
+    running = self._running
     try:
-      text = self._engine.step(command)
+      text = running.step(command)
     except Exception as error:
-      if isinstance(self._engine, engine.Twin):
+      if isinstance(running, engine.Twin):
         raise
       self._done, self._engine = True, None
       raise base.EnvError(

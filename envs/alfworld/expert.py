@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import dataclasses
 import random
 import re
-from typing import Any, Protocol
+from typing import Protocol
 
 from t2po_jax.envs.alfworld import engine, problem
 
@@ -265,15 +265,15 @@ class Episode(Protocol):
   """What the agent sees of a running episode.
 
   Attributes:
-    admissible: the possible commands.
     trace: the commands executed so far.
   """
 
-  @property
-  def admissible(self) -> Sequence[str]: ...
+  trace: list[str]
 
   @property
-  def trace(self) -> list[str]: ...
+  def admissible(self) -> Sequence[str]:
+    """The possible commands."""
+    ...
 
 
 class ScriptedExpert:
@@ -283,7 +283,7 @@ class ScriptedExpert:
     self,
     episode: Episode,
     decider: Decider,
-    wording: Any,
+    wording: Wording,
     *,
     hesitation: float,
     doubt: float,

@@ -10,7 +10,6 @@ retrieved text.
 
 from collections.abc import Mapping
 import pathlib
-from typing import Any
 
 from t2po_jax.envs import base, prompts, templates
 from t2po_jax.envs.searchqa import (
@@ -71,21 +70,22 @@ class SearchQA:
     self.wording = _WORDINGS[chosen]
     self.grammar = settings.adapt(self.grammar)
     self._template = templates.choose(chosen, settings.prompt_file, reference)
-    self.world: Any = None  # The embedded world, or None with real data.
+    self.world: world_lib.World | None = None
     self.questions: dict[str, world_lib.Question] = {}
     self.passages: list[retrieval.Passage] = []
     if real:
       splits = self._load()
     else:
-      self.world = world_lib.build(
+      world = world_lib.build(
         settings.seed,
         people=settings.people,
         places=settings.places,
         works=settings.works,
         regions=settings.regions,
       )
-      splits = self._ask_world()
-      self.passages = self._describe_world()
+      self.world = world
+      splits = self._ask_world(world)
+      self.passages = self._describe_world(world)
     if settings.categories:
       splits = _keep_categories(splits, settings.categories)
     self.tasks = {
@@ -129,7 +129,7 @@ class SearchQA:
     real = self.world is None
     return retrieval.BM25(self.passages, cache_dir=cache if real else None)
 
-  def _ask_world(self) -> dict[str, list[data.Task]]:
+  def _ask_world(self, world: world_lib.World) -> dict[str, list[data.Task]]:
     """The embedded tasks; remembers the chain of each."""
     sizes = {
       "train": self.settings.train_tasks,
@@ -137,9 +137,7 @@ class SearchQA:
       "test": self.settings.test_tasks,
     }
     splits: dict[str, list[data.Task]] = {}
-    drawn = world_lib.draw_splits(
-      self.world, sizes, _parse_hops(self.settings.hops)
-    )
+    drawn = world_lib.draw_splits(world, sizes, _parse_hops(self.settings.hops))
     for name, questions in drawn.items():
       splits[name] = []
       for question in questions:
@@ -154,7 +152,7 @@ class SearchQA:
         )
     return splits
 
-  def _describe_world(self) -> list[retrieval.Passage]:
+  def _describe_world(self, world: world_lib.World) -> list[retrieval.Passage]:
     """One passage per entity, named like it."""
     return [
       retrieval.Passage(
@@ -165,7 +163,7 @@ class SearchQA:
           for relation, value in facts.items()
         ),
       )
-      for entity, facts in self.world.facts.items()
+      for entity, facts in world.facts.items()
     ]
 
   def env(self) -> "SearchEnv":
@@ -275,13 +273,15 @@ def _load_splits(
   folder: pathlib.Path | None, tfds: str, eval_split: str, valid_tasks: int
 ) -> dict[str, list[data.Task]]:
   """The questions of real data."""
-  if not tfds and folder is not None:
-    return data.load_splits(folder, valid_tasks)
-  return data.draw_splits(
-    data.load_tfds(tfds, "train"),
-    data.load_tfds(tfds, eval_split),
-    valid_tasks,
-  )
+  if tfds:
+    return data.draw_splits(
+      data.load_tfds(tfds, "train"),
+      data.load_tfds(tfds, eval_split),
+      valid_tasks,
+    )
+  if folder is None:
+    raise ValueError("env.data_dir: found none, expected a folder of questions")
+  return data.load_splits(folder, valid_tasks)
 
 
 class SearchEnv:
@@ -289,11 +289,22 @@ class SearchEnv:
 
   def __init__(self, benchmark: SearchQA):
     self._benchmark = benchmark
-    self._task: Any = None  # A task, once one was begun.
+    self._current: data.Task | None = None
     self._shown: list[str] = []
     self._passages: list[retrieval.Passage] = []
     self._turn = 0
     self._done = True
+
+  @property
+  def _task(self) -> data.Task:
+    """The task of the episode.
+
+    Raises:
+      RuntimeError: before the first one.
+    """
+    if self._current is None:
+      raise RuntimeError("searchqa: no episode is running; call reset first")
+    return self._current
 
   def reset(self, task_id: str) -> base.Observation:
     """Starts the episode of a question.
@@ -304,11 +315,11 @@ class SearchEnv:
     tasks = self._benchmark.tasks
     if task_id not in tasks:
       raise KeyError(f"searchqa: unknown task {task_id!r}")
-    self._task = tasks[task_id]
+    task = self._current = tasks[task_id]
     # New lists, because an expert of the last episode may hold the old ones.
     self._shown, self._passages = [], []
     self._turn, self._done = 0, False
-    return base.Observation(self._task.text, self._task.text)
+    return base.Observation(task.text, task.text)
 
   def step(self, response: str) -> base.StepResult:
     """Searches, or judges an answer.

@@ -79,7 +79,7 @@ class Retriever(Protocol):
 _local = threading.local()
 
 
-def _stemmer():
+def _stemmer() -> Any:
   """This thread's English stemmer, or None without PyStemmer."""
   if not hasattr(_local, "stemmer"):
     try:
@@ -94,13 +94,14 @@ def _stemmer():
 
 def tokenize(texts: Sequence[str]) -> list[list[str]]:
   """Lower-case word stems without English stop words, per text."""
-  return sparse.bm25s.tokenize(
+  words: Any = sparse.bm25s.tokenize(
     list(texts),
     stopwords="english",
     stemmer=_stemmer(),
     return_ids=False,
     show_progress=False,
   )
+  return words
 
 
 def _name_index(contents: Sequence[str]) -> str:

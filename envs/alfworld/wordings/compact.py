@@ -11,10 +11,10 @@ import re
 
 from t2po_jax.envs import prompts
 
-NO_ACTION = "No action found."
-AGAIN = "again"
-SEPARATOR = ""
-CLOSING = "</think><action>"
+NO_ACTION: str = "No action found."
+AGAIN: str = "again"
+SEPARATOR: str = ""
+CLOSING: str = "</think><action>"
 
 _FILLER = frozenset(
   (

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from t2po_jax.envs import prompts
 
-NO_ACTION = (
+NO_ACTION: str = (
   "Your response held no action. After your thoughts write exactly one "
   "<action>...</action>."
 )
-AGAIN = "Let me go through this again."
-SEPARATOR = "\n"
-CLOSING = "</think>\n<action>"
+AGAIN: str = "Let me go through this again."
+SEPARATOR: str = "\n"
+CLOSING: str = "</think>\n<action>"
 
 _REASONS = {
   "find": "I still have to find a {thing}.",
