@@ -7,13 +7,17 @@ episodes and the optimizer stay the task's.
 """
 
 from collections.abc import Callable, Mapping
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ml_collections import config_dict
 
 from t2po_jax.learning import estimators, policy_losses
 
-ConfigDict: TypeAlias = config_dict.ConfigDict
+if TYPE_CHECKING:
+  # Its attributes are known when it runs, not before.
+  ConfigDict: TypeAlias = Any
+else:
+  ConfigDict = config_dict.ConfigDict
 
 
 def _estimate(c: ConfigDict, name: str) -> None:

@@ -15,7 +15,7 @@ The file is long because every key stands here with all that is known of it.
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ml_collections import config_dict
 
@@ -35,7 +35,11 @@ from t2po_jax.learning.estimators import modulation
 from t2po_jax.models import critic, decoder
 from t2po_jax.rollout import collect, penalties
 
-ConfigDict: TypeAlias = config_dict.ConfigDict
+if TYPE_CHECKING:
+  # Its attributes are known when it runs, not before.
+  ConfigDict: TypeAlias = Any
+else:
+  ConfigDict = config_dict.ConfigDict
 key = keys.key
 
 _KL = ("off", *losses.KL_KINDS)
@@ -634,7 +638,7 @@ class Config:
 
 def get_config() -> ConfigDict:
   """All keys with defaults that train a tiny model on a CPU."""
-  return ConfigDict(to_dict(Config()))
+  return config_dict.ConfigDict(to_dict(Config()))
 
 
 def to_dict(config: Any) -> dict[str, Any]:

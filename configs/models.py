@@ -1,12 +1,16 @@
 """What a language model brings to any task, shared by the tasks' presets."""
 
-from typing import TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ml_collections import config_dict
 
 from t2po_jax.configs import algorithms
 
-ConfigDict: TypeAlias = config_dict.ConfigDict
+if TYPE_CHECKING:
+  # Its attributes are known when it runs, not before.
+  ConfigDict: TypeAlias = Any
+else:
+  ConfigDict = config_dict.ConfigDict
 
 
 def smollm2(c: ConfigDict) -> None:

@@ -9,7 +9,7 @@ tabular policy needed about 0.8 for resampling to pay (docs/study.md).
 
   python experiments/mechanism.py runs/gigpo --update=0 --kind=eval
 
-With `--env=CONFIG`, the configuration of the runs, it plays every resampled
+With `--replay=CONFIG`, the configuration of the runs, it plays every resampled
 turn again in the environment, once with the response that stood and once with
 the first that was discarded, and counts which of the two led further.
 
@@ -43,8 +43,8 @@ _KIND = flags.DEFINE_enum(
 _BINS = flags.DEFINE_integer(
   "bins", 8, "Parts of a thought in the curve of M.", lower_bound=1
 )
-_ENV = config_flags.DEFINE_config_file(
-  "env", lock_config=True, help_string="Plays resampled turns again."
+_REPLAY = config_flags.DEFINE_config_file(
+  "replay", lock_config=True, help_string="Plays resampled turns again."
 )
 _OUT = flags.DEFINE_string("out", None, "JSON file to write.")
 
@@ -266,8 +266,8 @@ def main(argv: list[str]) -> None:
   if len(argv) < 2:
     sys.exit("error: name the folder of a run")
   record, benchmark = {}, None
-  if _ENV.value is not None:
-    benchmark = build.benchmark(settings.read(_ENV.value))
+  if _REPLAY.value is not None:
+    benchmark = build.benchmark(settings.read(_REPLAY.value))
   for argument in argv[1:]:
     try:
       trajectories = load(

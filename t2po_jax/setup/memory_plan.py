@@ -182,7 +182,8 @@ def plan(
   }
   if config.critic.kind == "separate" and state.critic is not None:
     parts["activations"] *= 2
-  device = learner.mesh.devices.flat[0]
+  # Of devices that are only described none is local.
+  device = (learner.mesh.local_devices or list(learner.mesh.devices.flat))[0]
   shape = " x ".join(f"{n} {size}" for n, size in learner.mesh.shape.items())
   found = Plan(
     parts=parts,

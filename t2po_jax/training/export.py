@@ -17,6 +17,7 @@ from typing import Any
 
 from etils import epath
 import jax
+from ml_collections import config_dict
 import numpy as np
 
 from t2po_jax import types
@@ -127,7 +128,7 @@ def load_config(workdir: pathlib.Path) -> settings.Config:
       place = place.setdefault(section, {})
     place[name] = value
   config = settings.get_config()
-  config.env = settings.ConfigDict(nested.pop("env"))
+  config.env = config_dict.ConfigDict(nested.pop("env"))
   config.update(nested)
   return settings.read(config)
 

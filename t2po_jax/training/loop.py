@@ -138,7 +138,7 @@ class Run:
     benchmark = build.benchmark(self.config)
     return benchmark, build.agent(self.config, benchmark)
 
-  def _restore(self, step: int) -> types.TrainState:
+  def _restore(self, step: int | None) -> types.TrainState:
     """The state of a checkpoint; sets the loop's position to its own."""
     state, position = self.checkpoints.restore(
       self.learner.abstract_state(), step=step
@@ -166,13 +166,10 @@ class Run:
       self.learner.abstract_state().params, step=self._best_step()
     )
 
-  def _best_step(self) -> int:
+  def _best_step(self) -> int | None:
     """The checkpoint that was measured best; the newest if none was."""
     best = self.checkpoints.best()
-    step = self.checkpoints.latest() if best is None else best
-    if step is None:
-      raise ValueError(f"{self.checkpoints.directory} holds no checkpoint")
-    return step
+    return self.checkpoints.latest() if best is None else best
 
   def _check_first_prompt(self) -> None:
     """Refuses a prompt length that the split's first task does not fit."""

@@ -158,7 +158,7 @@ class DetectTest(absltest.TestCase):
     out = place / "found.json"
     command = [sys.executable, str(SCRIPT), str(place / "run"), "--bins=1"]
     found = subprocess.run(
-      [*command, "--update=5", f"--out={out}", f"--env={SMOKE}"],
+      [*command, "--update=5", f"--out={out}", f"--replay={SMOKE}"],
       capture_output=True,
       text=True,
     )

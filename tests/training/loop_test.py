@@ -12,7 +12,6 @@ from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 
-from t2po_jax.configs import base as base_config
 from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.models import weights
@@ -248,9 +247,9 @@ class AdaptersTest(absltest.TestCase):
 
 class FingerprintTest(absltest.TestCase):
   def test_depends_on_every_value_and_not_on_order(self):
-    one = base_config.ConfigDict({"a": 1, "b": {"c": 2}})
-    same = base_config.ConfigDict({"b": {"c": 2}, "a": 1})
-    other = base_config.ConfigDict({"a": 1, "b": {"c": 3}})
+    one = {"a": 1, "b": {"c": 2}}
+    same = {"b": {"c": 2}, "a": 1}
+    other = {"a": 1, "b": {"c": 3}}
     self.assertEqual(build.fingerprint(one), build.fingerprint(same))
     self.assertNotEqual(build.fingerprint(one), build.fingerprint(other))
 
