@@ -36,7 +36,7 @@ _CATALOGUE = flags.DEFINE_string(
 _COPIES = flags.DEFINE_integer("copies", 1, "Repetitions of a real catalogue.")
 _STORAGE = flags.DEFINE_string("storage", "auto", "`memory`, `disk`, `auto`.")
 _WORDING = flags.DEFINE_string("wording", "full", "`full` or `compact`.")
-_EPISODES = flags.DEFINE_integer("episodes", 200, "Episodes per round.")
+_EPISODES = flags.DEFINE_integer("round_episodes", 200, "Episodes per round.")
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median is reported.")
 _WORKERS = flags.DEFINE_integer("workers", 0, "Processes that share a shop.")
 
