@@ -45,10 +45,10 @@ class Chip:
 
 # A v4 chip is two devices, of which each has half of everything.
 CHIPS = (
-  Chip("v4", "TPU v4", 16 * GIB, 614e9, 137.5e12, 150e9, (2, 2, 1)),
+  Chip("v4", "TPU v4", 16 * GIB, 600e9, 137.5e12, 150e9, (2, 2, 1)),
   Chip("v5e", "TPU v5 lite", 16 * GIB, 819e9, 197e12, 200e9, (2, 2, 1)),
   Chip("v5p", "TPU v5", 95 * GIB, 2765e9, 459e12, 600e9, (2, 2, 1)),
-  Chip("v6e", "TPU v6 lite", 32 * GIB, 1640e9, 918e12, 400e9, (2, 2, 1)),
+  Chip("v6e", "TPU v6 lite", 32 * GIB, 1638e9, 918e12, 400e9, (2, 2, 1)),
   Chip("H100", "NVIDIA H100", 80e9, 3350e9, 989e12, 450e9),
   Chip("H200", "NVIDIA H200", 141e9, 4800e9, 989e12, 450e9),
 )

@@ -1,0 +1,147 @@
+"""Which grouping of observations GiGPO should use on real Search QA.
+
+  python experiments/benchmarks/anchors.py --data_dir=DIR
+
+GiGPO compares turns that start from similar observations: those whose `difflib`
+ratio reaches `advantage.similarity`. The reference code leaves difflib's
+shortcut for texts of 200 characters and more on (`advantage.autojunk`). Here
+every question of `DIR/eval.jsonl` is searched with `--queries` queries, the
+question itself and the question without a few random words, as episodes of one
+task group would search it. Two observations belong together if they show the
+same passages but for at most one. The table tells, per threshold, how many
+pairs each grouping joins, the precision and recall of the joined pairs, and the
+seconds that it takes.
+"""
+
+from collections.abc import Sequence
+import itertools
+import json
+import pathlib
+import random
+import time
+
+from absl import app, flags
+import numpy as np
+
+from t2po_jax.envs.searchqa import benchmark
+from t2po_jax.learning.estimators import anchored
+
+
+def define_flags() -> None:
+  """Defines the command line."""
+  flags.DEFINE_string("data_dir", None, "Folder of eval.jsonl and the corpus.")
+  flags.DEFINE_integer("queries", 8, "Queries per question.", lower_bound=2)
+  flags.DEFINE_integer("questions", 200, "Questions at most.", lower_bound=1)
+  flags.DEFINE_integer("topk", 3, "Passages per search.", lower_bound=1)
+  flags.DEFINE_list("thresholds", ["0.7", "0.8", "0.9"], "Similarities.")
+  flags.DEFINE_string("anchors_json", "", "File for the numbers.")
+
+
+def shorten(question: str, draw: random.Random) -> str:
+  """A question without one to three of its words, at least one word long."""
+  words = question.split()
+  kept = max(1, len(words) - draw.randint(1, 3))
+  return " ".join(
+    words[i] for i in sorted(draw.sample(range(len(words)), kept))
+  )
+
+
+def observe(
+  suite: benchmark.SearchQA, question: str, queries: int, seed: int
+) -> tuple[list[str], list[frozenset[str]]]:
+  """What the searches of one task group show.
+
+  Args:
+    suite: searches and words its results.
+    question: the task.
+    queries: how many.
+    seed: of the words left out.
+
+  Returns:
+    The observations, and the passages in each.
+  """
+  draw = random.Random(seed)
+  asked = [question] + [shorten(question, draw) for _ in range(queries - 1)]
+  found = suite.retriever.search(asked, suite.settings.topk)
+  passages = [[passage for passage, _ in results] for results in found]
+  texts = [suite.wording.show(shown) for shown in passages]
+  return texts, [frozenset(p.id for p in shown) for shown in passages]
+
+
+def score(
+  groups: Sequence[tuple[list[str], list[frozenset[str]]]],
+  similarity: float,
+  autojunk: bool,
+) -> dict[str, float]:
+  """Precision and recall of the pairs that a grouping joins.
+
+  Args:
+    groups: observations and passages per question.
+    similarity: least ratio.
+    autojunk: difflib's shortcut.
+
+  Returns:
+    Numbers by name; shares of all pairs, or of the joined or true ones.
+  """
+  joined, true, both, pairs = 0, 0, 0, 0
+  begin = time.perf_counter()
+  for texts, shown in groups:
+    labels = anchored.cluster_anchors(
+      texts, similarity=similarity, autojunk=autojunk
+    )
+    for a, b in itertools.combinations(range(len(texts)), 2):
+      together = bool(labels[a] == labels[b])
+      same = len(shown[a] & shown[b]) >= max(len(shown[a]), len(shown[b])) - 1
+      pairs, joined, true = pairs + 1, joined + together, true + same
+      both += together and same
+  return {
+    "similarity": similarity,
+    "autojunk": float(autojunk),
+    "joined": joined / pairs,
+    "true": true / pairs,
+    "precision": both / joined if joined else float("nan"),
+    "recall": both / true if true else float("nan"),
+    "seconds": time.perf_counter() - begin,
+  }
+
+
+def main(argv: Sequence[str]) -> None:
+  """Prints the table."""
+  del argv
+  given = flags.FLAGS
+  settings = benchmark.SearchQA.Settings(
+    data_dir=given.data_dir, topk=given.topk
+  )
+  suite = benchmark.SearchQA(settings)
+  tasks = [t for split in ("valid", "test") for t in suite.splits[split]]
+  groups = [
+    observe(suite, suite.tasks[task].text, given.queries, seed)
+    for seed, task in enumerate(tasks[: given.questions])
+  ]
+  lengths = [len(text) for texts, _ in groups for text in texts]
+  print(f"{len(groups)} questions, median {np.median(lengths):.0f} characters")
+  print("similarity  autojunk  joined  true  precision  recall  seconds")
+  rows = []
+  for threshold in given.thresholds:
+    for autojunk in (False, True):
+      row = score(groups, float(threshold), autojunk)
+      rows.append(row)
+      print(
+        f"{row['similarity']:10.2f}  {autojunk!s:8}  {row['joined']:6.3f}  "
+        f"{row['true']:.3f}  {row['precision']:9.3f}  {row['recall']:6.3f}  "
+        f"{row['seconds']:7.1f}",
+        flush=True,
+      )
+  if given.anchors_json:
+    pathlib.Path(given.anchors_json).write_text(json.dumps(rows, indent=2))
+
+
+def run() -> None:
+  """Entry point."""
+  define_flags()
+  flags.mark_flag_as_required("data_dir")
+  app.run(main)
+
+
+if __name__ == "__main__":
+  run()
