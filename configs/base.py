@@ -231,6 +231,12 @@ class Resampling:
     "or an `unsure` response, exp(-mean entropy) < eta.",
     choices=resampling.SIGNS,
   )
+  negative: float = key(
+    0.0,
+    "Discarded responses are learned from with an advantage of minus this "
+    "(ours); 0 = they are not.",
+    least=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

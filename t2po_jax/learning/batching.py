@@ -83,11 +83,11 @@ def trajectory_segments(
   max_length: int,
   drop_void: bool = False,
   drop_overlong: bool = False,
+  discarded: float = 0.0,
 ) -> list[Segment]:
   """The segments to train on.
 
-  Aborted trajectories and responses without tokens are left out, discarded
-  attempts as well.
+  Aborted trajectories and responses without tokens are left out.
 
   Args:
     trajectories: the rollout.
@@ -98,10 +98,13 @@ def trajectory_segments(
       valid action (void turn filtering, a baseline).
     drop_overlong: whether to leave out responses that were cut off at the
       longest length allowed (overlong filtering, arXiv 2503.14476).
+    discarded: advantage of the attempts that resampling threw away; 0 leaves
+      them out.
 
   Returns:
-    Segments in the order of the rollout. Turns are numbered over the whole
-    rollout, those left out included.
+    Segments in the order of the rollout, then the discarded attempts. Turns are
+    numbered over the whole rollout, those left out included, and the discarded
+    attempts go on from there.
 
   Raises:
     ValueError: if trajectories and advantages do not match, or a prompt is
@@ -115,6 +118,7 @@ def trajectory_segments(
       f"{len(trajectories)}"
     )
   segments, first = [], 0
+  thrown, next_number = [], sum(len(t.turns) for t in trajectories)
   for trajectory, values in zip(trajectories, advantages, strict=True):
     if len(values) != len(trajectory.turns):
       raise ValueError(
@@ -131,8 +135,32 @@ def trajectory_segments(
         if not (drop_overlong and turn.response.finish == "length")
       ]
       segments += _chain(kept, max_length)
+      if discarded:
+        thrown += _discarded_segments(trajectory, next_number, discarded)
     first += len(trajectory.turns)
-  return segments
+    next_number += sum(len(turn.discarded) for turn in trajectory.turns)
+  return segments + thrown
+
+
+def _discarded_segments(
+  trajectory: types.Trajectory, first: int, advantage: float
+) -> list[Segment]:
+  """One segment per discarded attempt, numbered from `first`."""
+  tried = [
+    (turn.prompt, a) for turn in trajectory.turns for a in turn.discarded
+  ]
+  return [
+    _segment(
+      prompt,
+      attempt.tokens,
+      first + place,
+      mask=1.0 - attempt.forced,
+      advantages=advantage,
+      logprobs=attempt.logprobs,
+    )
+    for place, (prompt, attempt) in enumerate(tried)
+    if len(attempt.tokens)
+  ]
 
 
 def pair_segments(
@@ -226,7 +254,8 @@ def to_turns(
   Args:
     batches: packed batches.
     values: [B, R] numbers for each batch, e.g. of a critic.
-    turns: number of turns in the rollout.
+    turns: number of turns in the rollout; what is numbered beyond them, the
+      discarded attempts, is left out.
 
   Returns:
     Per turn [T] numbers, one per response token, forced ones included; empty
@@ -238,7 +267,7 @@ def to_turns(
   order = np.argsort(number, kind="stable")
   order = order[np.count_nonzero(number < 0) :]
   counts = np.bincount(number[order], minlength=turns)
-  return np.split(flat[order], np.cumsum(counts)[:-1])
+  return np.split(flat[order], np.cumsum(counts)[:-1])[:turns]
 
 
 def from_turns(batch: types.Batch, values: Sequence[np.ndarray]) -> np.ndarray:

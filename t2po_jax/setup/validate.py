@@ -133,6 +133,11 @@ def _check_drops(config: settings.Config) -> None:
       _refuse(config, f"reward.{name}", expected)
     if reward.kl != "off":
       _refuse(config, f"reward.{name}", f"False with reward.kl {reward.kl!r}")
+  # A critic has no value for what was not done.
+  negative = config.control.resampling.negative
+  if negative and "values" in build.estimator(config).needs:
+    expected = f"0 with advantage.estimator {estimator!r}"
+    _refuse(config, "control.resampling.negative", expected)
 
 
 def _check_lora(config: settings.Config) -> None:
@@ -235,6 +240,11 @@ def _idle_elsewhere(config: settings.Config) -> Iterable[_Idle]:
       not config.control.thinking.enabled,
       "control.thinking.enabled False",
       ["control.thinking.closing"],
+    ),
+    (
+      not config.control.resampling.max_tries,
+      "control.resampling.max_tries 0",
+      ["control.resampling.negative"],
     ),
     (
       not config.rollout.filter_groups,

@@ -96,7 +96,10 @@ class Improver:
     every = config.log.gradient_noise
     estimate = build.estimate(config, data)
     self.estimate = estimate
-    batches = [_fill(batch, turns, estimate, values) for batch in batches]
+    negative = -config.control.resampling.negative
+    batches = [
+      _fill(batch, turns, estimate, values, negative) for batch in batches
+    ]
     state, learned = self._learner.update(
       state,
       batches,
@@ -118,6 +121,7 @@ class Improver:
       max_length=config.train.row_tokens,
       drop_void=config.reward.drop_void,
       drop_overlong=config.reward.drop_overlong,
+      discarded=-config.control.resampling.negative,
     )
     return batching.pack(
       segments,
@@ -227,8 +231,17 @@ def _fill(
   turns: Sequence[types.Turn],
   estimate: episodes.Advantages,
   values: list[np.ndarray] | None,
+  discarded: float = 0.0,
 ) -> types.Batch:
-  """Lays out advantages, and with a critic its old values and targets."""
+  """Lays out advantages, and with a critic its old values and targets.
+
+  Args:
+    batch: packed rows.
+    turns: of the rollout.
+    estimate: their advantages.
+    values: of a critic, before.
+    discarded: advantage of the discarded attempts, numbered after the turns.
+  """
   if estimate.tokens is not None:
     tokens = [turn for of_turns in estimate.tokens for turn in of_turns]
   else:
@@ -236,6 +249,12 @@ def _fill(
     tokens = [
       np.full(len(turn.response.tokens), number)
       for turn, number in zip(turns, per_turn, strict=True)
+    ]
+  if discarded:
+    tokens += [
+      np.full(len(attempt.tokens), discarded)
+      for turn in turns
+      for attempt in turn.discarded
     ]
   batch = batch.replace(advantages=batching.from_turns(batch, tokens))
   if values is None or estimate.targets is None:

@@ -141,6 +141,17 @@ class ConfigTest(parameterized.TestCase):
     ({"cold_start": {"kind": "none+rft"}}, "cold_start.kind"),
     ({"cold_start": {"rft_rounds": 2}}, "cold_start.rft_rounds.*'none'"),
     (
+      {
+        "advantage": {"estimator": "gae"},
+        "control": {"resampling": {"negative": 0.5}},
+      },
+      "control.resampling.negative.*'gae'",
+    ),
+    (
+      {"control": {"resampling": {"negative": 0.5, "max_tries": 0}}},
+      "control.resampling.negative.*max_tries 0",
+    ),
+    (
       {"advantage": {"estimator": "gae"}, "reward": {"drop_void": True}},
       "reward.drop_void.*'gae'",
     ),

@@ -301,6 +301,42 @@ class SelectionTest(chex.TestCase):
     )
     self.assertEqual([int(s.targets[0]) for s in segments], [5])
 
+  def test_discarded_attempts_follow_the_turns(self):
+    again = make_turn([7, 8], [1, 2, 3], forced=[1])
+    other = make_turn([5], [4])
+    tried = dataclasses.replace(
+      make_turn([7, 8], [9]), discarded=(again.response, other.response)
+    )
+    rollout = [make_trajectory(tried), make_trajectory(other, other)]
+    advantages = [[0.5], [1.0, -1.0]]
+    segments = batching.trajectory_segments(
+      rollout, advantages, max_length=16, discarded=-0.25
+    )
+    self.assertEqual([s.turn[0] for s in segments], [0, 1, 2, 3, 4])
+    for segment, response in zip(segments[3:], ([1, 2, 3], [4]), strict=True):
+      np.testing.assert_array_equal(segment.tokens, [7, 8, *response])
+      np.testing.assert_array_equal(segment.advantages, -0.25)
+    np.testing.assert_array_equal(segments[3].mask, [1, 0, 1])
+    np.testing.assert_allclose(segments[3].logprobs, [-0.1, -0.2, -0.3])
+    packed = batching.pack(segments, lengths=[16], rows=2)
+    values = [batch.advantages for batch in packed.batches]
+    taken = batching.to_turns(packed.batches, values, turns=3)
+    self.assertEqual([t.tolist() for t in taken], [[0.5], [1.0], [-1.0]])
+    without = batching.trajectory_segments(rollout, advantages, max_length=16)
+    self.assertLen(without, 3)
+
+  def test_discarded_attempts_of_an_aborted_episode_are_left_out(self):
+    turn = make_turn([1], [2])
+    tried = dataclasses.replace(turn, discarded=(turn.response,))
+    segments = batching.trajectory_segments(
+      [make_trajectory(tried, aborted=True), make_trajectory(tried)],
+      [[0.0], [1.0]],
+      max_length=16,
+      discarded=-1.0,
+    )
+    # Turns 0 and 1, attempts 2 and 3.
+    self.assertEqual([s.turn[0] for s in segments], [1, 3])
+
   def test_advantages_may_differ_by_token(self):
     rollout = [make_trajectory(make_turn([1], [2, 3, 4]))]
     values = [[np.array([0.5, 0.25, -1.0])]]

@@ -1,5 +1,7 @@
 """How an update charges KL and lays out advantages, with a scripted learner."""
 
+import dataclasses
+
 from absl.testing import absltest
 import numpy as np
 
@@ -30,8 +32,11 @@ class FakeLearner:
     return state, {"loss": 0.0}
 
 
-def improve_once(changes, rewards):
-  """One update over episodes of the given rewards per turn."""
+def improve_once(changes, rewards, discarded=0):
+  """One update over episodes of the given rewards per turn.
+
+  The first turn of each has so many discarded attempts.
+  """
   config = base.get_config()
   config.train.row_tokens = 32
   config.train.micro_rows = 1
@@ -40,6 +45,8 @@ def improve_once(changes, rewards):
     experience_test.make_episode("t", 0, member, of_turns, tokens=2 + member)
     for member, of_turns in enumerate(rewards)
   ]
+  if discarded:
+    trajectories = [_with_discarded(t, discarded) for t in trajectories]
   found = experience.Experience(
     trajectories=trajectories,
     played=trajectories,
@@ -59,6 +66,37 @@ def improve_once(changes, rewards):
     return batching.to_turns(under.batches, values, turns=turns)
 
   return numbers, per_turn, under
+
+
+def _with_discarded(trajectory, count):
+  first, *others = trajectory.turns
+  first = dataclasses.replace(first, discarded=(first.response,) * count)
+  return dataclasses.replace(trajectory, turns=(first, *others))
+
+
+class DiscardedTest(absltest.TestCase):
+  def test_attempts_are_charged_beside_the_turns(self):
+    rewards = [[1.0, 2.0], [5.0]]
+    options = {
+      "advantage.estimator": "rloo",
+      "reward.kl": "k1",
+      "reward.kl_coefficient": 0.5,
+    }
+    plain, of_turns, _ = improve_once(options, rewards, discarded=2)
+    negative = {"control.resampling.negative": 0.75}
+    charged, same, under = improve_once(
+      options | negative, rewards, discarded=2
+    )
+    # What the turns get does not change, nor the KL measured on them.
+    self.assertEqual(plain["reward/kl"], charged["reward/kl"])
+    wanted = of_turns("advantages")
+    for values, other in zip(same("advantages"), wanted, strict=True):
+      np.testing.assert_array_equal(values, other)
+    # Three turns, then two attempts of two tokens and two of three.
+    values = [batch.advantages for batch in under.batches]
+    everything = batching.to_turns(under.batches, values, turns=7)
+    self.assertEqual([len(v) for v in everything[3:]], [2, 2, 3, 3])
+    np.testing.assert_array_equal(np.concatenate(everything[3:]), -0.75)
 
 
 class ChargeTest(absltest.TestCase):
