@@ -28,36 +28,46 @@ import pathlib
 import subprocess
 import sys
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from t2po_jax import keys
-from t2po_jax.experiments import comparison, results
+from t2po_jax.experiments import command_line, comparison, results
 from t2po_jax.setup import validate
 
 
-def define_flags() -> None:
-  """Defines the command line; not on import, where another program reads it."""
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
   flags.DEFINE_string(
-    "config", None, "Configuration of all runs, presets after a colon."
+    "config", None, "Configuration of all runs, presets after a colon.", **own
   )
   flags.DEFINE_list(
-    "presets", None, "What is compared; each is added to the configuration."
+    "presets",
+    None,
+    "What is compared; each is added to the configuration.",
+    **own,
   )
-  flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each preset.")
+  flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each preset.", **own)
   flags.DEFINE_multi_string(
-    "grid", [], "key=value,value,...: another axis; may be repeated."
+    "grid", [], "key=value,value,...: another axis; may be repeated.", **own
   )
-  flags.DEFINE_string("workdir", "runs/ablation", "Folder of all.")
+  flags.DEFINE_string("workdir", "runs/ablation", "Folder of all.", **own)
   flags.DEFINE_integer(
     "jobs",
     1,
     "Runs at the same time; 0 only reports what there is.",
     lower_bound=0,
+    **own,
   )
   flags.DEFINE_string(
-    "baseline", None, "Preset that tokens are compared with; default the last."
+    "baseline",
+    None,
+    "Preset that tokens are compared with; default the last.",
+    **own,
   )
+  flags.mark_flags_as_required(["config", "presets"], given)
 
 
 def _start(command: list[str], log: pathlib.Path, cores: set[int]):
@@ -323,34 +333,41 @@ def parse_flags(argv: list[str]) -> list[str]:
     sys.exit(f"error: {error}")
 
 
-def main(argv: list[str]) -> None:
-  given, options = flags.FLAGS, argv[1:]
+def compare(given: flags.FlagValues, *options: str) -> None:
+  """Trains what is not finished, and reports on all that is.
+
+  Args:
+    given: the flags.
+    *options: `--config.KEY=VALUE` of every run.
+
+  Raises:
+    ValueError: if flags, presets or an option are wrong.
+  """
   for option in options:
     if not option.startswith("--config."):
-      sys.exit(f"error: unexpected argument {option!r}")
+      raise ValueError(f"unexpected argument {option!r}")
   presets, workdir = given.presets, pathlib.Path(given.workdir)
   baseline = given.baseline or presets[-1]
   if baseline not in presets:
-    sys.exit(
-      f"error: --baseline: found {baseline!r}, expected one of {presets}"
+    raise ValueError(
+      f"--baseline: found {baseline!r}, expected one of {presets}"
     )
   try:
     seeds = [int(seed) for seed in given.seeds]
   except ValueError:
-    sys.exit(f"error: --seeds: found {given.seeds}, expected whole numbers")
+    raise ValueError(
+      f"--seeds: found {given.seeds}, expected whole numbers"
+    ) from None
   for name, values in (("presets", presets), ("seeds", seeds)):
     if len(set(values)) < len(values):
-      sys.exit(f"error: --{name}: found {values}, expected no value twice")
+      raise ValueError(f"--{name}: found {values}, expected no value twice")
   failed = []
-  try:
-    settings = parse_grid(given.grid)
-    plan = plan_runs(workdir, presets, settings, seeds)
-    workdir.mkdir(parents=True, exist_ok=True)
-    if given.jobs:
-      check_plan(given.config, presets, settings, options)
-      failed = train_all(plan, given.config, options, jobs=given.jobs)
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+  settings = parse_grid(given.grid)
+  plan = plan_runs(workdir, presets, settings, seeds)
+  workdir.mkdir(parents=True, exist_ok=True)
+  if given.jobs:
+    check_plan(given.config, presets, settings, options)
+    failed = train_all(plan, given.config, options, jobs=given.jobs)
   found = []
   for entry in plan:
     result = entry.read()
@@ -359,7 +376,7 @@ def main(argv: list[str]) -> None:
     elif result is not None:
       print(f"{entry.folder.name} is not finished: left out")
   if not found:
-    sys.exit(f"error: no run under {workdir} is finished")
+    raise ValueError(f"no run under {workdir} is finished")
   comparison.report(workdir, found, baseline)
   if failed:
     sys.exit(f"error: {len(failed)} runs failed; their logs are in {workdir}")
@@ -389,9 +406,7 @@ def train_all(
 
 def run() -> None:
   """The command `t2po-ablate`."""
-  define_flags()
-  flags.mark_flags_as_required(["config", "presets"])
-  app.run(main, flags_parser=parse_flags)
+  command_line.run(compare, define_flags, parse=parse_flags, positional=True)
 
 
 if __name__ == "__main__":

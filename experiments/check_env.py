@@ -8,8 +8,9 @@ leak? One line per finding; the exit code is 1 if one of them is a fault.
 
 from collections.abc import Callable, Iterator
 import sys
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
 from t2po_jax.configs import base as settings
@@ -18,13 +19,22 @@ from t2po_jax.experiments import command_line
 from t2po_jax.rollout import workers
 from t2po_jax.setup import build, validate
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_TASKS = flags.DEFINE_integer(
-  "tasks", 8, "Tasks of each split that are played.", lower_bound=1
-)
-_RESETS = flags.DEFINE_integer(
-  "resets", 1000, "Resets over which memory is watched.", lower_bound=100
-)
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  config_flags.DEFINE_config_file("config", lock_config=True, **own)
+  flags.DEFINE_integer(
+    "tasks", 8, "Tasks of each split that are played.", lower_bound=1, **own
+  )
+  flags.DEFINE_integer(
+    "resets",
+    1000,
+    "Resets over which memory is watched.",
+    lower_bound=100,
+    **own,
+  )
+  flags.mark_flag_as_required("config", given)
 
 
 def check_workers(
@@ -106,28 +116,26 @@ def judge(
   yield checks.check_memory(benchmark, played, resets)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.ERROR)
+def check(given: flags.FlagValues) -> None:
+  """Prints what every check finds; code 1 if there is a fault.
+
+  Raises:
+    ValueError: if the configuration makes no benchmark.
+  """
   faults = 0
-  try:
-    config = validate.read(_CONFIG.value)
-    print(f"{config.env.name}:", flush=True)
-    for finding in judge(config, tasks=_TASKS.value, resets=_RESETS.value):
-      faults += finding.verdict == "fault"
-      line = f"{finding.verdict:6}{finding.name:12} {finding.detail}"
-      print(line, flush=True)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+  config = validate.read(given.config)
+  print(f"{config.env.name}:", flush=True)
+  for finding in judge(config, tasks=given.tasks, resets=given.resets):
+    faults += finding.verdict == "fault"
+    line = f"{finding.verdict:6}{finding.name:12} {finding.detail}"
+    print(line, flush=True)
   print(f"{faults} faults")
   sys.exit(1 if faults else 0)
 
 
 def run() -> None:
   """The command `t2po-check-env`."""
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(check, define_flags, verbosity=logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,49 @@
-"""Reads a command line with a configuration; says what is wrong in one line."""
+"""What every program does around its own work.
 
+A program defines its flags in a function and works in another; `run` brings
+them together. Nothing is defined when a module is imported, so that any two of
+them can be imported by a third. What is wrong is told in one line.
+"""
+
+from collections.abc import Callable
 import sys
 
-from absl import flags
+from absl import app, flags, logging
 
 from t2po_jax import keys
+
+
+def run(
+  program: Callable[..., None],
+  define_flags: Callable[[flags.FlagValues], None],
+  *,
+  parse: Callable[[list[str]], list[str]] | None = None,
+  positional: bool = False,
+  verbosity: int = logging.WARNING,
+) -> None:
+  """Runs a program: the whole of a script or console command.
+
+  Args:
+    program: called with the parsed flags, and with the positional arguments
+      one by one if there may be any. Its `ValueError` or `OSError` ends the
+      process with one line and code 1.
+    define_flags: defines the flags of this program.
+    parse: parses the command line; `parse_flags` if None.
+    positional: whether positional arguments are allowed.
+    verbosity: of absl's log.
+  """
+
+  def main(argv: list[str]) -> None:
+    if len(argv) > 1 and not positional:
+      raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(verbosity)
+    try:
+      program(flags.FLAGS, *argv[1:])
+    except (ValueError, OSError) as error:
+      sys.exit(f"error: {error}")
+
+  define_flags(flags.FLAGS)
+  app.run(main, flags_parser=parse or parse_flags)
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -19,9 +58,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   """
   try:
     rest = flags.FLAGS(argv)
-    config = flags.FLAGS["config"].value
-    if config is not None:
-      _ = config.name  # A missing file shows only when it is used.
+    if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
+      # A missing file shows only when it is used.
+      _ = flags.FLAGS["config"].value.name
     return rest
   except (AttributeError, LookupError, TypeError) as error:
     reason = " ".join(str(error).replace("\\n", " ").split())
@@ -29,7 +68,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     # An error inside a configuration brings its whole traceback along.
     reason = str(error).strip().splitlines()[-1].strip()
   given = " ".join(part for part in argv[1:] if part.startswith("--config"))
-  sys.exit(f"error: {given}: {_unknown_key(argv) or reason}")
+  reason = _unknown_key(argv) or reason
+  sys.exit(f"error: {given}: {reason}" if given else f"error: {reason}")
 
 
 def _unknown_key(argv: list[str]) -> str:

@@ -13,53 +13,65 @@ import json
 import os
 import pathlib
 import sys
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 import jax
 from ml_collections import config_flags
 
 from t2po_jax.experiments import command_line
 from t2po_jax.setup import compile_plan, validate
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_TOPOLOGY = flags.DEFINE_string(
-  "topology", "v5e:2x2", "E.g. v5e:4x4 or v5p:2x2x2; cpu or gpu: what is here."
-)
-_PROGRAMS = flags.DEFINE_enum(
-  "programs",
-  "all",
-  ["all", "largest"],
-  "Every program of the run, or the largest of each kind.",
-)
-_KINDS = flags.DEFINE_list(
-  "kinds", [], "Kinds of programs, as their names begin; all by default."
-)
-_JSON = flags.DEFINE_string("json", None, "File for everything found.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  config_flags.DEFINE_config_file("config", lock_config=True, **own)
+  flags.DEFINE_string(
+    "topology",
+    "v5e:2x2",
+    "E.g. v5e:4x4 or v5p:2x2x2; cpu or gpu: what is here.",
+    **own,
+  )
+  flags.DEFINE_enum(
+    "programs",
+    "all",
+    ["all", "largest"],
+    "Every program of the run, or the largest of each kind.",
+    **own,
+  )
+  flags.DEFINE_list(
+    "kinds",
+    [],
+    "Kinds of programs, as their names begin; all by default.",
+    **own,
+  )
+  flags.DEFINE_string("json", None, "File for everything found.", **own)
+  flags.mark_flag_as_required("config", given)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.WARNING)
-  if _TOPOLOGY.value not in ("cpu", "gpu"):
+def compile_run(given: flags.FlagValues) -> None:
+  """Compiles, and prints what the programs need.
+
+  Raises:
+    ValueError: if the configuration is wrong, or there is no such device.
+  """
+  if given.topology not in ("cpu", "gpu"):
     # A host with other devices must not wait for them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-  try:
-    config = validate.read(_CONFIG.value)
-    plan = compile_plan.Plan(config, compile_plan.target(_TOPOLOGY.value))
-    found: list[compile_plan.Program] = []
-    for program in plan.compile(
-      every_size=_PROGRAMS.value == "all",
-      kinds=_KINDS.value,
-      progress=lambda name: print(f"compiling {name}", file=sys.stderr),
-    ):
-      found.append(program)
-      if _JSON.value:  # After each: some take minutes.
-        text = json.dumps(compile_plan.to_json(plan, found), indent=2)
-        pathlib.Path(_JSON.value).write_text(text)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+  config = validate.read(given.config)
+  plan = compile_plan.Plan(config, compile_plan.target(given.topology))
+  found: list[compile_plan.Program] = []
+  for program in plan.compile(
+    every_size=given.programs == "all",
+    kinds=given.kinds,
+    progress=lambda name: print(f"compiling {name}", file=sys.stderr),
+  ):
+    found.append(program)
+    if given.json:  # After each: some take minutes.
+      text = json.dumps(compile_plan.to_json(plan, found), indent=2)
+      pathlib.Path(given.json).write_text(text)
   print(compile_plan.table(found, plan.target))
   memory = plan.measured(found)
   print(memory.table())
@@ -73,8 +85,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """The command `t2po-compile`."""
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(compile_run, define_flags)
 
 
 if __name__ == "__main__":

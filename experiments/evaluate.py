@@ -15,12 +15,10 @@ goes on where it was. Its key comes from the environment (`--key_variable`).
 
 import dataclasses
 import pathlib
-import sys
 import time
 from typing import Any
 
-from absl import app, flags, logging
-import jax
+from absl import flags, logging
 from ml_collections import config_flags
 
 from t2po_jax.configs import base as settings
@@ -290,9 +288,7 @@ def evaluate(given: flags.FlagValues) -> None:
   """
   began = time.monotonic()
   config = read_config(given)
-  cache = build.cache_dir(config) / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  build.keep_programs(config)
   panel = make_panel(config, given)
   name = given.policy or ("endpoint" if given.endpoint else "policy")
   out = pathlib.Path(
@@ -321,20 +317,9 @@ def evaluate(given: flags.FlagValues) -> None:
   metrics.print_line(f"{seconds} s; written to {out}")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.ERROR)
-  try:
-    evaluate(flags.FLAGS)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
-
-
 def run() -> None:
   """The command `t2po-evaluate`."""
-  define_flags()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(evaluate, define_flags, verbosity=logging.ERROR)
 
 
 if __name__ == "__main__":

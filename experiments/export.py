@@ -9,45 +9,52 @@ library stores them.
 """
 
 import pathlib
-import sys
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 
+from t2po_jax.experiments import command_line
 from t2po_jax.training import export
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_OUT = flags.DEFINE_string("out", None, "New folder for the model.")
-_STEP = flags.DEFINE_string(
-  "step", "best", "Checkpoint: best, latest, or the number of an update."
-)
-_KIND = flags.DEFINE_string("kind", "merged", "merged, or adapter.")
-_DTYPE = flags.DEFINE_string(
-  "dtype", "", "float32 or bfloat16; default: as the run computed."
-)
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string("workdir", None, "Folder of the run.", **own)
+  flags.DEFINE_string("out", None, "New folder for the model.", **own)
+  flags.DEFINE_string(
+    "step",
+    "best",
+    "Checkpoint: best, latest, or the number of an update.",
+    **own,
+  )
+  flags.DEFINE_string("kind", "merged", "merged, or adapter.", **own)
+  flags.DEFINE_string(
+    "dtype", "", "float32 or bfloat16; default: as the run computed.", **own
+  )
+  flags.mark_flags_as_required(["workdir", "out"], given)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.WARNING)
-  out = pathlib.Path(_OUT.value)
-  try:
-    update = export.export(
-      pathlib.Path(_WORKDIR.value),
-      out,
-      step=_STEP.value,
-      kind=_KIND.value,
-      dtype=_DTYPE.value,
-    )
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+def write(given: flags.FlagValues) -> None:
+  """Writes the model.
+
+  Raises:
+    ValueError: if there is no such run or checkpoint, or the folder exists.
+  """
+  out = pathlib.Path(given.out)
+  update = export.export(
+    pathlib.Path(given.workdir),
+    out,
+    step=given.step,
+    kind=given.kind,
+    dtype=given.dtype,
+  )
   print(f"update {update} written to {out}")
 
 
 def run() -> None:
   """The command `t2po-export`."""
-  flags.mark_flags_as_required(["workdir", "out"])
-  app.run(main)
+  command_line.run(write, define_flags)
 
 
 if __name__ == "__main__":

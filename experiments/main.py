@@ -10,8 +10,9 @@ import os
 import pathlib
 import time
 import traceback
+from typing import Any
 
-from absl import app, flags, logging
+from absl import flags
 import jax
 from ml_collections import config_flags
 
@@ -21,54 +22,59 @@ from t2po_jax.setup import build, validate
 from t2po_jax.training import loop
 from t2po_jax.viewing import report
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Folder of the run; default runs/<config>-<time>."
-)
-_COORDINATOR = flags.DEFINE_string(
-  "coordinator",
-  os.environ.get("JAX_COORDINATOR_ADDRESS"),
-  "host:port where process 0 listens for the others.",
-)
-_PROCESSES = flags.DEFINE_string(
-  "processes",
-  os.environ.get("JAX_NUM_PROCESSES", "1"),
-  "How many processes train together, or `auto` on a cluster that JAX knows: "
-  "Cloud TPU, SLURM, Open MPI, Kubernetes.",
-)
-_PROCESS_ID = flags.DEFINE_integer(
-  "process_id",
-  os.environ.get("JAX_PROCESS_ID"),
-  "Which of them this one is, from 0.",
-)
-_HEARTBEAT = flags.DEFINE_integer(
-  "heartbeat",
-  100,
-  "Seconds without a sign of life after which all end for a dead process.",
-  lower_bound=1,
-)
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  config_flags.DEFINE_config_file("config", lock_config=True, **own)
+  flags.DEFINE_string(
+    "workdir", None, "Folder of the run; default runs/<config>-<time>.", **own
+  )
+  flags.DEFINE_string(
+    "coordinator",
+    os.environ.get("JAX_COORDINATOR_ADDRESS"),
+    "host:port where process 0 listens for the others.",
+    **own,
+  )
+  flags.DEFINE_string(
+    "processes",
+    os.environ.get("JAX_NUM_PROCESSES", "1"),
+    "How many processes train together, or `auto` on a cluster that JAX knows: "
+    "Cloud TPU, SLURM, Open MPI, Kubernetes.",
+    **own,
+  )
+  flags.DEFINE_integer(
+    "process_id",
+    os.environ.get("JAX_PROCESS_ID"),
+    "Which of them this one is, from 0.",
+    **own,
+  )
+  flags.DEFINE_integer(
+    "heartbeat",
+    100,
+    "Seconds without a sign of life after which all end for a dead process.",
+    lower_bound=1,
+    **own,
+  )
+  flags.mark_flag_as_required("config", given)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.WARNING)
-  name = _CONFIG.value.name
-  workdir = _WORKDIR.value or str(
+def train(given: flags.FlagValues) -> None:
+  """Trains; a process among others ends in a way that the others notice."""
+  name = given.config.name
+  workdir = given.workdir or str(
     pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
   )
   try:
     processes.start(
-      _COORDINATOR.value,
-      _PROCESSES.value,
-      _PROCESS_ID.value,
-      heartbeat=_HEARTBEAT.value,
+      given.coordinator,
+      given.processes,
+      given.process_id,
+      heartbeat=given.heartbeat,
     )
-    config = validate.read(_CONFIG.value)
+    config = validate.read(given.config)
     workdir = processes.gather(workdir)[0]
-    cache = build.cache_dir(config) / "compiled"
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    build.keep_programs(config)
     loop.train(config, workdir, report=report.write)
   except (ValueError, OSError) as error:
     processes.end(f"error: {error}")
@@ -90,8 +96,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """The command `t2po-train`."""
-  flags.mark_flag_as_required("config")
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(train, define_flags)
 
 
 if __name__ == "__main__":

@@ -21,32 +21,43 @@ from collections.abc import Callable, Mapping, Sequence
 import json
 import math
 import pathlib
-import sys
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 import numpy as np
 
 from t2po_jax import records, types
 from t2po_jax.configs import base as settings
 from t2po_jax.envs import base
+from t2po_jax.experiments import command_line
 from t2po_jax.rollout import mechanism, statistics
 from t2po_jax.setup import build
 
-_UPDATE = flags.DEFINE_integer(
-  "update", None, "Only episodes of this update; default: all."
-)
-_KIND = flags.DEFINE_enum(
-  "kind", None, ["train", "eval"], "Only these episodes; default: both."
-)
-_BINS = flags.DEFINE_integer(
-  "bins", 8, "Parts of a thought in the curve of M.", lower_bound=1
-)
-_REPLAY = config_flags.DEFINE_config_file(
-  "replay", lock_config=True, help_string="Plays resampled turns again."
-)
-_OUT = flags.DEFINE_string("out", None, "JSON file to write.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_integer(
+    "update", None, "Only episodes of this update; default: all.", **own
+  )
+  flags.DEFINE_enum(
+    "kind",
+    None,
+    ["train", "eval"],
+    "Only these episodes; default: both.",
+    **own,
+  )
+  flags.DEFINE_integer(
+    "bins", 8, "Parts of a thought in the curve of M.", lower_bound=1, **own
+  )
+  config_flags.DEFINE_config_file(
+    "replay",
+    lock_config=True,
+    help_string="Plays resampled turns again.",
+    **own,
+  )
+  flags.DEFINE_string("out", None, "JSON file to write.", **own)
 
 
 def restore(record: Mapping[str, Any]) -> types.Trajectory:
@@ -262,30 +273,32 @@ def _plain(value: Any) -> Any:
   return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) < 2:
-    sys.exit("error: name the folder of a run")
+def analyse(given: flags.FlagValues, *folders: str) -> None:
+  """Prints what the episodes of runs say; writes it if asked to.
+
+  Raises:
+    ValueError: if no folder is named, or one holds no episodes.
+  """
+  if not folders:
+    raise ValueError("name the folder of a run")
   record, benchmark = {}, None
-  if _REPLAY.value is not None:
-    benchmark = build.benchmark(settings.read(_REPLAY.value))
-  for argument in argv[1:]:
-    try:
-      trajectories = load(
-        pathlib.Path(argument), update=_UPDATE.value, kind=_KIND.value
-      )
-    except ValueError as error:
-      sys.exit(f"error: {error}")
+  if given.replay is not None:
+    benchmark = build.benchmark(settings.read(given.replay))
+  for folder in folders:
+    trajectories = load(
+      pathlib.Path(folder), update=given.update, kind=given.kind
+    )
     attempts = [turn.response for t in trajectories for turn in t.turns]
-    curve = mechanism.thought_curve(attempts, bins=_BINS.value)
+    curve = mechanism.thought_curve(attempts, bins=given.bins)
     detected = detect(trajectories)
     turns = sum(len(t.turns) for t in trajectories)
-    print(f"{argument}: {len(trajectories)} episodes, {turns} turns")
+    print(f"{folder}: {len(trajectories)} episodes, {turns} turns")
     print(table(detected))
     print("M over a thought:", " ".join(f"{value:.3f}" for value in curve))
     again = second_tries(benchmark, trajectories) if benchmark else {}
     if again:
       print("sampled again:", *(f"{k} {v:.2f}" for k, v in again.items()))
-    record[argument] = {
+    record[folder] = {
       "second_tries": again,
       "episodes": len(trajectories),
       "turns": turns,
@@ -293,14 +306,14 @@ def main(argv: list[str]) -> None:
       "thought_curve": curve.tolist(),
       "numbers": statistics.describe(trajectories),
     }
-  if _OUT.value:
+  if given.out:
     text = json.dumps(_plain(record), indent=2, allow_nan=False)
-    pathlib.Path(_OUT.value).write_text(text + "\n")
+    pathlib.Path(given.out).write_text(text + "\n")
 
 
 def run() -> None:
   """The command `t2po-mechanism`."""
-  app.run(main)
+  command_line.run(analyse, define_flags, positional=True)
 
 
 if __name__ == "__main__":

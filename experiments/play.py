@@ -10,29 +10,39 @@ WebShop as a web site.
 
 from collections.abc import Callable
 import itertools
-import sys
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from t2po_jax import envs
 from t2po_jax.envs import base, prompts
 from t2po_jax.experiments import command_line
 
-_CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-_ENV = flags.DEFINE_string(
-  "env", None, "Environment with its default settings, instead of a config."
-)
-_SPLIT = flags.DEFINE_string("split", "train", "Where tasks come from.")
-_TASK = flags.DEFINE_string("task", None, "Task id; default: one after other.")
-_EPISODES = flags.DEFINE_integer("episodes", 1, "Episodes to play.")
-_EXPERT = flags.DEFINE_bool("expert", False, "Watch the scripted expert.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the expert and of web tasks.")
-_MEMORY = flags.DEFINE_integer(
-  "memory", 2, "Past turns in a prompt; a config brings its own number."
-)
-_WEB = flags.DEFINE_bool("web", False, "Open WebShop as a web site.")
-_PORT = flags.DEFINE_integer("port", 8080, "Port of the web site.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  config_flags.DEFINE_config_file("config", lock_config=True, **own)
+  flags.DEFINE_string(
+    "env",
+    None,
+    "Environment with its default settings, instead of a config.",
+    **own,
+  )
+  flags.DEFINE_string("split", "train", "Where tasks come from.", **own)
+  flags.DEFINE_string("task", None, "Task id; default: one after other.", **own)
+  flags.DEFINE_integer("episodes", 1, "Episodes to play.", **own)
+  flags.DEFINE_bool("expert", False, "Watch the scripted expert.", **own)
+  flags.DEFINE_integer("seed", 0, "Seed of the expert and of web tasks.", **own)
+  flags.DEFINE_integer(
+    "memory",
+    2,
+    "Past turns in a prompt; a config brings its own number.",
+    **own,
+  )
+  flags.DEFINE_bool("web", False, "Open WebShop as a web site.", **own)
+  flags.DEFINE_integer("port", 8080, "Port of the web site.", **own)
 
 
 def complete(text: str, grammar: prompts.Grammar) -> str:
@@ -146,12 +156,14 @@ def ask_expert(env: base.Env, seed: int) -> Callable[[], str]:
   return respond
 
 
-def serve(benchmark: base.Benchmark, *, split: str, memory: int) -> None:
+def serve(
+  benchmark: base.Benchmark, given: flags.FlagValues, memory: int
+) -> None:
   """Serves WebShop as a web site until interrupted."""
   from t2po_jax.envs.webshop import site
 
-  page = site.Site(benchmark, split=split, memory=memory, seed=_SEED.value)
-  server = site.make_server(page, _PORT.value)
+  page = site.Site(benchmark, split=given.split, memory=memory, seed=given.seed)
+  server = site.make_server(page, given.port)
   print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)
   try:
     server.serve_forever()
@@ -159,65 +171,65 @@ def serve(benchmark: base.Benchmark, *, split: str, memory: int) -> None:
     server.server_close()
 
 
-def open_benchmark() -> tuple[base.Benchmark, int]:
+def open_benchmark(
+  given: flags.FlagValues,
+) -> tuple[base.Benchmark, int]:
   """The benchmark and the length of its memory, from the flags.
 
   Raises:
     ValueError: if flags or settings make no benchmark.
   """
-  config = _CONFIG.value
-  if (config is None) == (_ENV.value is None):
+  config = given.config
+  if (config is None) == (given.env is None):
     raise ValueError("give either --config or --env")
   if config is None:
-    name, benchmark = _ENV.value, envs.make(_ENV.value)
-    memory = _MEMORY.value
+    name, benchmark = given.env, envs.make(given.env)
+    memory = given.memory
   else:
     settings = config.env.to_dict()
     name = settings.pop("name")
     benchmark = envs.make(name, **settings)
     memory = config.rollout.memory
-  if _SPLIT.value not in benchmark.splits:
+  if given.split not in benchmark.splits:
     raise ValueError(
-      f"--split: {_SPLIT.value!r}; must be one of {', '.join(benchmark.splits)}"
+      f"--split: {given.split!r}; must be one of {', '.join(benchmark.splits)}"
     )
-  if _WEB.value and name != "webshop":
+  if given.web and name != "webshop":
     raise ValueError(f"--web: shows webshop only, not {name}")
   return benchmark, memory
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  try:
-    benchmark, memory = open_benchmark()
-    if _WEB.value:
-      serve(benchmark, split=_SPLIT.value, memory=memory)
+def run_episodes(given: flags.FlagValues) -> None:
+  """Plays what the flags name, or serves it as a web site.
+
+  Raises:
+    ValueError: if flags or settings make no benchmark, or there is no task.
+  """
+  benchmark, memory = open_benchmark(given)
+  if given.web:
+    serve(benchmark, given, memory)
+    return
+  tasks = benchmark.splits[given.split][: given.episodes]
+  if given.task is not None:
+    if not any(given.task in known for known in benchmark.splits.values()):
+      raise ValueError(f"--task: no task {given.task!r}; try {tasks[0]!r}")
+    tasks = (given.task,)
+  for number, task_id in enumerate(tasks):
+    played = play(
+      benchmark,
+      task_id,
+      memory=memory,
+      start=lambda env, seed=given.seed + number: (
+        ask_expert(env, seed) if given.expert else ask_person(benchmark.grammar)
+      ),
+    )
+    if not played:
       return
-    tasks = benchmark.splits[_SPLIT.value][: _EPISODES.value]
-    if _TASK.value is not None:
-      if not any(_TASK.value in known for known in benchmark.splits.values()):
-        raise ValueError(f"--task: no task {_TASK.value!r}; try {tasks[0]!r}")
-      tasks = (_TASK.value,)
-    for number, task_id in enumerate(tasks):
-      played = play(
-        benchmark,
-        task_id,
-        memory=memory,
-        start=lambda env, seed=_SEED.value + number: (
-          ask_expert(env, seed)
-          if _EXPERT.value
-          else ask_person(benchmark.grammar)
-        ),
-      )
-      if not played:
-        return
-  except ValueError as error:
-    sys.exit(f"error: {error}")
 
 
 def run() -> None:
   """The command `t2po-play`."""
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(run_episodes, define_flags)
 
 
 if __name__ == "__main__":

@@ -12,16 +12,22 @@ the folder of an ablation all runs are taken, each preset's under one label.
 from collections.abc import Sequence
 import pathlib
 import re
-import sys
+from typing import Any
 
 from absl import app, flags
 
+from t2po_jax.experiments import command_line
 from t2po_jax.training import metrics
 from t2po_jax.viewing import report
 from t2po_jax.viewing import runs as runs_lib
 
-_PLOT = flags.DEFINE_string("plot", None, "Picture to write, e.g. curve.svg.")
-_OUT = flags.DEFINE_string("out", None, "Report to write, .md or .html.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string("plot", None, "Picture to write, e.g. curve.svg.", **own)
+  flags.DEFINE_string("out", None, "Report to write, .md or .html.", **own)
+
 
 COLUMNS = ("eval/success", "eval/tokens", "eval/turns", "elapsed")
 
@@ -114,28 +120,34 @@ def draw(runs: Sequence[tuple[str, list[dict[str, float]]]], path: str) -> None:
   figure.savefig(path)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) < 2:
+def print_report(given: flags.FlagValues, *folders: str) -> None:
+  """Prints the evaluations of runs; writes what was asked for.
+
+  Args:
+    given: the flags.
+    *folders: of runs or ablations, each perhaps as `label=folder`.
+
+  Raises:
+    ValueError: if no folder is named, or one holds no run.
+  """
+  if not folders:
     raise app.UsageError("name at least one run's folder")
-  try:
-    arguments = find_runs(argv[1:])
-    runs = [read_run(argument) for argument in arguments]
-    for label, lines in runs:
-      print(f"{label}\n  update  " + "  ".join(f"{c:>12}" for c in COLUMNS))
-      for line in lines:
-        cells = "  ".join(f"{line.get(c, float('nan')):12.3f}" for c in COLUMNS)
-        print(f"  {int(line['step']):6d}  {cells}")
-    if _PLOT.value:
-      draw(runs, _PLOT.value)
-    if _OUT.value:
-      write_report(arguments, pathlib.Path(_OUT.value))
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
+  arguments = find_runs(folders)
+  runs = [read_run(argument) for argument in arguments]
+  for label, lines in runs:
+    print(f"{label}\n  update  " + "  ".join(f"{c:>12}" for c in COLUMNS))
+    for line in lines:
+      cells = "  ".join(f"{line.get(c, float('nan')):12.3f}" for c in COLUMNS)
+      print(f"  {int(line['step']):6d}  {cells}")
+  if given.plot:
+    draw(runs, given.plot)
+  if given.out:
+    write_report(arguments, pathlib.Path(given.out))
 
 
 def run() -> None:
   """The command `t2po-report`."""
-  app.run(main)
+  command_line.run(print_report, define_flags, positional=True)
 
 
 if __name__ == "__main__":

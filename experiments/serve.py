@@ -18,8 +18,7 @@ import sys
 import time
 from typing import Any
 
-from absl import app, flags, logging
-import jax
+from absl import flags, logging
 from ml_collections import config_flags
 
 from t2po_jax.configs import base as settings
@@ -86,9 +85,7 @@ def make_server(given: flags.FlagValues):
     key = os.environ.get(given.key_variable, "")
     if not key:
       raise ValueError(f"--key_variable: {given.key_variable} is not set")
-  cache = build.cache_dir(config) / "compiled"
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+  build.keep_programs(config)
   return _assemble(config, workdir, given, key, apps)
 
 
@@ -147,20 +144,9 @@ def serve(given: flags.FlagValues) -> None:
   server.run(sockets=[listener])
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  logging.set_verbosity(logging.ERROR)
-  try:
-    serve(flags.FLAGS)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
-
-
 def run() -> None:
   """The command `t2po-serve`."""
-  define_flags()
-  app.run(main, flags_parser=command_line.parse_flags)
+  command_line.run(serve, define_flags, verbosity=logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ one HTML file instead, which needs nothing else.
 """
 
 import pathlib
-import sys
 from typing import Any
 import webbrowser
 
-from absl import app, flags
+from absl import flags
 
+from t2po_jax.experiments import command_line
 from t2po_jax.viewing import runs, site
 
 
@@ -87,19 +87,9 @@ def view(given: flags.FlagValues) -> None:
     server.server_close()
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  try:
-    view(flags.FLAGS)
-  except (ValueError, OSError) as error:
-    sys.exit(f"error: {error}")
-
-
 def run() -> None:
   """The command `t2po-view`."""
-  define_flags()
-  app.run(main)
+  command_line.run(view, define_flags)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ orbax-checkpoint.
 from collections.abc import Callable, Iterator
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -32,7 +33,7 @@ from typing import Any
 # Parts follow each other, and PyTorch wants memory as well.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
@@ -64,12 +65,18 @@ SHARES = {
   "train": 0.1,
 }
 
-_MINUTES = flags.DEFINE_float("minutes", 8.0, "Most minutes in all.")
-_JSON = flags.DEFINE_string("json", None, "File for everything measured.")
-_PARTS = flags.DEFINE_list("parts", list(SHARES), "What to measure.")
-_TINY = flags.DEFINE_bool("tiny", False, "Sizes for a CPU, to try it out.")
-_ONLY = flags.DEFINE_string("only", "", "Run this part here, for --seconds.")
-_SECONDS = flags.DEFINE_float("seconds", 60.0, "Time for --only.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_float("minutes", 8.0, "Most minutes in all.", **own)
+  flags.DEFINE_string("json", None, "File for everything measured.", **own)
+  flags.DEFINE_list("parts", list(SHARES), "What to measure.", **own)
+  flags.DEFINE_bool("tiny", False, "Sizes for a CPU, to try it out.", **own)
+  flags.DEFINE_string("only", "", "Run this part here, for --seconds.", **own)
+  flags.DEFINE_float("seconds", 60.0, "Time for --only.", **own)
+  flags.mark_flag_as_required("json", given)
+
 
 Write = Callable[[dict[str, Any]], None]
 
@@ -94,9 +101,9 @@ class Clock:
       self._longest = max(self._longest, time.perf_counter() - start)
 
 
-def sizes() -> dict[str, model_config.ModelConfig]:
+def sizes(tiny: bool) -> dict[str, model_config.ModelConfig]:
   """The models that are measured."""
-  if _TINY.value:
+  if tiny:
     return {"nano": model_config.named("nano")}
   return {n: model_config.named(n) for n in ("smollm2-135m", "qwen3-4b")}
 
@@ -131,7 +138,7 @@ def seconds_of(run: Callable[[], Any], times: int = 5) -> float:
   return statistics.median(found)
 
 
-def facts(clock: Clock, write: Write) -> None:
+def facts(clock: Clock, write: Write, tiny: bool) -> None:
   """Name, memory, matrix and copy rates of the first device."""
   del clock
   device = jax.devices()[0]
@@ -147,14 +154,14 @@ def facts(clock: Clock, write: Write) -> None:
     "commit": commit(),
   }
   write(found)
-  side = 256 if _TINY.value else 8192
+  side = 256 if tiny else 8192
   for dtype in (jnp.bfloat16, jnp.float32):
     x = jnp.ones((side, side), dtype)
     product = jax.jit(lambda x: x @ x)
     taken = seconds_of(lambda product=product, x=x: product(x))
     found[f"matrix_tflops_{jnp.dtype(dtype).name}"] = 2 * side**3 / taken / 1e12
     write(found)
-  data = jnp.ones(2**18 if _TINY.value else 2**29, jnp.float32)
+  data = jnp.ones(2**18 if tiny else 2**29, jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   read = jax.jit(jnp.sum)
   found["copy_gb_per_s"] = (
@@ -179,9 +186,9 @@ PARITY = model_config.ModelConfig(
 )
 
 
-def parity(clock: Clock, write: Write) -> None:
+def parity(clock: Clock, write: Write, tiny: bool) -> None:
   """Logits, log-probs and gradients against a CPU; rollouts by slot counts."""
-  rows, length = 4, 128 if _TINY.value else 512
+  rows, length = 4, 128 if tiny else 512
   key = jax.random.key(1)
   tokens = jax.random.randint(key, (rows, length), 1, PARITY.vocab_size)
   positions = jnp.tile(jnp.arange(length) % 100, (rows, 1))
@@ -211,7 +218,7 @@ def parity(clock: Clock, write: Write) -> None:
     (dtype, kind)
     for dtype in (jnp.float32, jnp.bfloat16)
     for kind in ("auto", "einsum")
-    if kind == "auto" or not _TINY.value  # A CPU has no other.
+    if kind == "auto" or not tiny  # A CPU has no other.
   ]
   for dtype, kind in clock.each(cases):
     here = measure(jax.devices()[0], dtype, kind)
@@ -224,7 +231,7 @@ def parity(clock: Clock, write: Write) -> None:
     }
     write(found)
   params = decoder.Policy(PARITY).init(jax.random.key(0))
-  dtypes = (jnp.float32, jnp.bfloat16)[: 1 if _TINY.value else 2]
+  dtypes = (jnp.float32, jnp.bfloat16)[: 1 if tiny else 2]
   for dtype in clock.each(dtypes):
     policy = decoder.Policy(PARITY, dtype=dtype)
     few, many = (rollout(policy, params, slots) for slots in (2, 8))
@@ -288,14 +295,14 @@ def make_sampler(
   )
 
 
-def sampler(clock: Clock, write: Write) -> None:
+def sampler(clock: Clock, write: Write, tiny: bool) -> None:
   """Tokens per second by batch, with and without exploration control."""
-  prompt, tokens = (16, 8) if _TINY.value else (256, 128)
-  batches = (2,) if _TINY.value else (128, 8, 32, 512, 1)
+  prompt, tokens = (16, 8) if tiny else (256, 128)
+  batches = (2,) if tiny else (128, 8, 32, 512, 1)
   found: dict[str, Any] = {"prompt": prompt, "tokens": tokens}
   models = {
     name: (shape, random_params(shape, jnp.bfloat16))
-    for name, shape in clock.each(sizes().items())
+    for name, shape in clock.each(sizes(tiny).items())
   }
   cases = [
     (batch, name, signal)
@@ -375,18 +382,18 @@ def useful_flops(
   )
 
 
-def work() -> tuple[model_config.ModelConfig, str, int, int, int]:
+def work(tiny: bool) -> tuple[model_config.ModelConfig, str, int, int, int]:
   """Model, its name, tokens of a row, rows of a part, turns of a step."""
-  if _TINY.value:
+  if tiny:
     return model_config.named("nano"), "nano", 64, 2, 6
   return model_config.named("smollm2-135m"), "smollm2-135m", 2048, 16, 256
 
 
 def learn(
-  kind: str, remat: str
+  kind: str, remat: str, tiny: bool
 ) -> tuple[Callable[[], Any], list[tuple[int, int]]]:
   """An optimizer step on packed turns, and their lengths."""
-  shape, _, row, rows, turns = work()
+  shape, _, row, rows, turns = work(tiny)
   pairs = dialogues(turns, row)
   rng, segments = np.random.default_rng(1), []
   for number, (seen, said) in enumerate(pairs):
@@ -424,15 +431,15 @@ def learn(
   return step, pairs
 
 
-def learner_part(clock: Clock, write: Write) -> None:
+def learner_part(clock: Clock, write: Write, tiny: bool) -> None:
   """Tokens per second and model FLOPs utilisation of the update."""
-  shape, name, *_ = work()
+  shape, name, *_ = work(tiny)
   chip = roofline.of_device(jax.devices()[0])
   found: dict[str, Any] = {"model": name}
   cases = [("auto", "dots"), ("einsum", "dots"), ("auto", "none")]
-  cases = cases[: 1 if _TINY.value else None]
+  cases = cases[: 1 if tiny else None]
   for kind, remat in clock.each(cases):
-    step, pairs = learn(kind, remat)
+    step, pairs = learn(kind, remat, tiny)
     taken = seconds_of(step, 3)
     needed = useful_flops(shape, pairs)
     found[f"attention {kind}, remat {remat}"] = {
@@ -444,7 +451,7 @@ def learner_part(clock: Clock, write: Write) -> None:
     write(found)
 
 
-def torch_part(clock: Clock, write: Write) -> None:
+def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
   """PyTorch and Transformers on the same turns, padded, and decoding."""
   try:
     import torch
@@ -452,10 +459,10 @@ def torch_part(clock: Clock, write: Write) -> None:
   except ImportError as error:
     write({"missing": str(error)})
     return
-  if not _TINY.value and not torch.cuda.is_available():
+  if not tiny and not torch.cuda.is_available():
     write({"missing": "PyTorch sees no GPU"})
     return
-  shape, name, row, rows, turns = work()
+  shape, name, row, rows, turns = work(tiny)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   found: dict[str, Any] = {"model": name, "torch": torch.__version__}
   model = transformers.LlamaForCausalLM(
@@ -491,8 +498,8 @@ def torch_part(clock: Clock, write: Write) -> None:
   }
   write(found)
   model = model.to(torch.bfloat16).eval()
-  prompt, tokens = (16, 8) if _TINY.value else (256, 128)
-  for batch in clock.each((2,) if _TINY.value else (128, 32, 8)):
+  prompt, tokens = (16, 8) if tiny else (256, 128)
+  for batch in clock.each((2,) if tiny else (128, 32, 8)):
     words = torch.ones((batch, prompt), dtype=torch.long, device=device)
 
     def generate(count, words=words):
@@ -534,7 +541,7 @@ def llama_keys(shape: model_config.ModelConfig) -> dict[str, Any]:
   }
 
 
-def vllm_part(clock: Clock, write: Write) -> None:
+def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
   """vLLM's decoding with random weights of the same sizes. Never run so far."""
   del clock
   try:
@@ -542,7 +549,7 @@ def vllm_part(clock: Clock, write: Write) -> None:
   except ImportError as error:
     write({"missing": str(error)})
     return
-  shape, name, *_ = work()
+  shape, name, *_ = work(tiny)
   with tempfile.TemporaryDirectory() as folder:
     keys = llama_keys(shape) | {
       "model_type": "llama",
@@ -578,7 +585,7 @@ def vllm_part(clock: Clock, write: Write) -> None:
       write(found)
 
 
-def train(clock: Clock, write: Write) -> None:
+def train(clock: Clock, write: Write, tiny: bool) -> None:
   """Search QA as configured, then with a larger model, until time is up."""
   runs = {
     "searchqa": ["--config=configs/searchqa.py"],
@@ -589,7 +596,7 @@ def train(clock: Clock, write: Write) -> None:
       "--config.cold_start.learning_rate=5e-4",
     ],
   }
-  if _TINY.value:
+  if tiny:
     runs = {"smoke": ["--config=configs/smoke.py", "--config.train.updates=1"]}
   found: dict[str, Any] = {}
   for number, (name, arguments) in enumerate(runs.items()):
@@ -620,7 +627,7 @@ def run_for(command: list[str], seconds: float) -> str:
   return "done" if done.returncode == 0 else f"failed with {done.returncode}"
 
 
-PARTS: dict[str, Callable[[Clock, Write], None]] = {
+PARTS: dict[str, Callable[[Clock, Write, bool], None]] = {
   "facts": facts,
   "parity": parity,
   "sampler": sampler,
@@ -638,29 +645,32 @@ def write_json(path: pathlib.Path, found: dict[str, Any]) -> None:
   part.replace(path)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  unknown = sorted(set(_PARTS.value) - set(PARTS))
+def measure(given: flags.FlagValues) -> None:
+  """Measures every part in a process of its own, or one part here.
+
+  Raises:
+    ValueError: if there is no such part.
+  """
+  unknown = sorted(set(given.parts) - set(PARTS))
   if unknown:
-    sys.exit(
-      f"error: --parts: found {unknown[0]!r}, expected some of "
-      f"{', '.join(PARTS)}"
+    raise ValueError(
+      f"--parts: found {unknown[0]!r}, expected some of {', '.join(PARTS)}"
     )
-  path = pathlib.Path(_JSON.value)
-  if _ONLY.value:
-    part = PARTS[_ONLY.value]
-    part(Clock(_SECONDS.value), lambda found: write_json(path, found))
+  path = pathlib.Path(given.json)
+  if given.only:
+    part = PARTS[given.only]
+    write = functools.partial(write_json, path)
+    part(Clock(given.seconds), write, given.tiny)
     return
-  total, found = Clock(60 * _MINUTES.value), {}
-  parts = [name for name in PARTS if name in _PARTS.value]
+  total, found = Clock(60 * given.minutes), {}
+  parts = [name for name in PARTS if name in given.parts]
   for number, name in enumerate(parts):
     rest = sum(SHARES[other] for other in parts[number:])
     seconds = total.left() * SHARES[name] / rest
     with tempfile.TemporaryDirectory() as folder:
       inner = pathlib.Path(folder) / "part.json"
       command = [sys.executable, __file__, f"--only={name}", f"--json={inner}"]
-      command += [f"--seconds={0.9 * seconds}", f"--tiny={_TINY.value}"]
+      command += [f"--seconds={0.9 * seconds}", f"--tiny={given.tiny}"]
       print(f"{name}: at most {seconds:.0f} s", flush=True)
       start = time.perf_counter()
       ended = run_for(command, seconds)
@@ -673,9 +683,3 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """The command `t2po-accelerator`."""
-  flags.mark_flag_as_required("json")
-  app.run(main)
-
-
-if __name__ == "__main__":
-  run()

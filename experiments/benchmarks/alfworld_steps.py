@@ -16,32 +16,46 @@ import functools
 import json
 import random
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from t2po_jax import envs
 from t2po_jax.envs import worker
 from t2po_jax.envs.alfworld import benchmark as benchmark_lib
 from t2po_jax.envs.alfworld import settings as settings_lib
+from t2po_jax.experiments import command_line
 from t2po_jax.rollout import workers
 
-_ENGINE = flags.DEFINE_enum(
-  "engine", "twin", settings_lib.ENGINES, "Which engine plays."
-)
-_DATA_DIR = flags.DEFINE_string(
-  "data_dir", "", "Folder or archive of game files; empty: embedded scenes."
-)
-_SIZE = flags.DEFINE_string("size", "full", "Size of embedded scenes.")
-_STEPS = flags.DEFINE_integer("steps", 20_000, "Steps to time.", lower_bound=1)
-_RESETS = flags.DEFINE_integer("resets", 10_000, "Resets of the soak.")
-_GAMES = flags.DEFINE_integer("games", 0, "Different games; 0 = all.")
-_WORKERS = flags.DEFINE_integer(
-  "workers", 0, "Worker processes; 0 plays in this process.", lower_bound=0
-)
-_EPISODES = flags.DEFINE_integer(
-  "episodes", 16, "Episodes side by side in workers.", lower_bound=1
-)
-_TURNS = flags.DEFINE_integer("turns", 50, "Turns per episode.", lower_bound=1)
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_enum(
+    "engine", "twin", settings_lib.ENGINES, "Which engine plays.", **own
+  )
+  flags.DEFINE_string(
+    "data_dir",
+    "",
+    "Folder or archive of game files; empty: embedded scenes.",
+    **own,
+  )
+  flags.DEFINE_string("size", "full", "Size of embedded scenes.", **own)
+  flags.DEFINE_integer("steps", 20_000, "Steps to time.", lower_bound=1, **own)
+  flags.DEFINE_integer("resets", 10_000, "Resets of the soak.", **own)
+  flags.DEFINE_integer("games", 0, "Different games; 0 = all.", **own)
+  flags.DEFINE_integer(
+    "workers",
+    0,
+    "Worker processes; 0 plays in this process.",
+    lower_bound=0,
+    **own,
+  )
+  flags.DEFINE_integer(
+    "episodes", 16, "Episodes side by side in workers.", lower_bound=1, **own
+  )
+  flags.DEFINE_integer("turns", 50, "Turns per episode.", lower_bound=1, **own)
+
 
 # Resets before memory is first read: caches fill, the allocator settles.
 _WARM_UP = 500
@@ -159,10 +173,13 @@ class Crowd:
     return f"<think> go on</think><action> {command}</action>"
 
 
-def measure_workers(settings: dict, ids: tuple[str, ...]) -> dict:
+def measure_workers(
+  given: flags.FlagValues, settings: dict, ids: tuple[str, ...]
+) -> dict:
   """Speed and growth of worker processes.
 
   Args:
+    given: the flags.
     settings: of the environment.
     ids: the tasks.
 
@@ -172,52 +189,57 @@ def measure_workers(settings: dict, ids: tuple[str, ...]) -> dict:
   """
   pool = workers.WorkerPool(
     functools.partial(envs.make, "alfworld", **settings),
-    workers=_WORKERS.value,
+    workers=given.workers,
   )
-  crowd, beside = Crowd(pool, ids), _EPISODES.value
+  crowd, beside = Crowd(pool, ids), given.episodes
   crowd.play(beside, beside, 1)  # Starts the processes.
   start = time.perf_counter()
-  episodes = max(_STEPS.value // _TURNS.value, 1)
-  steps = crowd.play(episodes, beside, _TURNS.value)
+  episodes = max(given.steps // given.turns, 1)
+  steps = crowd.play(episodes, beside, given.turns)
   seconds = time.perf_counter() - start
   found = {"rollout_steps_per_second": round(steps / seconds)}
-  if _RESETS.value:
+  if given.resets:
     crowd.play(_WARM_UP, beside, 3)
     before = pool.grown
-    crowd.play(_RESETS.value, beside, 3)
+    crowd.play(given.resets, beside, 3)
     growth = sum(pool.grown) - sum(before)
-    found["soak_resets"] = _RESETS.value
+    found["soak_resets"] = given.resets
     found["memory_growth_mb"] = round(growth, 1)
   found["restarts"] = pool.restarts
   pool.close()
   return found
 
 
-def main(_) -> None:
+def measure(given: flags.FlagValues) -> None:
   """Measures and prints."""
   settings = {
-    "engine": _ENGINE.value,
-    "data_dir": _DATA_DIR.value,
-    "size": _SIZE.value,
-    "max_turns": _TURNS.value,
+    "engine": given.engine,
+    "data_dir": given.data_dir,
+    "size": given.size,
+    "max_turns": given.turns,
   }
   benchmark = envs.make("alfworld", **settings)
-  ids = benchmark.splits["train"][: _GAMES.value or None]
+  ids = benchmark.splits["train"][: given.games or None]
   numbers = {
-    "engine": _ENGINE.value,
-    "games": "files" if _DATA_DIR.value else f"{_SIZE.value} scenes",
-    "workers": _WORKERS.value,
+    "engine": given.engine,
+    "games": "files" if given.data_dir else f"{given.size} scenes",
+    "workers": given.workers,
   }
-  if _WORKERS.value:
-    numbers |= measure_workers(settings, ids)
+  if given.workers:
+    numbers |= measure_workers(given, settings, ids)
   else:
-    numbers |= time_steps(benchmark, ids, _STEPS.value)
-    if _RESETS.value:
-      numbers |= soak(benchmark, ids, _RESETS.value)
+    numbers |= time_steps(benchmark, ids, given.steps)
+    if given.resets:
+      numbers |= soak(benchmark, ids, given.resets)
   for name, value in numbers.items():
     print(f"{name:28} {value}")
   print(json.dumps(numbers))
 
 
+def run() -> None:
+  """Runs this program."""
+  command_line.run(measure, define_flags)
+
+
 if __name__ == "__main__":
-  app.run(main)
+  run()

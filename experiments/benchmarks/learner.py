@@ -25,36 +25,47 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
+from t2po_jax.experiments import command_line
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, weights
 
-_MODEL = flags.DEFINE_string("model", "smollm2-135m", "Named size.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.")
-_ROWS = flags.DEFINE_integer("rows", 2, "Rows of a micro-batch.")
-_LENGTH = flags.DEFINE_integer("length", 512, "Tokens of a row, `padded`.")
-_TURNS = flags.DEFINE_integer("turns", 16, "Turns of `dialogue`.")
-_PROMPT = flags.DEFINE_integer(
-  "prompt", 384, "Median prompt of a turn, tokens."
-)
-_RESPONSE = flags.DEFINE_integer("response", 48, "Median response, tokens.")
-_ROW_TOKENS = flags.DEFINE_integer("row_tokens", 1024, "Our rows, `dialogue`.")
-_REMAT = flags.DEFINE_string("remat", "dots", "Ours: none, dots or full.")
-_CHUNK = flags.DEFINE_integer(
-  "chunk", 128, "Ours: positions projected at once; 0 keeps all logits."
-)
-_STEPS = flags.DEFINE_integer("steps", 5, "Timed steps of each workload.")
-_PEERS = flags.DEFINE_list("peers", ["ours", "torch"], "Who takes part.")
-_TUNIX = flags.DEFINE_string("tunix_python", sys.executable, "Has tunix.")
-_MEMORY_AT = flags.DEFINE_list(
-  "memory_at", ["8", "512"], "Rows and tokens to ask XLA for memory at."
-)
-_PEAK_SIZE = flags.DEFINE_integer("peak_size", 2048, "Side of the product.")
-_JSON = flags.DEFINE_string("json", "", "File for all numbers.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string("model", "smollm2-135m", "Named size.", **own)
+  flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", **own)
+  flags.DEFINE_integer("rows", 2, "Rows of a micro-batch.", **own)
+  flags.DEFINE_integer("length", 512, "Tokens of a row, `padded`.", **own)
+  flags.DEFINE_integer("turns", 16, "Turns of `dialogue`.", **own)
+  flags.DEFINE_integer("prompt", 384, "Median prompt of a turn, tokens.", **own)
+  flags.DEFINE_integer("response", 48, "Median response, tokens.", **own)
+  flags.DEFINE_integer("row_tokens", 1024, "Our rows, `dialogue`.", **own)
+  flags.DEFINE_string("remat", "dots", "Ours: none, dots or full.", **own)
+  flags.DEFINE_integer(
+    "chunk",
+    128,
+    "Ours: positions projected at once; 0 keeps all logits.",
+    **own,
+  )
+  flags.DEFINE_integer("steps", 5, "Timed steps of each workload.", **own)
+  flags.DEFINE_list("peers", ["ours", "torch"], "Who takes part.", **own)
+  flags.DEFINE_string("tunix_python", sys.executable, "Has tunix.", **own)
+  flags.DEFINE_list(
+    "memory_at",
+    ["8", "512"],
+    "Rows and tokens to ask XLA for memory at.",
+    **own,
+  )
+  flags.DEFINE_integer("peak_size", 2048, "Side of the product.", **own)
+  flags.DEFINE_string("json", "", "File for all numbers.", **own)
+
 
 # bfloat16 FLOP/s without sparsity, from data sheets.
 DATA_SHEETS = {
@@ -116,8 +127,8 @@ def useful_flops(
 class Contestant:
   """A worker process and what it has measured."""
 
-  def __init__(self, name: str, settings: dict):
-    python = _TUNIX.value if name == "tunix" else sys.executable
+  def __init__(self, name: str, python: str, settings: dict):
+    python = python if name == "tunix" else sys.executable
     worker = pathlib.Path(__file__).with_name("learner_worker.py")
     self.name = name
     self.process = subprocess.Popen(
@@ -150,9 +161,9 @@ class Contestant:
     self.process.wait()
 
 
-def make_workloads(limit: int) -> dict[str, dict]:
+def make_workloads(given: flags.FlagValues, limit: int) -> dict[str, dict]:
   """Both workloads, by name."""
-  rows, length = _ROWS.value, _LENGTH.value
+  rows, length = given.rows, given.length
   return {
     "padded": {
       "seed": 1,
@@ -162,7 +173,7 @@ def make_workloads(limit: int) -> dict[str, dict]:
     "dialogue": {
       "seed": 2,
       "turns": dialogue_lengths(
-        _TURNS.value, _PROMPT.value, _RESPONSE.value, limit
+        given.turns, given.prompt, given.response, limit
       ),
       "row_tokens": limit,
     },
@@ -187,31 +198,33 @@ def summarise(
   }
 
 
-def measure(folder: pathlib.Path) -> dict:
+def measure(given: flags.FlagValues, folder: pathlib.Path) -> dict:
   """Runs everything; returns what goes into the JSON file."""
-  config = model_config.named(_MODEL.value)
+  config = model_config.named(given.model)
   params = jax.jit(decoder.Policy(config).init)(jax.random.key(0))
   weights.save(params, config, folder)
   del params
-  workloads = make_workloads(_ROW_TOKENS.value)
+  workloads = make_workloads(given, given.row_tokens)
   settings = {
     "model": str(folder),
-    "dtype": _DTYPE.value,
-    "rows": _ROWS.value,
-    "remat": _REMAT.value,
-    "chunk": _CHUNK.value or None,
+    "dtype": given.dtype,
+    "rows": given.rows,
+    "remat": given.remat,
+    "chunk": given.chunk or None,
     "threads": os.cpu_count(),
-    "peak_size": _PEAK_SIZE.value,
-    "memory_shape": [int(x) for x in _MEMORY_AT.value],
+    "peak_size": given.peak_size,
+    "memory_shape": [int(x) for x in given.memory_at],
     "workloads": workloads,
   }
-  contestants = [Contestant(name, settings) for name in _PEERS.value]
+  contestants = [
+    Contestant(name, given.tunix_python, settings) for name in given.peers
+  ]
   try:
     return {
-      "model": _MODEL.value,
-      "dtype": _DTYPE.value,
+      "model": given.model,
+      "dtype": given.dtype,
       "device": jax.devices()[0].device_kind,
-      **race(contestants, config, workloads),
+      **race(given, contestants, config, workloads),
     }
   finally:
     for contestant in contestants:
@@ -223,7 +236,7 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def race(contestants, config, workloads) -> dict:
+def race(given, contestants, config, workloads) -> dict:
   """Lets the contestants take turns."""
   times = {name: {c.name: [] for c in contestants} for name in workloads}
   losses = {name: {} for name in workloads}
@@ -233,19 +246,19 @@ def race(contestants, config, workloads) -> dict:
       first = contestant.ask(name)
       losses[name][contestant.name] = first["loss"]
       say(f"{name}, warm-up: {contestant.name} {first['seconds']:.1f} s")
-    for step in range(1, _STEPS.value + 1):
+    for step in range(1, given.steps + 1):
       for contestant in contestants:
         seconds = contestant.ask(name)["seconds"]
         times[name][contestant.name].append(seconds)
         say(
-          f"{name}, step {step} of {_STEPS.value}: {contestant.name} "
+          f"{name}, step {step} of {given.steps}: {contestant.name} "
           f"{seconds:.1f} s"
         )
   ours = next(c for c in contestants if c.name == "ours")
   kind = jax.devices()[0].device_kind
   known = [v for k, v in DATA_SHEETS.items() if kind.startswith(k)]
   rate = known[0] if known else ours.ask("peak")["flops"]
-  temporary = ours.ask("memory")["bytes"] if _MEMORY_AT.value else {}
+  temporary = ours.ask("memory")["bytes"] if given.memory_at else {}
   memory = {c.name: c.ask("quit") for c in contestants}
   found = {"peak_flops": rate, "xla_temporary_bytes": temporary}
   found |= {"memory": memory, "first_loss": losses, "workloads": {}}
@@ -290,21 +303,29 @@ def table(found: dict) -> str:
   return "\n".join(lines)
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  if "ours" not in _PEERS.value:
-    sys.exit(f"error: --peers: found {_PEERS.value}, expected 'ours' in it")
+def compare(given: flags.FlagValues) -> None:
+  """Measures everybody and prints the table.
+
+  Raises:
+    ValueError: if a contestant is unknown or ends early.
+  """
+  if "ours" not in given.peers:
+    raise ValueError(f"--peers: found {given.peers}, expected 'ours' in it")
   with tempfile.TemporaryDirectory() as folder:
     try:
-      found = measure(pathlib.Path(folder))
-    except (RuntimeError, ValueError) as error:
-      sys.exit(f"error: {error}")
+      found = measure(given, pathlib.Path(folder))
+    except RuntimeError as error:
+      raise ValueError(str(error)) from None
   print(table(found))
-  if _JSON.value:
+  if given.json:
     text = json.dumps(found, indent=2) + "\n"
-    pathlib.Path(_JSON.value).write_text(text)
+    pathlib.Path(given.json).write_text(text)
+
+
+def run() -> None:
+  """Runs this program."""
+  command_line.run(compare, define_flags)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  run()

@@ -25,13 +25,15 @@ import json
 import pathlib
 import statistics
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import numpy as np
 
 from t2po_jax import types
 from t2po_jax.envs import base, prompts
+from t2po_jax.experiments import command_line
 from t2po_jax.experiments.benchmarks import whole_loop
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder
@@ -44,33 +46,42 @@ from t2po_jax.rollout import (
   slots,
 )
 
-_SIZE = flags.DEFINE_string("size", "tiny", "Named model size.")
-_EPISODES = flags.DEFINE_integer("episodes", 128, "Episodes per rollout.")
-_SLOTS = flags.DEFINE_integer("slots", 32, "Responses decoded at once.")
-_CHUNK = flags.DEFINE_integer("chunk", 16, "Tokens per device call.")
-_TURNS = flags.DEFINE_float("turns", 5.0, "Mean turns per episode.")
-_MAX_TURNS = flags.DEFINE_integer("max_turns", 20, "Most turns.")
-_RESPONSE = flags.DEFINE_float("response", 14.0, "Median response tokens.")
-_MAX_RESPONSE = flags.DEFINE_integer("max_response", 96, "Most of them.")
-_LATENCY = flags.DEFINE_float("latency", 0.05, "Median seconds of a step.")
-_SPREAD = flags.DEFINE_float("spread", 0.8, "Deviation of their logarithms.")
-_ROUNDS = flags.DEFINE_integer("rounds", 3, "Rounds after a first, untimed.")
-_MODE = flags.DEFINE_enum(
-  "mode", "rollout", ["rollout", "loop"], "What is timed."
-)
-_LATENCIES = flags.DEFINE_list(
-  "latencies", ["0", "0.05", "0.5"], "loop: median seconds of a step."
-)
-_VARIANTS = flags.DEFINE_list(
-  "variants", list(whole_loop.VARIANTS), "loop: what is compared."
-)
-_UPDATES = flags.DEFINE_integer(
-  "updates", 6, "loop: updates per run.", lower_bound=5
-)
-_EPOCHS = flags.DEFINE_integer(
-  "epochs", 1, "loop: passes of an update over its rollout.", lower_bound=1
-)
-_JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string("size", "tiny", "Named model size.", **own)
+  flags.DEFINE_integer("episodes", 128, "Episodes per rollout.", **own)
+  flags.DEFINE_integer("slots", 32, "Responses decoded at once.", **own)
+  flags.DEFINE_integer("chunk", 16, "Tokens per device call.", **own)
+  flags.DEFINE_float("turns", 5.0, "Mean turns per episode.", **own)
+  flags.DEFINE_integer("max_turns", 20, "Most turns.", **own)
+  flags.DEFINE_float("response", 14.0, "Median response tokens.", **own)
+  flags.DEFINE_integer("max_response", 96, "Most of them.", **own)
+  flags.DEFINE_float("latency", 0.05, "Median seconds of a step.", **own)
+  flags.DEFINE_float("spread", 0.8, "Deviation of their logarithms.", **own)
+  flags.DEFINE_integer("rounds", 3, "Rounds after a first, untimed.", **own)
+  flags.DEFINE_enum(
+    "mode", "rollout", ["rollout", "loop"], "What is timed.", **own
+  )
+  flags.DEFINE_list(
+    "latencies", ["0", "0.05", "0.5"], "loop: median seconds of a step.", **own
+  )
+  flags.DEFINE_list(
+    "variants", list(whole_loop.VARIANTS), "loop: what is compared.", **own
+  )
+  flags.DEFINE_integer(
+    "updates", 6, "loop: updates per run.", lower_bound=5, **own
+  )
+  flags.DEFINE_integer(
+    "epochs",
+    1,
+    "loop: passes of an update over its rollout.",
+    lower_bound=1,
+    **own,
+  )
+  flags.DEFINE_string("json", "", "File to write the numbers to.", **own)
+
 
 OBSERVATION = 24  # Tokens.
 MEMORY = 2
@@ -168,9 +179,14 @@ class Numbers:
 class Scheduler(scheduler.Scheduler):
   """Ends each response at a length that belongs to the request's key."""
 
+  def __init__(self, device: sampler.Sampler, median: float, spread: float):
+    super().__init__(device)
+    self.slots = device.slots
+    self._median, self._spread = median, spread
+
   def submit(self, request: sampler.Request) -> None:
-    drawn = dice(request.key.tolist()).lognormal(0, _SPREAD.value)
-    limit = int(np.clip(_RESPONSE.value * drawn, 1, request.limit))
+    drawn = dice(request.key.tolist()).lognormal(0, self._spread)
+    limit = int(np.clip(self._median * drawn, 1, request.limit))
     super().submit(dataclasses.replace(request, limit=limit))
 
 
@@ -180,8 +196,9 @@ class LockStep(collect.Loop):
   def episodes(
     self, tasks: Sequence[tuple[str, int, int]]
   ) -> Iterator[types.Trajectory]:
-    for first in range(0, len(tasks), _SLOTS.value):
-      for task_id, group, member in tasks[first : first + _SLOTS.value]:
+    slots = self.scheduler.slots
+    for first in range(0, len(tasks), slots):
+      for task_id, group, member in tasks[first : first + slots]:
         self.start(task_id, group, member)
       while self.waiting:
         futures.wait(self.waiting)
@@ -199,19 +216,19 @@ class LockStep(collect.Loop):
 LOOPS = {"ours": collect.Loop, "lock_step": LockStep}
 
 
-def play(loop, benchmark, pool, under) -> dict[str, float]:
+def play(given, loop, benchmark, pool, under) -> dict[str, float]:
   """One rollout: trajectories per second, and what it took."""
   rules = collect.Rules(
     memory=MEMORY,
     max_prompt=MAX_PROMPT,
-    max_response=_MAX_RESPONSE.value,
+    max_response=given.max_response,
     sampling=draw.Sampling(),
   )
   under.forget()
   before = under.counters.copy()
   start = time.perf_counter()
   running = loop(benchmark, pool, Numbers(), under, rules, (0,))
-  plan = [(f"task {i}", i, 0) for i in range(_EPISODES.value)]
+  plan = [(f"task {i}", i, 0) for i in range(given.episodes)]
   found = running.run(plan).trajectories
   seconds = time.perf_counter() - start
   work = under.counters - before
@@ -228,9 +245,9 @@ def play(loop, benchmark, pool, under) -> dict[str, float]:
   }
 
 
-def build() -> Scheduler:
+def build(given: flags.FlagValues) -> Scheduler:
   """Slots of a random model whose responses never end by themselves."""
-  config = model_config.named(_SIZE.value)
+  config = model_config.named(given.size)
   policy = decoder.Policy(config)
   device = sampler.Sampler(
     policy,
@@ -241,27 +258,27 @@ def build() -> Scheduler:
       stops=("</action>",),
     ),
     slots.Control(),
-    slots=_SLOTS.value,
+    slots=given.slots,
     max_prompt=MAX_PROMPT,
-    max_response=_MAX_RESPONSE.value,
-    chunk=_CHUNK.value,
+    max_response=given.max_response,
+    chunk=given.chunk,
   )
   device.load(jax.jit(policy.init)(jax.random.key(0)))
   device.warm_up([draw.Sampling()])
-  return Scheduler(device)
+  return Scheduler(device, given.response, given.spread)
 
 
-def measure() -> dict[str, dict[str, float]]:
+def measure(given: flags.FlagValues) -> dict[str, dict[str, float]]:
   """Medians of both loops, and the ratio of their speeds."""
   benchmark = Benchmark(
-    _TURNS.value, _MAX_TURNS.value, _LATENCY.value, _SPREAD.value
+    given.turns, given.max_turns, given.latency, given.spread
   )
-  pool = environments.EnvironmentPool(benchmark.env, threads=_SLOTS.value)
-  under = build()
+  pool = environments.EnvironmentPool(benchmark.env, threads=given.slots)
+  under = build(given)
   rounds = {name: [] for name in LOOPS}
-  for number in range(_ROUNDS.value + 1):
+  for number in range(given.rounds + 1):
     for name, loop in LOOPS.items():
-      found = play(loop, benchmark, pool, under)
+      found = play(given, loop, benchmark, pool, under)
       if number:
         rounds[name].append(found)
   pool.close()
@@ -278,48 +295,58 @@ def measure() -> dict[str, dict[str, float]]:
   return measured
 
 
-def measure_loop() -> dict[str, dict[str, dict[str, float]]]:
+def measure_loop(
+  given: flags.FlagValues,
+) -> dict[str, dict[str, dict[str, float]]]:
   """Whole updates by latency and variant; prints them."""
-  unknown = set(_VARIANTS.value) - set(whole_loop.VARIANTS)
+  unknown = set(given.variants) - set(whole_loop.VARIANTS)
   if unknown:
-    raise app.UsageError(
+    raise ValueError(
       f"--variants: found {min(unknown)!r}, expected some of "
       f"{', '.join(whole_loop.VARIANTS)}"
     )
   measured = whole_loop.measure(
-    size=_SIZE.value,
-    latencies=[float(latency) for latency in _LATENCIES.value],
-    variants=_VARIANTS.value,
-    updates=_UPDATES.value,
-    slots=_SLOTS.value,
-    epochs=_EPOCHS.value,
-    rounds=_ROUNDS.value,
+    size=given.size,
+    latencies=[float(latency) for latency in given.latencies],
+    variants=given.variants,
+    updates=given.updates,
+    slots=given.slots,
+    epochs=given.epochs,
+    rounds=given.rounds,
   )
   print(whole_loop.table(measured))
   return measured
 
 
-def write(measured: dict) -> None:
+def write(path: str, measured: dict) -> None:
   """Writes the numbers if a file was named."""
-  if _JSON.value:
+  if path:
     text = json.dumps(measured, indent=2)
-    pathlib.Path(_JSON.value).write_text(text + "\n")
+    pathlib.Path(path).write_text(text + "\n")
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  if _MODE.value == "loop":
-    write(measure_loop())
+def compare(given: flags.FlagValues) -> None:
+  """Measures both loops, or whole updates, and prints the numbers.
+
+  Raises:
+    ValueError: if a variant is unknown.
+  """
+  if given.mode == "loop":
+    write(given.json, measure_loop(given))
     return
-  measured = measure()
+  measured = measure(given)
   print(f"{'':24}{'ours':>12}{'lock step':>12}{'ratio':>9}")
   for key, value in measured["ours"].items():
     other = measured["lock_step"][key]
     ratio = f"{value / other:9.2f}" if other else ""
     print(f"{key:24}{value:12.4g}{other:12.4g}{ratio}")
-  write(measured)
+  write(given.json, measured)
+
+
+def run() -> None:
+  """Runs this program."""
+  command_line.run(compare, define_flags)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  run()

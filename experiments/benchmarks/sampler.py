@@ -26,15 +26,16 @@ import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from t2po_jax.experiments import command_line
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, weights
 from t2po_jax.rollout import draw, slots
@@ -42,20 +43,31 @@ from t2po_jax.rollout import sampler as samplers
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-_SIZE = flags.DEFINE_string("size", "smollm2-135m", "Named model size.")
-_DTYPE = flags.DEFINE_enum(
-  "dtype", "float32", ["float32", "bfloat16"], "Of weights and computation."
-)
-_BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Batch sizes.")
-_PROMPT = flags.DEFINE_integer("prompt", 256, "Tokens of each prompt.")
-_TOKENS = flags.DEFINE_integer("tokens", 32, "Tokens decoded per run.")
-_CHUNK = flags.DEFINE_integer("chunk", 16, "Tokens per device call, ours.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds after a first, untimed.")
-_PEERS = flags.DEFINE_list(
-  "peers", ["hf_dynamic", "hf_static", "tunix", "llama_cpp"], "Compared with."
-)
-_GGUF = flags.DEFINE_string("gguf", "", "llama_cpp: model file of this size.")
-_JSON = flags.DEFINE_string("json", "", "File to write the numbers to.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string("size", "smollm2-135m", "Named model size.", **own)
+  flags.DEFINE_enum(
+    "dtype",
+    "float32",
+    ["float32", "bfloat16"],
+    "Of weights and computation.",
+    **own,
+  )
+  flags.DEFINE_list("batches", ["1", "8", "32"], "Batch sizes.", **own)
+  flags.DEFINE_integer("prompt", 256, "Tokens of each prompt.", **own)
+  flags.DEFINE_integer("tokens", 32, "Tokens decoded per run.", **own)
+  flags.DEFINE_integer("chunk", 16, "Tokens per device call, ours.", **own)
+  flags.DEFINE_integer("rounds", 5, "Rounds after a first, untimed.", **own)
+  flags.DEFINE_list(
+    "peers",
+    ["hf_dynamic", "hf_static", "tunix", "llama_cpp"],
+    "Compared with.",
+    **own,
+  )
+  flags.DEFINE_string("gguf", "", "llama_cpp: model file of this size.", **own)
+  flags.DEFINE_string("json", "", "File to write the numbers to.", **own)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +81,8 @@ class Work:
     weights: folder that `transformers` loads the same parameters from.
     prompts: [B, T] int32.
     tokens: tokens to decode per row.
+    chunk: tokens per call of our sampler.
+    gguf: for llama.cpp, the file of the same model.
   """
 
   config: model_config.ModelConfig
@@ -77,6 +91,8 @@ class Work:
   weights: str
   prompts: np.ndarray
   tokens: int
+  chunk: int = 16
+  gguf: str = ""
 
 
 class Missing(Exception):
@@ -99,7 +115,7 @@ def ours(work: Work, control: slots.Control) -> Callable[[], float]:
     slots=rows,
     max_prompt=length,
     max_response=work.tokens,
-    chunk=_CHUNK.value,
+    chunk=work.chunk,
   )
   device.load(work.params)
   device.prefill(
@@ -260,11 +276,11 @@ def tunix(work: Work) -> Callable[[], float]:
 def llama_cpp(work: Work) -> Callable[[], float]:
   """llama.cpp's own benchmark of batched decoding."""
   program = shutil.which("llama-batched-bench")
-  if program is None or not _GGUF.value:
+  if program is None or not work.gguf:
     raise Missing("llama-batched-bench in the PATH, and --gguf")
   rows, length = work.prompts.shape
   command = [
-    *(program, "-m", _GGUF.value, "-c", str(rows * (length + work.tokens))),
+    *(program, "-m", work.gguf, "-c", str(rows * (length + work.tokens))),
     *("-npp", str(length), "-ntg", str(work.tokens), "-npl", str(rows)),
     *("-t", str(os.cpu_count()), "--output-format", "jsonl"),
   ]
@@ -415,64 +431,71 @@ def hardware() -> dict[str, str]:
   }
 
 
-def benchmark() -> dict:
+def measure_all(given: flags.FlagValues) -> dict:
   """Measures every batch size as the flags say, printing as it goes."""
-  unknown = sorted(set(_PEERS.value) - set(PEERS))
+  unknown = sorted(set(given.peers) - set(PEERS))
   if unknown:
     raise ValueError(
       f"--peers: found {unknown[0]!r}, expected some of {', '.join(PEERS)}"
     )
-  if _TOKENS.value < 2:
-    raise ValueError(f"--tokens: found {_TOKENS.value}, expected at least 2")
-  config = model_config.named(_SIZE.value)
+  if given.tokens < 2:
+    raise ValueError(f"--tokens: found {given.tokens}, expected at least 2")
+  config = model_config.named(given.size)
   params = jax.jit(decoder.Policy(config).init)(jax.random.key(0))
   place = hardware()
   print(", ".join(place.values()))
   print(
-    f"{_SIZE.value}, {_DTYPE.value}, prompt {_PROMPT.value}, "
-    f"{_TOKENS.value} tokens, {_ROUNDS.value} rounds"
+    f"{given.size}, {given.dtype}, prompt {given.prompt}, "
+    f"{given.tokens} tokens, {given.rounds} rounds"
   )
   batches = {}
   with tempfile.TemporaryDirectory() as folder:
-    if any(name.startswith("hf") for name in _PEERS.value):
+    if any(name.startswith("hf") for name in given.peers):
       weights.save(params, config, folder)
-    for batch in map(int, _BATCHES.value):
+    for batch in map(int, given.batches):
       generator = np.random.default_rng(batch)
-      shape = (batch, _PROMPT.value)
+      shape = (batch, given.prompt)
       work = Work(
         config=config,
-        dtype=_DTYPE.value,
+        dtype=given.dtype,
         params=params,
         weights=folder,
         prompts=generator.integers(1, config.vocab_size, shape, np.int32),
-        tokens=_TOKENS.value,
+        tokens=given.tokens,
+        chunk=given.chunk,
+        gguf=given.gguf,
       )
-      batches[str(batch)] = measure(work, _PEERS.value, _ROUNDS.value)
+      batches[str(batch)] = measure(work, given.peers, given.rounds)
       print("\n" + report(batch, batches[str(batch)]), flush=True)
   settings = {
-    "size": _SIZE.value,
-    "dtype": _DTYPE.value,
-    "prompt": _PROMPT.value,
-    "tokens": _TOKENS.value,
-    "rounds": _ROUNDS.value,
+    "size": given.size,
+    "dtype": given.dtype,
+    "prompt": given.prompt,
+    "tokens": given.tokens,
+    "rounds": given.rounds,
   }
   return {"hardware": place, "settings": settings, "batches": batches}
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
-  try:
-    numbers = benchmark()
-  except ValueError as error:
-    sys.exit(f"error: {error}")
+def compare(given: flags.FlagValues) -> None:
+  """Measures everybody and prints the numbers.
+
+  Raises:
+    ValueError: if a peer is unknown.
+  """
+  numbers = measure_all(given)
   assert all(
     math.isfinite(found["tokens_per_s"])
     for found in numbers["batches"].values()
   )
-  if _JSON.value:
-    pathlib.Path(_JSON.value).write_text(json.dumps(numbers, indent=2) + "\n")
+  if given.json:
+    pathlib.Path(given.json).write_text(json.dumps(numbers, indent=2) + "\n")
+
+
+def run() -> None:
+  """Runs this program."""
+  command_line.run(compare, define_flags)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  run()

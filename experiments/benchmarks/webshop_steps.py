@@ -24,21 +24,31 @@ import re
 import resource
 import tempfile
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 
 from t2po_jax import envs
 from t2po_jax.envs.webshop import data
+from t2po_jax.experiments import command_line
 
-_CATALOGUE = flags.DEFINE_string(
-  "catalogue", "embedded", "`embedded`, or the path of items_shuffle*.json."
-)
-_COPIES = flags.DEFINE_integer("copies", 1, "Repetitions of a real catalogue.")
-_STORAGE = flags.DEFINE_string("storage", "auto", "`memory`, `disk`, `auto`.")
-_WORDING = flags.DEFINE_string("wording", "full", "`full` or `compact`.")
-_EPISODES = flags.DEFINE_integer("round_episodes", 200, "Episodes per round.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "Rounds; the median is reported.")
-_WORKERS = flags.DEFINE_integer("workers", 0, "Processes that share a shop.")
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string(
+    "catalogue",
+    "embedded",
+    "`embedded`, or the path of items_shuffle*.json.",
+    **own,
+  )
+  flags.DEFINE_integer("copies", 1, "Repetitions of a real catalogue.", **own)
+  flags.DEFINE_string("storage", "auto", "`memory`, `disk`, `auto`.", **own)
+  flags.DEFINE_string("wording", "full", "`full` or `compact`.", **own)
+  flags.DEFINE_integer("round_episodes", 200, "Episodes per round.", **own)
+  flags.DEFINE_integer("rounds", 5, "Rounds; the median is reported.", **own)
+  flags.DEFINE_integer("workers", 0, "Processes that share a shop.", **own)
+
 
 FULL_CATALOGUE = 1_181_436  # Products in items_shuffle.json.
 LEAST_PRODUCTS = 20_000  # From which on a search costs in proportion.
@@ -160,20 +170,20 @@ def share(settings: dict, workers: int, episodes: int) -> dict[str, float]:
   }
 
 
-def measure(settings: dict) -> dict[str, float]:
+def measure(settings: dict, *, episodes: int, rounds: int) -> dict[str, float]:
   """Opens a shop and measures it; medians over rounds."""
   start = time.thread_time()
   benchmark = envs.make("webshop", **settings)
   built = time.thread_time() - start
   search = Clock(benchmark.shop.search)
   object.__setattr__(benchmark.shop, "search", search)
-  tasks = benchmark.splits["train"][: 2 * _EPISODES.value]
+  tasks = benchmark.splits["train"][: 2 * episodes]
   fresh, tasks = tasks[: len(tasks) // 2], tasks[len(tasks) // 2 :]
-  episodes = record(benchmark, tasks)
+  recorded = record(benchmark, tasks)
   first = replay(benchmark, [(task_id, []) for task_id in fresh], search)
-  rounds = [replay(benchmark, episodes, search) for _ in range(_ROUNDS.value)]
+  played = [replay(benchmark, recorded, search) for _ in range(rounds)]
   measured = {
-    key: sorted(r[key] for r in rounds)[len(rounds) // 2] for key in rounds[0]
+    key: sorted(r[key] for r in played)[rounds // 2] for key in played[0]
   }
   stored = {"index_mib": 0.0, "products_mib": 0.0}
   for path in pathlib.Path(settings["cache_dir"]).rglob("*.*"):
@@ -211,32 +221,38 @@ def project(measured: dict[str, float]) -> list[str]:
   ]
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def report(given: flags.FlagValues) -> None:
+  """Measures a shop and prints the numbers."""
   with tempfile.TemporaryDirectory() as folder:
-    catalogue = _CATALOGUE.value
-    if catalogue != "embedded" and _COPIES.value > 1:
+    catalogue = given.catalogue
+    if catalogue != "embedded" and given.copies > 1:
       catalogue = str(
         copy_catalogue(
-          pathlib.Path(catalogue), _COPIES.value, pathlib.Path(folder)
+          pathlib.Path(catalogue), given.copies, pathlib.Path(folder)
         )
       )
     settings = {
       "catalogue": catalogue,
-      "storage": _STORAGE.value,
-      "wording": _WORDING.value,
+      "storage": given.storage,
+      "wording": given.wording,
       "cache_dir": str(pathlib.Path(folder) / "cache"),
       "expert_hesitation": 0.0,
     }
-    measured = measure(settings)
-    if _WORKERS.value:
-      measured |= share(settings, _WORKERS.value, _EPISODES.value)
+    measured = measure(
+      settings, episodes=given.round_episodes, rounds=given.rounds
+    )
+    if given.workers:
+      measured |= share(settings, given.workers, given.round_episodes)
   for key, value in measured.items():
     print(f"{key:32} {value:12.4g}")
   if catalogue != "embedded":
     print("\n" + "\n".join(project(measured)))
 
 
+def run() -> None:
+  """Runs this program."""
+  command_line.run(report, define_flags)
+
+
 if __name__ == "__main__":
-  app.run(main)
+  run()

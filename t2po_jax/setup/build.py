@@ -71,6 +71,13 @@ def cache_dir(config: settings.Config) -> pathlib.Path:
   return place
 
 
+def keep_programs(config: settings.Config) -> None:
+  """Lets JAX keep compiled programs in `cache_dir`, and find them there."""
+  place = str(cache_dir(config) / "compiled")
+  jax.config.update("jax_compilation_cache_dir", place)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
 def fingerprint(*parts: Any) -> str:
   """A short name for settings: equal for equal settings."""
 
