@@ -49,7 +49,6 @@ class FlagsTest(parameterized.TestCase):
     self.assertNotIn(module.__name__, flags.FLAGS.flags_by_module_dict())
 
 
-
 class FrameTest(absltest.TestCase):
   def run_program(self, *arguments, body, **options):
     code = (

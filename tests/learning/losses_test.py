@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax.learning import losses
-from t2po_jax.learning.policy_losses import clipped
+from t2po_jax.learning.policy_losses import clipped, record
 from tests.learning import loss_cases as cases
 
 
@@ -51,7 +51,9 @@ class WeightsTest(chex.TestCase):
     @jax.jit
     def slope(logprobs, old, advantages, mask, weights):
       def loss(logprobs):
-        per_token, _ = clipped.ppo(logprobs, old, advantages, mask)
+        per_token, _ = record.evaluate(
+          clipped.ppo, logprobs, old, advantages, mask
+        )
         return losses.aggregate(per_token, weights)
 
       return jax.value_and_grad(loss)(logprobs)

@@ -49,61 +49,38 @@ class GradientPreserving(record.DualClip):
 
 
 def ppo(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float = 3.0,
-) -> record.Result:
+) -> record.PerToken:
   """Clipped surrogate with clip-higher and dual clip.
 
   L = max(-rho A, -clip(rho, 1 - clip_low, 1 + clip_high) A), and for A < 0 at
   most -dual_clip A; rho = exp(logp - logp_old).
 
   Args:
-    logprobs: [B, R] float32, of the current policy; differentiated.
-    old_logprobs: [B, R] float32, of the policy the ratio is against.
-    advantages: [B, R] float32.
-    mask: [B, R], 1 for sampled tokens.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     clip_low: lower clip range, from 0 to 1.
     clip_high: upper clip range, at least 0.
     dual_clip: c > 1, or 0 for none.
 
   Returns:
-    The loss and statistics per token; aggregate with weights of
-    `losses.token_weights`.
+    The loss per token, where the clip acts and where the dual clip does.
 
   Raises:
     ValueError: for a dual clip that is neither 0 nor above 1.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  return _clipped(
-    log_ratio,
-    log_ratio,
-    advantages,
-    mask,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    dual_clip=dual_clip,
-  )
+  return _clip(tokens.ratio, tokens.advantages, clip_low, clip_high, dual_clip)
 
 
 def gspo(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array,
   clip_low: float = 3e-4,
   clip_high: float = 4e-4,
-) -> record.Result:
+) -> record.PerToken:
   """Clipped surrogate of the ratio of whole turns (GSPO, token form).
 
   s = exp(min(mean over the turn of logp - logp_old, 10)) takes the place of
@@ -111,79 +88,52 @@ def gspo(
   and is 0 where the cap acts.
 
   Args:
-    logprobs: as in `ppo`.
-    old_logprobs: as in `ppo`.
-    advantages: as in `ppo`.
-    mask: as in `ppo`.
-    turn: [B, R] int32; a turn's positions are neighbours in one row.
+    tokens: [B, R] each, of some rows.
     clip_low: lower clip range, from 0 to 1.
     clip_high: upper clip range, at least 0.
 
   Returns:
     As `ppo`.
   """
-  kept = mask > 0
-  own = jnp.where(kept, logprobs, 0.0) - jnp.where(kept, old_logprobs, 0.0)
-  length = jnp.maximum(losses.turn_sum(kept.astype(jnp.float32), turn), 1.0)
-  mean = jax.lax.stop_gradient(losses.turn_sum(own, turn) / length)
+  own = tokens.logprobs - tokens.old_logprobs
+  mean = losses.turn_sum(own, tokens.turn) / _turn_length(tokens)
   # The value is the turn's mean, the gradient the token's own.
-  sequence = mean + own - jax.lax.stop_gradient(own)
-  return _clipped(
-    jnp.minimum(sequence, _TURN_LOG_RATIO_CAP),
-    losses.log_ratio(logprobs, old_logprobs, mask),
-    advantages,
-    mask,
-    clip_low=clip_low,
-    clip_high=clip_high,
-    dual_clip=0.0,
-  )
+  sequence = jax.lax.stop_gradient(mean) + own - jax.lax.stop_gradient(own)
+  ratio = jnp.exp(jnp.minimum(sequence, _TURN_LOG_RATIO_CAP))
+  return _clip(ratio, tokens.advantages, clip_low, clip_high, 0.0)
 
 
 def cispo(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   clip_low: float = 1.0,
   clip_high: float = 4.0,
-) -> record.Result:
+) -> record.PerToken:
   """Policy gradient with clipped, constant importance weights (CISPO).
 
   L = -sg(clip(rho, 1 - clip_low, 1 + clip_high)) A logp: no token loses its
   gradient.
 
   Args:
-    logprobs: as in `ppo`.
-    old_logprobs: as in `ppo`.
-    advantages: as in `ppo`.
-    mask: as in `ppo`.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     clip_low: 1 leaves small ratios alone.
     clip_high: upper clip range, at least 0.
 
   Returns:
     As `ppo`.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  ratio = jax.lax.stop_gradient(jnp.exp(log_ratio))
+  ratio = jax.lax.stop_gradient(tokens.ratio)
   bounded = jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
-  loss = -bounded * advantages * jnp.where(mask > 0, logprobs, 0.0)
-  return record.finish(loss, log_ratio, mask, clipped=bounded != ratio)
+  loss = -bounded * tokens.advantages * tokens.logprobs
+  return record.PerToken(loss, clipped=bounded != ratio)
 
 
 def sapo(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   temperature_positive: float = 1.0,
   temperature_negative: float = 1.05,
-) -> record.Result:
+) -> record.PerToken:
   """Soft gate in place of the clip (SAPO).
 
   L = -(4 / tau) sigmoid(tau (rho - 1)) A, tau by the sign of A. Its slope at
@@ -191,40 +141,28 @@ def sapo(
   length.
 
   Args:
-    logprobs: as in `ppo`.
-    old_logprobs: as in `ppo`.
-    advantages: as in `ppo`.
-    mask: as in `ppo`.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     temperature_positive: tau where A > 0; above 0.
     temperature_negative: tau elsewhere; above 0.
 
   Returns:
     As `ppo`; nothing is ever clipped.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  ratio = jnp.exp(log_ratio)
+  advantages = tokens.advantages
   tau = jnp.where(advantages > 0, temperature_positive, temperature_negative)
-  loss = -4.0 / tau * jax.nn.sigmoid(tau * (ratio - 1.0)) * advantages
-  return record.finish(
-    loss, log_ratio, mask, clipped=jnp.zeros(ratio.shape, bool)
-  )
+  gate = jax.nn.sigmoid(tau * (tokens.ratio - 1.0))
+  return record.PerToken(-4.0 / tau * gate * advantages)
 
 
 def ce_gppo(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   dual_clip: float = 3.0,
   beta_low: float = 0.75,
   beta_high: float = 1.0,
-) -> record.Result:
+) -> record.PerToken:
   """Clipped surrogate whose clipped tokens keep a bounded gradient (CE-GPPO).
 
   With s = rho / sg(rho), of value 1 and the gradient of logp: for A < 0 and
@@ -233,11 +171,7 @@ def ce_gppo(
   dual clip as in `ppo`.
 
   Args:
-    logprobs: as in `ppo`.
-    old_logprobs: as in `ppo`.
-    advantages: as in `ppo`.
-    mask: as in `ppo`.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     clip_low: lower clip range, from 0 to 1.
     clip_high: upper clip range, at least 0.
     dual_clip: c > 1, or 0 for none.
@@ -247,10 +181,8 @@ def ce_gppo(
   Returns:
     As `ppo`; `clip_fraction` counts tokens out of range.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  ratio = jnp.exp(log_ratio)
-  same = jnp.exp(log_ratio - jax.lax.stop_gradient(log_ratio))
+  advantages, ratio = tokens.advantages, tokens.ratio
+  same = jnp.exp(tokens.log_ratio - jax.lax.stop_gradient(tokens.log_ratio))
   low, high = 1.0 - clip_low, 1.0 + clip_high
   below = (advantages < 0) & (ratio < low)
   above = (advantages > 0) & (ratio > high)
@@ -260,21 +192,15 @@ def ce_gppo(
     jnp.where(above, beta_high * high * same, ratio),
   )
   loss, stopped = _dual_clip(-factor * advantages, advantages, dual_clip)
-  return record.finish(
-    loss, log_ratio, mask, clipped=below | above, stopped=stopped
-  )
+  return record.PerToken(loss, clipped=below | above, stopped=stopped)
 
 
 def gmpo(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array,
   clip_low: float = 0.4,
   clip_high: float = 0.4,
-) -> record.Result:
+) -> record.PerToken:
   """Geometric mean of a turn's clipped ratios (GMPO).
 
   With x = logp - logp_old and the turn's mean advantage A, every token has L =
@@ -283,56 +209,35 @@ def gmpo(
   are clipped, in the logarithm, before they are averaged.
 
   Args:
-    logprobs: as in `ppo`.
-    old_logprobs: as in `ppo`.
-    advantages: as in `ppo`.
-    mask: as in `ppo`.
-    turn: [B, R] int32; a turn's positions are neighbours in one row.
+    tokens: [B, R] each, of some rows.
     clip_low: nats, at least 0.
     clip_high: nats, at least 0.
 
   Returns:
     As `ppo`; `clip_fraction` counts tokens out of range.
   """
-  kept = (mask > 0).astype(jnp.float32)
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
+  log_ratio, turn = tokens.log_ratio, tokens.turn
   clipped = jnp.clip(log_ratio, -clip_low, clip_high)
-  sign = jnp.sign(jnp.where(mask > 0, advantages, 0.0))
+  sign = jnp.sign(tokens.advantages)
   worse = sign * jnp.minimum(sign * log_ratio, sign * clipped)
-  length = jnp.maximum(losses.turn_sum(kept, turn), 1.0)
+  length = _turn_length(tokens)
   ratio = jnp.exp(losses.turn_sum(worse, turn) / length)
-  advantage = losses.turn_sum(jnp.where(mask > 0, advantages, 0.0), turn)
-  return record.finish(
-    -ratio * advantage / length, log_ratio, mask, clipped=log_ratio != clipped
+  advantage = losses.turn_sum(tokens.advantages, turn)
+  return record.PerToken(
+    -ratio * advantage / length, clipped=log_ratio != clipped
   )
 
 
-def gpg(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
-  *,
-  turn: types.Array | None = None,
-) -> record.Result:
+def gpg(tokens: record.Tokens) -> record.PerToken:
   """The plain policy gradient, L = -A logp (GPG): no ratio, no clip.
 
   Args:
-    logprobs: as in `ppo`.
-    old_logprobs: as in `ppo`; only for the statistics.
-    advantages: as in `ppo`.
-    mask: as in `ppo`.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
 
   Returns:
     As `ppo`; nothing is ever clipped.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  loss = -advantages * jnp.where(mask > 0, logprobs, 0.0)
-  return record.finish(
-    loss, log_ratio, mask, clipped=jnp.zeros(loss.shape, bool)
-  )
+  return record.PerToken(-tokens.advantages * tokens.logprobs)
 
 
 LOSSES = {
@@ -346,24 +251,24 @@ LOSSES = {
 }
 
 
-def _clipped(
-  log_ratio: types.Array,
-  token_log_ratio: types.Array,
+def _clip(
+  ratio: types.Array,
   advantages: types.Array,
-  mask: types.Array,
-  *,
   clip_low: float,
   clip_high: float,
   dual_clip: float,
-) -> record.Result:
+) -> record.PerToken:
   """The clipped surrogate of a ratio, which may be that of a whole turn."""
-  ratio = jnp.exp(log_ratio)
   plain = -ratio * advantages
   limited = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
   loss, stopped = _dual_clip(jnp.maximum(plain, limited), advantages, dual_clip)
-  return record.finish(
-    loss, token_log_ratio, mask, clipped=limited > plain, stopped=stopped
-  )
+  return record.PerToken(loss, clipped=limited > plain, stopped=stopped)
+
+
+def _turn_length(tokens: record.Tokens) -> types.Array:
+  """[B, R], how many tokens of a token's turn were sampled, at least 1."""
+  count = losses.turn_sum(tokens.mask.astype(jnp.float32), tokens.turn)
+  return jnp.maximum(count, 1.0)
 
 
 def _dual_clip(

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from t2po_jax import keys, masked, types
-from t2po_jax.learning import losses
 from t2po_jax.learning.policy_losses import record
 
 
@@ -45,18 +44,14 @@ class KlCovariance:
 
 
 def clip_cov(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
   clip_cov_ratio: float = 2e-4,
   clip_cov_low: float = 1.0,
   clip_cov_high: float = 5.0,
-) -> record.Result:
+) -> record.PerToken:
   """Clipped surrogate without some tokens of high covariance (Clip-Cov).
 
   Of the tokens that the clip leaves alone and whose (A - mean A) (logp - mean
@@ -65,11 +60,7 @@ def clip_cov(
   be repeated exactly.
 
   Args:
-    logprobs: [B, R] float32, of the current policy; differentiated.
-    old_logprobs: [B, R] float32, of the policy the ratio is against.
-    advantages: [B, R] float32.
-    mask: [B, R], 1 for sampled tokens.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     clip_low: lower clip range, from 0 to 1.
     clip_high: upper clip range, at least 0.
     clip_cov_ratio: from 0 to 1.
@@ -77,58 +68,47 @@ def clip_cov(
     clip_cov_high: upper bound, exclusive.
 
   Returns:
-    The loss and statistics per token; `clip_fraction` counts the tokens drawn.
+    The loss per token; `clip_fraction` counts the tokens drawn.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  ratio = jnp.exp(log_ratio)
-  plain = -ratio * advantages
-  limited = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high) * advantages
-  covariance = _covariance(logprobs, advantages, mask)
-  free = (mask > 0) & (limited <= plain)
+  ratio = tokens.ratio
+  plain = -ratio * tokens.advantages
+  limited = -jnp.clip(ratio, 1.0 - clip_low, 1.0 + clip_high)
+  limited *= tokens.advantages
+  covariance = _covariance(tokens)
+  free = tokens.mask & (limited <= plain)
   free &= (covariance > clip_cov_low) & (covariance < clip_cov_high)
-  lots = jnp.where(free, _lots(old_logprobs, mask), -jnp.inf)
-  drawn = free & _largest(lots, _count(mask, clip_cov_ratio))
+  lots = jnp.where(free, _lots(tokens.old_logprobs), -jnp.inf)
+  drawn = free & _largest(lots, _count(tokens.mask, clip_cov_ratio))
   loss = jnp.where(drawn, 0.0, jnp.maximum(plain, limited))
-  return record.finish(loss, log_ratio, mask, clipped=drawn)
+  return record.PerToken(loss, clipped=drawn)
 
 
 def kl_cov(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   kl_cov_ratio: float = 2e-4,
   kl_cov_coefficient: float = 1.0,
-) -> record.Result:
+) -> record.PerToken:
   """Surrogate without a clip; tokens of highest covariance pay (KL-Cov).
 
   L = -rho A, plus coefficient x |logp - logp_old| for the max(1, ratio x all
   tokens) with the largest (A - mean A) (logp - mean logp).
 
   Args:
-    logprobs: as in `clip_cov`.
-    old_logprobs: as in `clip_cov`.
-    advantages: as in `clip_cov`.
-    mask: as in `clip_cov`.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     kl_cov_ratio: from 0 to 1.
     kl_cov_coefficient: at least 0.
 
   Returns:
     As `clip_cov`; `clip_fraction` counts the tokens that pay.
   """
-  del turn
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  covariance = _covariance(logprobs, advantages, mask)
-  covariance = jnp.where(mask > 0, covariance, -jnp.inf)
-  charged = (mask > 0) & _largest(covariance, _count(mask, kl_cov_ratio))
+  log_ratio, mask = tokens.log_ratio, tokens.mask
+  covariance = jnp.where(mask, _covariance(tokens), -jnp.inf)
+  charged = mask & _largest(covariance, _count(mask, kl_cov_ratio))
   # Not jnp.abs: its gradient at 0 is not 0, and on policy all are there.
   charge = kl_cov_coefficient * log_ratio * jnp.sign(log_ratio)
-  loss = -jnp.exp(log_ratio) * advantages + jnp.where(charged, charge, 0.0)
-  return record.finish(loss, log_ratio, mask, clipped=charged)
+  loss = -tokens.ratio * tokens.advantages + jnp.where(charged, charge, 0.0)
+  return record.PerToken(loss, clipped=charged)
 
 
 LOSSES = {
@@ -137,22 +117,19 @@ LOSSES = {
 }
 
 
-def _covariance(
-  logprobs: types.Array, advantages: types.Array, mask: types.Array
-) -> types.Array:
+def _covariance(tokens: record.Tokens) -> types.Array:
   """(A - mean A) (logp - mean logp) of every sampled token, a constant."""
-  kept = mask > 0
-  logprobs = jnp.where(kept, jax.lax.stop_gradient(logprobs), 0.0)
-  advantages = jnp.where(kept, advantages, 0.0)
-  return (advantages - masked.masked_mean(advantages, kept)) * (
-    logprobs - masked.masked_mean(logprobs, kept)
+  logprobs = jax.lax.stop_gradient(tokens.logprobs)
+  advantages = tokens.advantages
+  return (advantages - masked.masked_mean(advantages, tokens.mask)) * (
+    logprobs - masked.masked_mean(logprobs, tokens.mask)
   )
 
 
 def _count(mask: types.Array, ratio: float) -> types.Array:
   """max(1, ratio x sampled tokens), rounded down."""
   # The small number makes up for products such as 5000 * 0.0002 < 1.
-  return jnp.maximum(jnp.floor(jnp.sum(mask > 0) * ratio + 1e-4), 1.0)
+  return jnp.maximum(jnp.floor(jnp.sum(mask) * ratio + 1e-4), 1.0)
 
 
 def _largest(scores: types.Array, count: types.Array) -> types.Array:
@@ -166,8 +143,8 @@ def _largest(scores: types.Array, count: types.Array) -> types.Array:
   return (rank < count).reshape(scores.shape)
 
 
-def _lots(old_logprobs: types.Array, mask: types.Array) -> types.Array:
+def _lots(old_logprobs: types.Array) -> types.Array:
   """[B, R] uniform numbers that depend on the data alone."""
-  total = jnp.sum(jnp.where(mask > 0, old_logprobs, 0.0)).astype(jnp.float32)
+  total = jnp.sum(old_logprobs).astype(jnp.float32)
   seed = jax.lax.bitcast_convert_type(total, jnp.uint32)
   return jax.random.uniform(jax.random.key(seed), old_logprobs.shape)

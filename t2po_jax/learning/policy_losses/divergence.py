@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from t2po_jax import keys, types
-from t2po_jax.learning import losses
 from t2po_jax.learning.policy_losses import record
 
 # Importance weights are truncated here, as in the reference code.
@@ -38,15 +37,11 @@ class Divergence:
 
 
 def dppo_tv(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   divergence_low: float = 0.2,
   divergence_high: float = 0.2,
-) -> record.Result:
+) -> record.PerToken:
   """DPPO with the total variation |p - q| of the token's probability.
 
   L = -sg(min(rho, 20)) A logp, and 0 where A > 0 and p - q > divergence_high,
@@ -54,35 +49,26 @@ def dppo_tv(
   token and q the old policy's, preferably as the sampler recorded it.
 
   Args:
-    logprobs: [B, R] float32, of the current policy; differentiated.
-    old_logprobs: [B, R] float32, of the policy the ratio is against.
-    advantages: [B, R] float32.
-    mask: [B, R], 1 for sampled tokens.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     divergence_low: from 0 to 1.
     divergence_high: from 0 to 1.
 
   Returns:
-    The loss and statistics per token; `clip_fraction` counts those left out.
+    The loss per token; `clip_fraction` counts those left out.
   """
-  del turn
-  p, q = _probabilities(logprobs, old_logprobs, mask)
+  p, q = _probabilities(tokens)
   out = jnp.where(
-    advantages > 0, p - q > divergence_high, q - p > divergence_low
+    tokens.advantages > 0, p - q > divergence_high, q - p > divergence_low
   )
-  return _masked(logprobs, old_logprobs, advantages, mask, out)
+  return _leave_out(tokens, out)
 
 
 def dppo_kl(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
+  tokens: record.Tokens,
   *,
-  turn: types.Array | None = None,
   divergence_low: float = 0.05,
   divergence_high: float = 0.05,
-) -> record.Result:
+) -> record.PerToken:
   """DPPO with KL(q || p) of the two-outcome distribution.
 
   D = q log(q / p) + (1 - q) log((1 - q) / (1 - p)). As `dppo_tv`, but a token
@@ -90,28 +76,22 @@ def dppo_kl(
   advantage asks for.
 
   Args:
-    logprobs: as in `dppo_tv`.
-    old_logprobs: as in `dppo_tv`.
-    advantages: as in `dppo_tv`.
-    mask: as in `dppo_tv`.
-    turn: not used; every policy loss takes it.
+    tokens: [B, R] each, of some rows.
     divergence_low: nats, at least 0.
     divergence_high: nats, at least 0.
 
   Returns:
     As `dppo_tv`.
   """
-  del turn
-  p, q = _probabilities(logprobs, old_logprobs, mask)
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
+  p, q = _probabilities(tokens)
   others = jnp.log((1.0 - q + _EPSILON) / (1.0 - p + _EPSILON))
-  divergence = -q * log_ratio + (1.0 - q) * others
+  divergence = -q * tokens.log_ratio + (1.0 - q) * others
   out = jnp.where(
-    advantages > 0,
+    tokens.advantages > 0,
     (divergence > divergence_high) & (p > q),
     (divergence > divergence_low) & (p < q),
   )
-  return _masked(logprobs, old_logprobs, advantages, mask, out)
+  return _leave_out(tokens, out)
 
 
 LOSSES = {
@@ -120,24 +100,14 @@ LOSSES = {
 }
 
 
-def _probabilities(
-  logprobs: types.Array, old_logprobs: types.Array, mask: types.Array
-) -> tuple[types.Array, types.Array]:
+def _probabilities(tokens: record.Tokens) -> tuple[types.Array, types.Array]:
   """Probabilities of the tokens, without gradient; 1 outside the mask."""
-  kept = mask > 0
-  p = jnp.exp(jnp.where(kept, jax.lax.stop_gradient(logprobs), 0.0))
-  return p, jnp.exp(jnp.where(kept, old_logprobs, 0.0))
+  p = jnp.exp(jax.lax.stop_gradient(tokens.logprobs))
+  return p, jnp.exp(tokens.old_logprobs)
 
 
-def _masked(
-  logprobs: types.Array,
-  old_logprobs: types.Array,
-  advantages: types.Array,
-  mask: types.Array,
-  out: types.Array,
-) -> record.Result:
+def _leave_out(tokens: record.Tokens, out: types.Array) -> record.PerToken:
   """-sg(min(rho, 20)) A logp, 0 for tokens that are left out."""
-  log_ratio = losses.log_ratio(logprobs, old_logprobs, mask)
-  weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(log_ratio), _RATIO_CAP))
-  loss = -weight * advantages * jnp.where(mask > 0, logprobs, 0.0)
-  return record.finish(jnp.where(out, 0.0, loss), log_ratio, mask, clipped=out)
+  weight = jax.lax.stop_gradient(jnp.minimum(tokens.ratio, _RATIO_CAP))
+  loss = -weight * tokens.advantages * tokens.logprobs
+  return record.PerToken(jnp.where(out, 0.0, loss), clipped=out)

@@ -1,14 +1,15 @@
 """What every policy loss is, and what several of them share.
 
-A policy loss takes (logprobs, old_logprobs, advantages, mask) [B, R], the
-keyword `turn` [B, R] and its options, and returns the loss per token with
-statistics per token: `clip_fraction`, `dual_clip_fraction`, `ratio`, `kl_old`
-(k3 of the old policy against the current one); all 0 outside the mask.
+A policy loss is a formula: from the `Tokens` of some rows and its options it
+computes the loss of every token. What goes before and after it is the same for
+all and stands here, in `evaluate`: the log-ratio, the mask and the statistics
+per token, `clip_fraction`, `dual_clip_fraction`, `ratio` and `kl_old` (k3 of
+the old policy against the current one).
 """
 
 from collections.abc import Callable
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,19 +21,111 @@ Result = tuple[types.Array, losses.Stats]
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyLoss:
-  """A policy loss: its function and what goes with it.
+class Tokens:
+  """What a formula computes with, [B, R] each and 0 outside the mask.
 
   Attributes:
-    function: see the module's docstring; the options are keyword arguments of
-      the same names.
+    logprobs: of the current policy, nats; differentiated.
+    old_logprobs: of the policy the ratio is against, nats.
+    log_ratio: their difference, clamped to +-20.
+    advantages: of the tokens.
+    mask: bool, true for sampled tokens.
+    turn: int32, the turn of each position, not masked; a turn's positions are
+      neighbours in one row.
+  """
+
+  logprobs: types.Array
+  old_logprobs: types.Array
+  log_ratio: types.Array
+  advantages: types.Array
+  mask: types.Array
+  turn: types.Array
+
+  @property
+  def ratio(self) -> types.Array:
+    """rho, the ratio of the current policy to the old one; 1 outside."""
+    return jnp.exp(self.log_ratio)
+
+
+class PerToken(NamedTuple):
+  """What a formula returns, [B, R] each; outside the mask it may be anything.
+
+  Attributes:
+    loss: per token, before any aggregation.
+    clipped: bool, tokens that `clip_fraction` counts: those without gradient
+      because their ratio is out of range. None: none.
+    stopped: bool, tokens that the dual clip stopped. None: none.
+  """
+
+  loss: types.Array
+  clipped: types.Array | None = None
+  stopped: types.Array | None = None
+
+
+def evaluate(
+  formula: Callable[..., PerToken],
+  logprobs: types.Array,
+  old_logprobs: types.Array,
+  advantages: types.Array,
+  mask: types.Array,
+  *,
+  turn: types.Array | None = None,
+  **options: Any,
+) -> Result:
+  """A policy loss of some rows.
+
+  Args:
+    formula: takes `Tokens` and the options.
+    logprobs: [B, R] float32, of the current policy; differentiated.
+    old_logprobs: [B, R] float32, of the policy the ratio is against.
+    advantages: [B, R] float32.
+    mask: [B, R], 1 for sampled tokens; elsewhere entries may be anything.
+    turn: [B, R] int32; None: every row is one turn.
+    **options: of the formula.
+
+  Returns:
+    The loss and statistics per token, 0 outside the mask; aggregate with
+    weights of `losses.token_weights`.
+  """
+  kept = mask > 0
+  tokens = Tokens(
+    logprobs=jnp.where(kept, logprobs, 0.0),
+    old_logprobs=jnp.where(kept, old_logprobs, 0.0),
+    log_ratio=losses.log_ratio(logprobs, old_logprobs, mask),
+    advantages=jnp.where(kept, advantages, 0.0),
+    mask=kept,
+    turn=jnp.zeros(mask.shape, jnp.int32) if turn is None else turn,
+  )
+  found = formula(tokens, **options)
+  log_ratio = jax.lax.stop_gradient(tokens.log_ratio)
+  none = jnp.zeros(mask.shape, bool)
+  clipped = none if found.clipped is None else found.clipped
+  stopped = none if found.stopped is None else found.stopped
+  stats = {
+    "clip_fraction": clipped.astype(jnp.float32),
+    "dual_clip_fraction": stopped.astype(jnp.float32),
+    "ratio": jnp.exp(log_ratio),
+    "kl_old": jnp.expm1(log_ratio) - log_ratio,
+  }
+  return jnp.where(kept, found.loss, 0.0), {
+    name: jnp.where(kept, value, 0.0) for name, value in stats.items()
+  }
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLoss:
+  """A policy loss: its formula and what goes with it.
+
+  Attributes:
+    formula: computes `PerToken` from `Tokens`; the options are keyword
+      arguments of the same names.
     options: a dataclass of `keys.key` fields, the keys of the configuration's
       section `loss` that it reads.
     aggregation: the only one of `losses.AGGREGATIONS` that the method is
       defined with; None leaves the choice to the configuration.
   """
 
-  function: Callable[..., Result]
+  formula: Callable[..., PerToken]
   options: type
   aggregation: str | None = None
 
@@ -54,7 +147,8 @@ class PolicyLoss:
       batch: those rows.
       settings: anything with the options as attributes.
     """
-    return self.function(
+    return evaluate(
+      self.formula,
       logprobs,
       batch.old_logprobs,
       batch.advantages,
@@ -93,37 +187,3 @@ class DualClip(Clip):
     "Bound of the loss in units of -A where A < 0, above 1; 0 = off.",
     least=0,
   )
-
-
-def finish(
-  loss: types.Array,
-  log_ratio: types.Array,
-  mask: types.Array,
-  *,
-  clipped: types.Array,
-  stopped: types.Array | None = None,
-) -> Result:
-  """Loss and statistics, both 0 outside the mask.
-
-  Args:
-    loss: [B, R], per token.
-    log_ratio: [B, R], from `losses.log_ratio`.
-    mask: [B, R], 1 for sampled tokens.
-    clipped: [B, R] bool, tokens without gradient because their ratio is out
-      of range.
-    stopped: [B, R] bool, tokens that the dual clip stopped.
-  """
-  none = jnp.zeros(loss.shape, bool)
-  log_ratio = jax.lax.stop_gradient(log_ratio)
-  stats = {
-    "clip_fraction": clipped.astype(jnp.float32),
-    "dual_clip_fraction": (none if stopped is None else stopped).astype(
-      jnp.float32
-    ),
-    "ratio": jnp.exp(log_ratio),
-    "kl_old": jnp.expm1(log_ratio) - log_ratio,
-  }
-  kept = mask > 0
-  return jnp.where(kept, loss, 0.0), {
-    name: jnp.where(kept, value, 0.0) for name, value in stats.items()
-  }

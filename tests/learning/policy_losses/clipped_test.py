@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t2po_jax.learning import losses
-from t2po_jax.learning.policy_losses import clipped
+from t2po_jax.learning.policy_losses import clipped, record
 from tests.learning import loss_cases as cases
 
 
@@ -21,7 +21,9 @@ class PpoTest(chex.TestCase):
     advantages = jnp.array([[2.0, 2.0, -2.0, 2.0, -2.0, -2.0]])
     with jax.debug_nans(True):
       loss, stats = self.variant(
-        functools.partial(clipped.ppo, clip_high=0.3, dual_clip=4.0)
+        functools.partial(
+          record.evaluate, clipped.ppo, clip_high=0.3, dual_clip=4.0
+        )
       )(jnp.log(ratio), jnp.zeros((1, 6)), advantages, jnp.ones((1, 6)))
     np.testing.assert_allclose(
       loss, [[-2.0, -2.6, 3.0, -1.0, 1.6, 8.0]], rtol=1e-6
@@ -47,7 +49,8 @@ class PpoTest(chex.TestCase):
         gain = max(gain, dual * advantage)
       return -gain
 
-    loss, _ = clipped.ppo(
+    loss, _ = record.evaluate(
+      clipped.ppo,
       logprobs,
       old,
       advantages,
@@ -63,13 +66,22 @@ class PpoTest(chex.TestCase):
     log_ratio = jnp.log(jnp.array([[1.0, 1.5, 0.5, 1.5, 5.0]]))
     zeros, ones = jnp.zeros((1, 5)), jnp.ones((1, 5))
     slope = jax.grad(
-      lambda x: clipped.ppo(x, zeros, advantages, ones)[0].sum()
+      lambda x: record.evaluate(clipped.ppo, x, zeros, advantages, ones)[
+        0
+      ].sum()
     )(log_ratio)
     np.testing.assert_allclose(slope, [[-1, 0, 0, 1.5, 0]], rtol=1e-6)
 
   def test_dual_clip_out_of_range(self):
     with self.assertRaisesRegex(ValueError, "dual_clip: found 1.0"):
-      clipped.ppo(cases.MASK, cases.MASK, cases.MASK, cases.MASK, dual_clip=1.0)
+      record.evaluate(
+        clipped.ppo,
+        cases.MASK,
+        cases.MASK,
+        cases.MASK,
+        cases.MASK,
+        dual_clip=1.0,
+      )
 
 
 class OtherRatioTest(chex.TestCase):
@@ -88,7 +100,8 @@ class OtherRatioTest(chex.TestCase):
       s, advantage = sequence_ratio(cases.TURN[place]), float(advantages[place])
       return -min(s * advantage, min(max(s, 0.9), 1.1) * advantage)
 
-    loss, _ = clipped.gspo(
+    loss, _ = record.evaluate(
+      clipped.gspo,
       logprobs,
       old,
       advantages,
@@ -115,7 +128,8 @@ class OtherRatioTest(chex.TestCase):
       return total
 
     found = jax.grad(
-      lambda x: clipped.gspo(
+      lambda x: record.evaluate(
+        clipped.gspo,
         x,
         old,
         signs,
@@ -135,8 +149,14 @@ class OtherRatioTest(chex.TestCase):
       return min(max(rho, 0.5), 1.5) * float(advantages[place])
 
     def total(x):
-      loss, stats = clipped.cispo(
-        x, old, advantages, cases.MASK, clip_low=0.5, clip_high=0.5
+      loss, stats = record.evaluate(
+        clipped.cispo,
+        x,
+        old,
+        advantages,
+        cases.MASK,
+        clip_low=0.5,
+        clip_high=0.5,
       )
       return loss.sum(), (loss, stats)
 
@@ -162,7 +182,8 @@ class OtherRatioTest(chex.TestCase):
       gate = 1 / (1 + math.exp(-tau * (rho - 1)))
       return -4 / tau * gate * advantage
 
-    loss, _ = clipped.sapo(
+    loss, _ = record.evaluate(
+      clipped.sapo,
       logprobs,
       old,
       advantages,
@@ -178,7 +199,9 @@ class OtherRatioTest(chex.TestCase):
     def total(x, size):
       turn = jnp.zeros((1, size), jnp.int32)
       ones = jnp.ones((1, size))
-      per_token, _ = clipped.gspo(x, 0 * ones, -ones, ones, turn=turn)
+      per_token, _ = record.evaluate(
+        clipped.gspo, x, 0 * ones, -ones, ones, turn=turn
+      )
       weights = losses.token_weights(ones, turn, mode="seq_mean_token_mean")
       return losses.aggregate(per_token, weights)
 
@@ -196,7 +219,9 @@ class OtherRatioTest(chex.TestCase):
     mask = jnp.array([[1.0, 0, 0], [1, 1, 1]])
     turn = jnp.array([[0, -1, -1], [1, 1, 1]])
     advantages = jnp.array([[1.0], [-1.0]]) * mask
-    loss, _ = clipped.sapo(0 * mask, 0 * mask, advantages, mask)
+    loss, _ = record.evaluate(
+      clipped.sapo, 0 * mask, 0 * mask, advantages, mask
+    )
     found = {
       mode: float(
         losses.aggregate(loss, losses.token_weights(mask, turn, mode=mode))
@@ -215,7 +240,9 @@ class OtherRatioTest(chex.TestCase):
     ones = jnp.ones((1, 4))
 
     def total(x):
-      loss, stats = clipped.gmpo(x, 0 * ones, advantages, ones, turn=turn)
+      loss, stats = record.evaluate(
+        clipped.gmpo, x, 0 * ones, advantages, ones, turn=turn
+      )
       weights = losses.token_weights(ones, turn, mode="seq_mean_token_mean")
       return losses.aggregate(loss, weights), (loss, stats)
 
@@ -242,7 +269,8 @@ class OtherRatioTest(chex.TestCase):
           count += 1
       return -a * math.exp(total / count)
 
-    loss, _ = clipped.gmpo(
+    loss, _ = record.evaluate(
+      clipped.gmpo,
       logprobs,
       old,
       signs,
@@ -255,7 +283,9 @@ class OtherRatioTest(chex.TestCase):
 
   def test_gpg_equals_loop(self):
     logprobs, old, advantages = cases.batch(spread=0.6)
-    loss, stats = clipped.gpg(logprobs, old, advantages, cases.MASK)
+    loss, stats = record.evaluate(
+      clipped.gpg, logprobs, old, advantages, cases.MASK
+    )
     expected = cases.loop(lambda p: -float(advantages[p]) * float(logprobs[p]))
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_array_equal(stats["clip_fraction"], 0.0)
@@ -266,7 +296,9 @@ class OtherRatioTest(chex.TestCase):
     ones = jnp.ones((1, 5))
 
     def total(x):
-      loss, stats = clipped.ce_gppo(x, 0 * ones, advantages, ones)
+      loss, stats = record.evaluate(
+        clipped.ce_gppo, x, 0 * ones, advantages, ones
+      )
       return loss.sum(), (loss, stats)
 
     slope, (loss, stats) = jax.grad(total, has_aux=True)(jnp.log(ratio))
@@ -287,7 +319,8 @@ class OtherRatioTest(chex.TestCase):
         return -0.4 * 1.3 * a
       return min(-rho * a, -2.0 * a) if a < 0 else -rho * a
 
-    loss, _ = clipped.ce_gppo(
+    loss, _ = record.evaluate(
+      clipped.ce_gppo,
       logprobs,
       old,
       advantages,

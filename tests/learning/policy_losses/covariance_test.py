@@ -1,5 +1,6 @@
 """Clip-Cov and KL-Cov against loops over their formulas."""
 
+import functools
 import math
 
 from absl.testing import absltest, parameterized
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax.learning.policy_losses import covariance
+from t2po_jax.learning.policy_losses import covariance, record
 from tests.learning import loss_cases as cases
 
 
@@ -25,8 +26,8 @@ class ClipCovTest(parameterized.TestCase):
   def test_equals_loop_but_for_the_draw(self, ratio):
     logprobs, old, advantages = cases.batch(3, spread=0.3)
     options = dict(clip_cov_ratio=ratio, clip_cov_low=-0.5, clip_cov_high=0.6)
-    loss, stats = covariance.clip_cov(
-      logprobs, old, advantages, cases.MASK, **options
+    loss, stats = record.evaluate(
+      covariance.clip_cov, logprobs, old, advantages, cases.MASK, **options
     )
     drawn = np.asarray(stats["clip_fraction"]) > 0
     free = set()
@@ -47,23 +48,30 @@ class ClipCovTest(parameterized.TestCase):
     found = set()
     for seed in range(8):
       logprobs, old, advantages = cases.batch(seed)
-      run = lambda: covariance.clip_cov(  # noqa: E731
-        logprobs,  # noqa: B023
-        old,  # noqa: B023
-        advantages,  # noqa: B023
+      run = functools.partial(
+        record.evaluate,
+        covariance.clip_cov,
+        logprobs,
+        old,
+        advantages,
         cases.MASK,
         clip_cov_low=-9.0,
         clip_cov_high=9.0,
-      )[1]["clip_fraction"]
-      first = np.asarray(run())
-      np.testing.assert_array_equal(first, run())
+      )
+      first = np.asarray(run()[1]["clip_fraction"])
+      np.testing.assert_array_equal(first, run()[1]["clip_fraction"])
       found.add(int(np.argmax(first)))
     self.assertGreater(len(found), 2)
 
   def test_nothing_between_the_bounds(self):
     logprobs, old, advantages = cases.batch()
-    _, stats = covariance.clip_cov(
-      logprobs, old, advantages, cases.MASK, clip_cov_low=90.0
+    _, stats = record.evaluate(
+      covariance.clip_cov,
+      logprobs,
+      old,
+      advantages,
+      cases.MASK,
+      clip_cov_low=90.0,
     )
     np.testing.assert_array_equal(stats["clip_fraction"], 0.0)
 
@@ -81,7 +89,8 @@ class KlCovTest(parameterized.TestCase):
       return loss + 0.7 * abs(gap) * (place in charged)
 
     def total(x):
-      loss, stats = covariance.kl_cov(
+      loss, stats = record.evaluate(
+        covariance.kl_cov,
         x,
         old,
         advantages,

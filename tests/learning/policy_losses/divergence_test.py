@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax.learning.policy_losses import divergence
+from t2po_jax.learning.policy_losses import divergence, record
 from tests.learning import loss_cases as cases
 
 
@@ -25,8 +25,13 @@ class DppoTest(chex.TestCase):
     ):
 
       def total(x, name=name, options=options):
-        loss, stats = divergence.LOSSES[name].function(
-          x, jnp.log(q), advantages, jnp.ones((1, 4)), **options
+        loss, stats = record.evaluate(
+          divergence.LOSSES[name].formula,
+          x,
+          jnp.log(q),
+          advantages,
+          jnp.ones((1, 4)),
+          **options,
         )
         return loss.sum(), (loss, stats)
 
@@ -58,7 +63,8 @@ class DppoTest(chex.TestCase):
       left_out += out
       return 0.0 if out else -min(p / q, 20) * a * math.log(p)
 
-    loss, stats = divergence.LOSSES[name].function(
+    loss, stats = record.evaluate(
+      divergence.LOSSES[name].formula,
       logprobs,
       old,
       advantages,
@@ -73,7 +79,9 @@ class DppoTest(chex.TestCase):
   def test_weights_are_truncated(self):
     ones = jnp.ones((1, 1))
     slope = jax.grad(
-      lambda x: divergence.dppo_tv(x, -9 * ones, ones, ones)[0].sum()
+      lambda x: record.evaluate(divergence.dppo_tv, x, -9 * ones, ones, ones)[
+        0
+      ].sum()
     )(-5.0 * ones)
     np.testing.assert_allclose(slope, [[-20.0]])
 

@@ -21,8 +21,13 @@ class EveryPolicyLossTest(chex.TestCase):
     logprobs, old, advantages = cases.batch()
 
     def total(x):
-      loss, stats = policy_losses.POLICY_LOSSES[name].function(
-        x, old, advantages, cases.MASK, turn=cases.TURN
+      loss, stats = record.evaluate(
+        policy_losses.POLICY_LOSSES[name].formula,
+        x,
+        old,
+        advantages,
+        cases.MASK,
+        turn=cases.TURN,
       )
       return loss.sum(), (loss, stats)
 
@@ -42,11 +47,14 @@ class EveryPolicyLossTest(chex.TestCase):
     own = 0.1 * (cases.TURN - 1.5).astype("f4")
     advantages = np.where(cases.MASK > 0, own, advantages)
     slope = jax.grad(
-      lambda x: (
-        policy_losses.POLICY_LOSSES[name]
-        .function(x, logprobs, advantages, cases.MASK, turn=cases.TURN)[0]
-        .sum()
-      )
+      lambda x: record.evaluate(
+        policy_losses.POLICY_LOSSES[name].formula,
+        x,
+        logprobs,
+        advantages,
+        cases.MASK,
+        turn=cases.TURN,
+      )[0].sum()
     )(logprobs)
     expected = np.where(cases.MASK > 0, -advantages, 0.0)
     np.testing.assert_allclose(slope, expected, rtol=1e-5)
@@ -58,11 +66,14 @@ class EveryPolicyLossTest(chex.TestCase):
     for sign in (1.0, -1.0):
       with jax.debug_nans(True):
         loss, slope = jax.value_and_grad(
-          lambda x, sign=sign: (
-            policy_losses.POLICY_LOSSES[name]
-            .function(x, old, sign * ones, ones, turn=jnp.array([[0, 1]]))[0]
-            .sum()
-          )
+          lambda x, sign=sign: record.evaluate(
+            policy_losses.POLICY_LOSSES[name].formula,
+            x,
+            old,
+            sign * ones,
+            ones,
+            turn=jnp.array([[0, 1]]),
+          )[0].sum()
         )(logprobs)
       self.assertTrue(np.isfinite(loss))
       self.assertTrue(np.isfinite(slope).all())
@@ -73,12 +84,10 @@ class RegistryTest(absltest.TestCase):
     for name, loss in policy_losses.POLICY_LOSSES.items():
       taken = {
         key
-        for key, parameter in inspect.signature(
-          loss.function
-        ).parameters.items()
+        for key, parameter in inspect.signature(loss.formula).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
       }
-      self.assertEqual({*loss.keys, "turn"}, taken, msg=name)
+      self.assertEqual(set(loss.keys), taken, msg=name)
 
   def test_a_name_or_a_key_that_is_taken(self):
     @dataclasses.dataclass(frozen=True)
