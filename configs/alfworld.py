@@ -27,19 +27,14 @@ def get_config(presets: str = "") -> base.ConfigDict:
     valid_tasks=120,
     expert_doubt=0.5,
   )
+  models.from_scratch(c, max_prompt=128, max_response=56)
   c.rollout.memory = 2
   c.rollout.tasks = 16
-  c.rollout.max_prompt = 128
-  c.rollout.max_response = 56
-  c.control.thinking.window = 4
   c.control.thinking.min_tokens = 14  # What is here, and a plan of seven.
   c.control.thinking.max_tokens = 44
-  c.optimizer.warmup = 10
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 2400
   c.cold_start.batch_size = 16
   c.cold_start.micro_rows = 3
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 40
   c.train.mini_batches = 4
   c.train.row_tokens = 288  # About three turns.
@@ -54,24 +49,18 @@ def smollm2(c: base.ConfigDict) -> None:
 
   --config=configs/alfworld.py:smollm2 --config.env.data_dir='$ALFWORLD_DATA'
   """
-  models.smollm2(c)
+  models.smollm2(c, max_prompt=1472, max_response=112)
   c.env.size = "full"
   c.env.max_turns = 50
   # Games stand in order of their task type: draw, do not take the first.
   c.env.valid_tasks = 12
   c.env.expert_mode = "walkthrough"
   c.env.expert_hesitation = 0.5
-  c.rollout.tasks = 4
-  c.rollout.group_size = 4
-  c.rollout.slots = 16
-  c.rollout.max_prompt = 1472
-  c.rollout.max_response = 112
   c.rollout.temperature = 0.7
   c.control.thinking.min_tokens = 32  # A reason and a plan take 31 at most.
   c.control.thinking.max_tokens = 80
   c.cold_start.episodes = 12
   c.cold_start.only_successes = True
-  c.train.row_tokens = 1584
   c.eval.tasks = 12
 
 

@@ -6,7 +6,7 @@ trains a small model from scratch on maps of its own; docs/study.md says what
 the presets `loops` and `lake` are for and what has been measured.
 """
 
-from t2po_jax.configs import base, environment
+from t2po_jax.configs import base, environment, models
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
@@ -16,20 +16,14 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.env = environment.section(
     "gridworld", expert_loop=0.5, expert_hesitation=1.0
   )
-  c.rollout.max_prompt = 144
-  c.rollout.max_response = 40
-  c.control.thinking.window = 4
+  models.from_scratch(c, max_prompt=144, max_response=40)
   c.control.thinking.min_tokens = 8
   c.control.thinking.max_tokens = 30
-  c.optimizer.warmup = 10
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 700
   c.cold_start.epochs = 2
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 40
   c.train.mini_batches = 2
   c.train.row_tokens = 192
-  c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 
 

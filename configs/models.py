@@ -13,16 +13,46 @@ else:
   ConfigDict = config_dict.ConfigDict
 
 
-def smollm2(c: ConfigDict) -> None:
-  """SmolLM2-135M-Instruct on a CPU: few episodes, one row at a time."""
+def from_scratch(c: ConfigDict, *, max_prompt: int, max_response: int) -> None:
+  """A small model without a source, which an expert teaches its first words.
+
+  Args:
+    c: a configuration with its environment.
+    max_prompt: tokens of the longest prompt.
+    max_response: tokens of the longest response.
+  """
+  c.rollout.max_prompt = max_prompt
+  c.rollout.max_response = max_response
+  c.control.thinking.window = 4
+  c.control.thinking.max_tokens = 36
+  c.optimizer.warmup = 10
+  c.cold_start.kind = "expert"
+  c.cold_start.learning_rate = 3e-3
+  c.eval.tasks = 100
+
+
+def smollm2(c: ConfigDict, *, max_prompt: int, max_response: int = 96) -> None:
+  """SmolLM2-135M-Instruct on a CPU: few episodes, one row at a time.
+
+  Args:
+    c: a configuration with its environment.
+    max_prompt: tokens of the longest prompt.
+    max_response: tokens of the longest response.
+  """
   c.name += "-smollm2"
   c.env.wording = "full"
   c.model.source = "smollm2-135m-instruct"
   c.model.remat = "dots"  # A seventh faster on CPUs: less memory to hand out.
+  c.rollout.tasks = 4
+  c.rollout.group_size = 4
+  c.rollout.slots = 16
+  c.rollout.max_prompt = max_prompt
+  c.rollout.max_response = max_response
   c.rollout.prefill_tokens = 128
   c.rollout.prefill_rows = 1
   c.rollout.live_tokens = 512
   c.control.thinking.window = 8
+  c.control.thinking.max_tokens = 72
   c.cold_start.kind = "expert"
   c.cold_start.epochs = 1
   c.cold_start.batch_size = 8
@@ -31,8 +61,10 @@ def smollm2(c: ConfigDict) -> None:
   c.optimizer.learning_rate = 1e-5
   c.train.updates = 50
   c.train.mini_batches = 1
+  c.train.row_tokens = max_prompt + max_response  # One turn.
   c.train.micro_rows = 1
   c.train.eval_every = 10
+  c.eval.tasks = 16
 
 
 def qwen3_4b(c: ConfigDict) -> None:

@@ -27,18 +27,15 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c = base.get_config()
   c.name = name.rpartition(":")[2].lower()
   c.env = environment.section(name)
+  models.from_scratch(c, max_prompt=96, max_response=32)
   c.rollout.tasks = 8
   c.rollout.memory = 2
-  c.rollout.max_prompt = 96
-  c.rollout.max_response = 32
   c.control.thinking.window = 2
   c.control.thinking.min_tokens = 2
   c.control.thinking.max_tokens = 16
   c.optimizer.warmup = 5
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 256
   c.cold_start.epochs = 2
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 20
   c.train.row_tokens = 128
   c.eval.tasks = 64
@@ -48,18 +45,10 @@ def get_config(presets: str = "") -> base.ConfigDict:
 def smollm2(c: base.ConfigDict) -> None:
   """SmolLM2-135M-Instruct; prompts and responses of its length."""
   wording = c.env.get("wording")
-  models.smollm2(c)
+  models.smollm2(c, max_prompt=448)
   if wording is None:
     del c.env.wording
-  c.rollout.tasks = 4
-  c.rollout.group_size = 4
-  c.rollout.slots = 16
-  c.rollout.max_prompt = 448
-  c.rollout.max_response = 96
-  c.control.thinking.max_tokens = 72
   c.cold_start.episodes = 96
-  c.train.row_tokens = 544
-  c.eval.tasks = 16
 
 
 PRESETS = {"smollm2": smollm2}

@@ -18,19 +18,13 @@ def get_config(presets: str = "") -> base.ConfigDict:
     expert_hesitation=2.0,
     expert_doubt=0.4,
   )
-  c.rollout.max_prompt = 112
-  c.control.thinking.window = 4
+  models.from_scratch(c, max_prompt=112, max_response=48)
   c.control.thinking.min_tokens = 8  # A fact and a plan take seven.
-  c.control.thinking.max_tokens = 36
-  c.optimizer.warmup = 10
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 3000
   c.cold_start.epochs = 2
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 60
   c.train.mini_batches = 2
   c.train.row_tokens = 160
-  c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 
 
@@ -39,21 +33,13 @@ def smollm2(c: base.ConfigDict) -> None:
 
   --config=configs/searchqa.py:smollm2 --config.env.data_dir=DIR
   """
-  models.smollm2(c)
+  models.smollm2(c, max_prompt=960)
   c.env.reward_f1 = 0.5  # So small a model seldom matches exactly.
   c.env.topk = 3
   c.env.passage_chars = 240
-  c.rollout.tasks = 4
-  c.rollout.group_size = 4
-  c.rollout.slots = 16
-  c.rollout.max_prompt = 960
-  c.rollout.max_response = 96
   c.control.thinking.min_tokens = 12
-  c.control.thinking.max_tokens = 72
   c.cold_start.episodes = 96
   c.cold_start.only_successes = True
-  c.train.row_tokens = 1056
-  c.eval.tasks = 16
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:

@@ -21,38 +21,23 @@ def get_config(presets: str = "") -> base.ConfigDict:
     expert_hesitation=2.0,
     expert_doubt=0.5,
   )
+  models.from_scratch(c, max_prompt=48, max_response=48)
   c.rollout.tasks = 16
   c.rollout.memory = 2
-  c.rollout.max_prompt = 48
-  c.rollout.max_response = 48
-  c.control.thinking.window = 4
   c.control.thinking.min_tokens = 8  # A push and a step take eight.
-  c.control.thinking.max_tokens = 36
-  c.optimizer.warmup = 10
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 600
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 40
   c.train.mini_batches = 4
   c.train.row_tokens = 192
   c.train.eval_every = 10
-  c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 
 
 def smollm2(c: base.ConfigDict) -> None:
   """SmolLM2-135M-Instruct, with the picture of the level."""
-  models.smollm2(c)
-  c.rollout.tasks = 4
-  c.rollout.group_size = 4
-  c.rollout.slots = 16
-  c.rollout.max_prompt = 448
-  c.rollout.max_response = 96
+  models.smollm2(c, max_prompt=448)
   c.control.thinking.min_tokens = 16
-  c.control.thinking.max_tokens = 72
   c.cold_start.episodes = 96
-  c.train.row_tokens = 544
-  c.eval.tasks = 16
 
 
 def qwen3_4b(c: base.ConfigDict) -> None:

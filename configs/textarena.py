@@ -34,17 +34,12 @@ def get_config(presets: str = "") -> base.ConfigDict:
 
 def small_game(c: base.ConfigDict) -> None:
   """Lengths and a cold start for a game of few words."""
+  models.from_scratch(c, max_prompt=48, max_response=48)
   c.rollout.tasks = 16
   c.rollout.memory = 2
-  c.rollout.max_prompt = 48
-  c.rollout.max_response = 48
-  c.control.thinking.window = 4
   c.control.thinking.min_tokens = 4
-  c.control.thinking.max_tokens = 36
   c.optimizer.warmup = 5
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 400
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 30
   c.train.mini_batches = 2
   c.train.row_tokens = 192
@@ -54,19 +49,11 @@ def small_game(c: base.ConfigDict) -> None:
 
 def smollm2(c: base.ConfigDict) -> None:
   """SmolLM2-135M-Instruct, with the game's own words and no expert."""
-  models.smollm2(c)
+  models.smollm2(c, max_prompt=896)
   c.env.describe = c.env.expert = ""
   c.env.expert_hesitation = c.env.expert_doubt = 0.0
   c.cold_start.kind = "none"
-  c.rollout.tasks = 4
-  c.rollout.group_size = 4
-  c.rollout.slots = 16
-  c.rollout.max_prompt = 896
-  c.rollout.max_response = 96
   c.control.thinking.min_tokens = 16
-  c.control.thinking.max_tokens = 72
-  c.train.row_tokens = 992
-  c.eval.tasks = 16
 
 
 PRESETS = {"smollm2": smollm2}

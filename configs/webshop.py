@@ -22,24 +22,17 @@ def get_config(presets: str = "") -> base.ConfigDict:
     expert_hesitation=2.0,
     expert_doubt=0.45,
   )
+  models.from_scratch(c, max_prompt=96, max_response=64)
   c.rollout.tasks = 8
   c.rollout.memory = 2
-  c.rollout.max_prompt = 96
-  c.rollout.max_response = 64
-  c.control.thinking.window = 4
   c.control.thinking.min_tokens = 8  # A product and its price take seven.
-  c.control.thinking.max_tokens = 36
   c.advantage.norm = "mean_norm"  # As the published script has it here.
-  c.optimizer.warmup = 10
-  c.cold_start.kind = "expert"
   c.cold_start.episodes = 1000
   c.cold_start.epochs = 2
   c.cold_start.batch_size = 16
-  c.cold_start.learning_rate = 3e-3
   c.train.updates = 30
   c.train.mini_batches = 2
   c.train.row_tokens = 160
-  c.eval.tasks = 100
   return base.apply_presets(c, presets, PRESETS)
 
 
@@ -48,21 +41,17 @@ def smollm2(c: base.ConfigDict) -> None:
 
   --config=configs/webshop.py:smollm2 --config.env.catalogue=FILE
   """
-  models.smollm2(c)
+  # A page of results; longer ones are cut.
+  models.smollm2(c, max_prompt=832, max_response=128)
   c.env.products = 0
   c.env.max_turns = 8  # The benchmark has 15; the expert needs five.
   c.env.expert_hesitation = 0.3
   c.env.expert_doubt = 0.1
   c.rollout.tasks = 2
-  c.rollout.group_size = 4
   c.rollout.slots = 8
-  c.rollout.max_prompt = 832  # A page of results; longer ones are cut.
-  c.rollout.max_response = 128
   c.control.thinking.min_tokens = 48  # A product and its price.
-  c.control.thinking.max_tokens = 72
   c.cold_start.episodes = 8
   c.cold_start.batch_size = 4
-  c.train.row_tokens = 960
   c.eval.tasks = 8
 
 

@@ -71,8 +71,7 @@ class Key:
       name = f"{section}.{self.name}" if section else self.name
       near = ""
       if self.choices and isinstance(value, str):
-        match = difflib.get_close_matches(value, map(str, self.choices), n=1)
-        near = f"; did you mean {match[0]!r}?" if match else ""
+        near = suggestion(value, map(str, self.choices))
       raise ValueError(
         f"{name}: found {value!r}, expected {self.expected}{near}"
       )
@@ -178,9 +177,13 @@ def check(section: type, values: Mapping[str, Any], *, name: str) -> None:
       known.check(values[known.name], section=name)
 
 
+def suggestion(name: str, known: Iterable[str]) -> str:
+  """`; did you mean ...?` with the known name closest to one; else empty."""
+  match = difflib.get_close_matches(name, sorted(known), n=1)
+  return f"; did you mean {match[0]!r}?" if match else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-  """The end of a message about an unknown name: what it could have been."""
+  """The end of a message about an unknown name: a suggestion and all names."""
   names = sorted(known)
-  match = difflib.get_close_matches(name, names, n=1)
-  hint = f"; did you mean {match[0]!r}?" if match else ""
-  return f"{hint} (known: {', '.join(names)})"
+  return f"{suggestion(name, names)} (known: {', '.join(names)})"

@@ -10,7 +10,6 @@ the run at once, with its file and line.
 
 from collections.abc import Iterator, Sequence
 import dataclasses
-import difflib
 import gzip
 import json
 import logging
@@ -19,6 +18,7 @@ import random
 from typing import Any
 import zlib
 
+from t2po_jax import keys
 from t2po_jax.envs import base
 from t2po_jax.envs.searchqa import retrieval, score
 
@@ -87,10 +87,10 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
     yield f"{path}:{number}", row
 
 
-def _take(row: Any, keys: Sequence[str], where: str) -> Any:
+def _take(row: Any, path: Sequence[str], where: str) -> Any:
   """The value under nested keys; must be there and not empty."""
-  name, value = ".".join(keys), row
-  for key in keys:
+  name, value = ".".join(path), row
+  for key in path:
     value = value.get(key) if isinstance(value, dict) else None
   if not value:
     raise ValueError(
@@ -113,15 +113,15 @@ def _read_question(row: Any, where: str, name: str) -> Task:
   """One question row; `name` serves where the row has no id of its own."""
   question = _take_text(row, "question", where)
   category = _take_text(row, "data_source", where)
-  keys = ("reward_model", "ground_truth", "target")
-  targets = _take(row, keys, where)
+  path = ("reward_model", "ground_truth", "target")
+  targets = _take(row, path, where)
   if isinstance(targets, str):
     targets = [targets]
   if not isinstance(targets, list) or not all(
     isinstance(text, str) and text.strip() for text in targets
   ):
     raise ValueError(
-      f"{where}: {'.'.join(keys)!r} is {targets!r:.60}; "
+      f"{where}: {'.'.join(path)!r} is {targets!r:.60}; "
       "it must be a string or a list of strings with text"
     )
   extra = row.get("extra_info")
@@ -192,10 +192,9 @@ def load_tfds(name: str, split: str, *, tfds_dir: str = "") -> list[Task]:
   if name.split("/")[0] not in (
     sets := tfds.list_builders(with_community_datasets=False)
   ):
-    near = difflib.get_close_matches(name, sets, n=3)
     raise ValueError(
       f"env.tfds: {name!r} is no set of TensorFlow Datasets"
-      + (f"; did you mean {' or '.join(map(repr, near))}?" if near else "")
+      f"{keys.suggestion(name, sets)}"
     )
   tasks = []
   try:

@@ -12,7 +12,6 @@ user. The same program then runs on one core and on a pod.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import difflib
 import functools
 import math
 from typing import Any
@@ -21,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import keys, types
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -136,8 +135,9 @@ def partition_spec(
   entries = []
   for name, size in zip(axes, shape, strict=True):
     if name is not None and name not in RULES:
-      near = difflib.get_close_matches(name, RULES, n=1, cutoff=0.0)[0]
-      raise ValueError(f"logical axis {name!r} has no rule; nearest: {near!r}")
+      raise ValueError(
+        f"logical axis {name!r} has no rule{keys.nearest(name, RULES)}"
+      )
     split = RULES[name] if name is not None else ()
     split = tuple(axis for axis in split if mesh.shape[axis] > 1)
     parts = math.prod(mesh.shape[axis] for axis in split)

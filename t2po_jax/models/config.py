@@ -7,7 +7,8 @@ files of Hugging Face and llama.cpp, and writes it back.
 """
 
 import dataclasses
-import difflib
+
+from t2po_jax import keys
 
 ROPE_SCALINGS = ("linear", "llama3", "yarn")
 ROPES = ("global", "local", "none")
@@ -303,9 +304,7 @@ def named(name: str) -> ModelConfig:
     ValueError: if the name is unknown.
   """
   if name not in _SIZES:
-    near = difflib.get_close_matches(name, _SIZES, 1, 0.0)[0]
     raise ValueError(
-      f"model size {name!r} is unknown, did you mean {near!r}? Known: "
-      f"{', '.join(_SIZES)}"
+      f"model size {name!r} is unknown{keys.nearest(name, _SIZES)}"
     )
   return _SIZES[name]

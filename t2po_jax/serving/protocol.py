@@ -19,14 +19,13 @@ it; those of the request are cut off, as usual.
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import difflib
 import json
 import math
 from typing import Any
 
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import keys, types
 from t2po_jax.rollout import draw
 from t2po_jax.rollout import sampler as samplers
 
@@ -233,8 +232,7 @@ def _check_keys(asked: Mapping[str, Any], known: set[str]) -> None:
       if value not in _ONLY[key]:
         raise Refused(400, f"{key}: this server does not support it", param=key)
     elif key not in known | _IGNORED:
-      near = difflib.get_close_matches(key, known, n=1)
-      hint = f"; did you mean {near[0]!r}?" if near else ""
+      hint = keys.suggestion(key, known)
       raise Refused(400, f"{key}: unknown{hint}", param=key)
 
 
