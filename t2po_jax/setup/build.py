@@ -50,7 +50,6 @@ from t2po_jax.rollout import (
   workers,
 )
 
-Agent = agents.Agent
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 # How the episodes are sampled that an estimator compares with.
@@ -108,7 +107,7 @@ def benchmark(config: settings.Config) -> base.Benchmark:
   return made
 
 
-def agent(config: settings.Config, made: base.Benchmark | None) -> Agent:
+def agent(config: settings.Config, made: base.Benchmark | None) -> agents.Agent:
   """The policy that `config.model` describes, before any training here.
 
   A model from scratch gets a tokenizer trained on the benchmark's own text;
@@ -134,7 +133,7 @@ def agent(config: settings.Config, made: base.Benchmark | None) -> Agent:
   )
   if params is None:
     params = jax.jit(policy.init)(jax.random.key(config.seed))
-  return Agent(policy, params, tokens)
+  return agents.Agent(policy, params, tokens)
 
 
 def tokenizer_of(
@@ -198,7 +197,7 @@ def control(config: settings.Config) -> slots.Control:
 
 
 def actor(
-  config: settings.Config, made: base.Benchmark, which: Agent
+  config: settings.Config, made: base.Benchmark, which: agents.Agent
 ) -> actors.Actor:
   """Slots and environments; the sampler still lacks parameters."""
   tokens = which.tokenizer
@@ -469,7 +468,9 @@ def objective(config: settings.Config) -> objectives.PolicyObjective:
 
 
 def policy_learner(
-  config: settings.Config, which: Agent, where: jax.sharding.Mesh | None = None
+  config: settings.Config,
+  which: agents.Agent,
+  where: jax.sharding.Mesh | None = None,
 ) -> learner.Learner:
   """The learner of the policy-gradient update; by default on all devices."""
   critic = critic_optimizer = None

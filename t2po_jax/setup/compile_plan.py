@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import collectives, sharding, traffic
 from t2po_jax.learning import learner as learners
+from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, families
 from t2po_jax.models import tokenizer as tokenizers
@@ -221,7 +222,7 @@ class Plan:
     )
     # No text is read here: the learner asks for sizes alone.
     nobody = cast(tokenizers.Tokenizer, None)
-    agent = build.Agent(self.policy, decoder.shapes(shape), nobody)
+    agent = agents.Agent(self.policy, decoder.shapes(shape), nobody)
     self._mesh = build.mesh(config, where.devices)
     self.learner = build.policy_learner(config, agent, self._mesh)
     self._sampling = build.sampling_mesh(config, where.local)

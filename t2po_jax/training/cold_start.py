@@ -27,6 +27,7 @@ from t2po_jax.learning import (
   objectives,
   optimizers,
 )
+from t2po_jax.models import agent as agents
 from t2po_jax.models import decoder, weights
 from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import demonstrate, statistics
@@ -62,8 +63,8 @@ def name(config: settings.Config, kind: str) -> str:
 
 
 def cold_start(
-  config: settings.Config, actor: actors.Actor, agent: build.Agent
-) -> build.Agent:
+  config: settings.Config, actor: actors.Actor, agent: agents.Agent
+) -> agents.Agent:
   """The agent after its cold start; each stage from the cache if it is there.
 
   Args:
@@ -114,7 +115,7 @@ def _store_for_all(place, agent, report) -> None:
   processes.first_alone(store_if_missing)
 
 
-def _expert_stage(config, actor, agent, report) -> build.Agent:
+def _expert_stage(config, actor, agent, report) -> agents.Agent:
   """The agent after imitating the expert, from the cache if it is there."""
   place = _place(config, "expert")
   if _all_have(place):
@@ -126,7 +127,7 @@ def _expert_stage(config, actor, agent, report) -> build.Agent:
   return dataclasses.replace(agent, params=params)
 
 
-def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
+def store(place: pathlib.Path, agent: agents.Agent, report: dict) -> None:
   """Writes an agent as a Hugging Face directory, whole or not at all.
 
   Args:
@@ -149,7 +150,7 @@ def store(place: pathlib.Path, agent: build.Agent, report: dict) -> None:
       raise
 
 
-def write(place: pathlib.Path, agent: build.Agent) -> None:
+def write(place: pathlib.Path, agent: agents.Agent) -> None:
   """Writes an agent's parameters, shape and tokenizer for `weights.load`."""
   params = jax.tree.map(np.asarray, agent.params)
   weights.save(params, agent.policy.config, place)
@@ -157,7 +158,7 @@ def write(place: pathlib.Path, agent: build.Agent) -> None:
 
 
 def initial_parameters(
-  config: settings.Config, agent: build.Agent
+  config: settings.Config, agent: agents.Agent
 ) -> tuple[str, types.Params]:
   """What reinforcement learning of this configuration began with.
 
@@ -183,7 +184,7 @@ def initial_parameters(
   return str(place), weights.load(place)[1]
 
 
-def _imitate_expert(config, actor, agent, report) -> build.Agent:
+def _imitate_expert(config, actor, agent, report) -> agents.Agent:
   """Fine-tunes on demonstrations of the scripted expert."""
   cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
   order = np.random.default_rng(config.seed).permutation(len(split))
@@ -211,7 +212,7 @@ def _imitate_expert(config, actor, agent, report) -> build.Agent:
   return imitate(config, agent, segments, cold.epochs, report)
 
 
-def _imitate_successes(config, actor, agent, report) -> build.Agent:
+def _imitate_successes(config, actor, agent, report) -> agents.Agent:
   """Rounds of sampling and fine-tuning on what succeeded."""
   cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
   rules = build.rules(config, build.train_sampling(config))
@@ -250,11 +251,11 @@ def _imitate_successes(config, actor, agent, report) -> build.Agent:
 
 def imitate(
   config: settings.Config,
-  agent: build.Agent,
+  agent: agents.Agent,
   segments: list[batching.Segment],
   epochs: int,
   report: dict,
-) -> build.Agent:
+) -> agents.Agent:
   """Supervised fine-tuning as `config.cold_start` says.
 
   Args:

@@ -23,6 +23,7 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.learning import lora
+from t2po_jax.models import agent as agents
 from t2po_jax.models import decoder
 from t2po_jax.setup import build
 from t2po_jax.training import checkpoint, cold_start
@@ -133,7 +134,7 @@ def load_config(workdir: pathlib.Path) -> settings.Config:
   return settings.read(config)
 
 
-def _agent(config: settings.Config) -> build.Agent:
+def _agent(config: settings.Config) -> agents.Agent:
   """The agent before training; its benchmark only where it made it."""
   from_scratch = config.model.source == "scratch"
   return build.agent(config, build.benchmark(config) if from_scratch else None)
@@ -159,7 +160,7 @@ class Kept:
 def read_checkpoints(
   workdir: pathlib.Path,
   config: settings.Config,
-  agent: build.Agent,
+  agent: agents.Agent,
   step: str,
 ) -> Iterator[Kept]:
   """The checkpoints that `step` names, one after the other.

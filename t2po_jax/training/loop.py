@@ -30,6 +30,7 @@ from t2po_jax.distributed import processes
 from t2po_jax.envs import base
 from t2po_jax.learning import collapse_guard
 from t2po_jax.learning.estimators import episodes
+from t2po_jax.models import agent as agents
 from t2po_jax.rollout import collect, statistics
 from t2po_jax.setup import build, memory_plan, validate
 from t2po_jax.training import (
@@ -134,7 +135,7 @@ class Run:
       self.state = self._restore(newest)
       metrics.print_line(f"resuming after update {newest}")
 
-  def _make_agent(self) -> tuple[base.Benchmark, build.Agent]:
+  def _make_agent(self) -> tuple[base.Benchmark, agents.Agent]:
     benchmark = build.benchmark(self.config)
     return benchmark, build.agent(self.config, benchmark)
 

@@ -23,6 +23,7 @@ from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import batching, learner, lora, objectives
+from t2po_jax.models import agent as agents
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder, weights
 from t2po_jax.setup import build, validate
@@ -367,7 +368,7 @@ class ColdStartTest(chex.TestCase):
     config.lora.cold_start = True
     config.train.row_tokens, config.cold_start.batch_size = 16, 4
     config.cold_start.micro_rows = 2
-    agent = build.Agent(POLICY, base_params(), None)
+    agent = agents.Agent(POLICY, base_params(), None)
     pairs = [(np.arange(1, 5), np.arange(5, 9))] * 4
     found = cold_start.imitate(
       settings.read(config), agent, batching.pair_segments(pairs), 3, {}

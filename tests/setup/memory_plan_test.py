@@ -9,6 +9,7 @@ import jax
 
 from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
+from t2po_jax.models import agent as agents
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder
 from t2po_jax.setup import build, memory_plan, validate
@@ -36,7 +37,7 @@ def make(**changes):
     dtype=build.DTYPES[config.model.dtype],
     remat=config.model.remat,
   )
-  agent = build.Agent(policy, decoder.shapes(MODEL), None)
+  agent = agents.Agent(policy, decoder.shapes(MODEL), None)
   return config, policy, build.policy_learner(config, agent)
 
 
