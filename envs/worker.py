@@ -9,6 +9,7 @@ one `Answer`. The process ends when the pipe is closed, or when whoever
 started it has died, and removes its folder for temporary files.
 """
 
+from collections.abc import Callable
 from multiprocessing import connection as connection_lib
 import os
 import pathlib
@@ -64,7 +65,7 @@ def _portable(error: Exception) -> Exception:
 def serve(connection: connection_lib.Connection) -> None:
   """Answers messages until the connection is closed."""
 
-  def answer(function, *args) -> bool:
+  def answer(function: Callable[..., Any], *args: Any) -> bool:
     value = error = None
     try:
       value = function(*args)

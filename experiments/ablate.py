@@ -181,7 +181,9 @@ def _beside(folder: pathlib.Path, ending: str) -> pathlib.Path:
   return folder.with_name(folder.name + ending)
 
 
-def plan_command(config: str, entry: Entry, options) -> list[str]:
+def plan_command(
+  config: str, entry: Entry, options: Sequence[str]
+) -> list[str]:
   """The command line of one run."""
   joint = "," if ":" in config else ":"
   return [
@@ -233,7 +235,7 @@ def check_plan(
       validate.read(built)
 
 
-def _set(config, key: str, text: str, *, flag: str) -> None:
+def _set(config: Any, key: str, text: str, *, flag: str) -> None:
   """Sets a dotted key from the command line's text."""
   section, name = config, key
   while "." in name and section is not None:

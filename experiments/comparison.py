@@ -128,7 +128,9 @@ def cells(runs: Sequence[results.Result]) -> list[Cell]:
   return found
 
 
-def _describe(runs, budget: float) -> dict[str, dict[str, float]]:
+def _describe(
+  runs: Sequence[results.Result], budget: float
+) -> dict[str, dict[str, float]]:
   """Mean, deviation and interval of every column."""
   described = {}
   for column in COLUMNS:

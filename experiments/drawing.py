@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 import pathlib
+from typing import Any
 
 import numpy as np
 
@@ -102,7 +103,7 @@ def curves(
   pyplot.close(figure)
 
 
-def _row(runs: Sequence[results.Result], axes, baseline: str) -> None:
+def _row(runs: Sequence[results.Result], axes: Any, baseline: str) -> None:
   """The four pictures of one setting."""
   colours = {}
   for number, preset in enumerate(_presets(runs)):

@@ -89,7 +89,13 @@ def make_server(given: flags.FlagValues):
   return _assemble(config, workdir, given, key, apps)
 
 
-def _assemble(config: settings.Config, workdir, given, key: str, apps):
+def _assemble(
+  config: settings.Config,
+  workdir: pathlib.Path | None,
+  given: flags.FlagValues,
+  key: str,
+  apps: Any,
+):
   """Loads the weights and puts the parts together."""
   benchmark = build.benchmark(config)
   agent = build.agent(config, benchmark)

@@ -16,17 +16,31 @@ EPSILON = 1e-8
 SPREAD_EPSILON = 1e-6
 
 
-def masked_sum(values, mask, axis=None) -> types.Array:
+def masked_sum(
+  values: types.Array,
+  mask: types.Array,
+  axis: int | tuple[int, ...] | None = None,
+) -> types.Array:
   """Sum of mask * values; masked NaNs do not leak in."""
   return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axis)
 
 
-def masked_mean(values, mask, axis=None) -> types.Array:
+def masked_mean(
+  values: types.Array,
+  mask: types.Array,
+  axis: int | tuple[int, ...] | None = None,
+) -> types.Array:
   """Mean of the values, weighted with the mask; 0 if the mask is empty."""
   return _divide(masked_sum(values, mask, axis), jnp.sum(mask, axis=axis))
 
 
-def masked_std(values, mask, axis=None, *, ddof: int = 0) -> types.Array:
+def masked_std(
+  values: types.Array,
+  mask: types.Array,
+  axis: int | tuple[int, ...] | None = None,
+  *,
+  ddof: int = 0,
+) -> types.Array:
   """Standard deviation of the kept values; 0 if there are at most `ddof`.
 
   Args:
@@ -52,6 +66,6 @@ def masked_std(values, mask, axis=None, *, ddof: int = 0) -> types.Array:
   return jnp.where(positive, jnp.sqrt(jnp.where(positive, variance, 1)), 0)
 
 
-def _divide(total, count) -> types.Array:
+def _divide(total: types.Array, count: types.Array) -> types.Array:
   """total / count, with a count of 0 kept away from the division."""
   return total / jnp.maximum(count, EPSILON)

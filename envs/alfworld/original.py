@@ -15,6 +15,7 @@ temporary directory, so one engine plays one game after another.
 import copy
 import functools
 import sys
+from typing import Any
 
 from t2po_jax.envs.alfworld import problem
 
@@ -75,21 +76,23 @@ def memoize() -> None:
 
   translate = functools.lru_cache(_TRANSLATIONS)(fast_downward.pddl2sas)
 
-  def pddl2sas(domain, problem, verbose=False, optimize=False):
+  def pddl2sas(
+    domain: str, problem: str, verbose: bool = False, optimize: bool = False
+  ):
     del verbose
     return translate(domain, problem, False, optimize)
 
   fast_downward.pddl2sas = pddl2sas
   parse_text = functools.cache(textgen._parse_and_convert)
 
-  def parse_template(start, rule_name, trace=False):
+  def parse_template(start: str, rule_name: str, trace: bool = False):
     del trace
     # Symbols carry their context, so every user needs fresh ones.
     return copy.deepcopy(parse_text(start, rule_name=rule_name))
 
   textgen._parse_and_convert = parse_template
 
-  def copy_context(context):
+  def copy_context(context: dict[str, Any]):
     # The original copies every entity as well; nothing ever changes them.
     shared = dict(context)
     shared["variables"] = dict(context["variables"])
@@ -168,7 +171,7 @@ class Original:
     """Executes a command and returns the observation."""
     return self._read(self._environment.step(command)[0])
 
-  def _read(self, state) -> str:
+  def _read(self, state: Any) -> str:
     self.won = bool(state["won"])
     self.admissible = tuple(state["admissible_commands"])
     return state.feedback

@@ -13,6 +13,7 @@ expert hesitates and fails in the same way.
 """
 
 import random
+from typing import Any
 
 from t2po_jax.envs.searchqa import world as world_lib
 
@@ -28,7 +29,7 @@ class ScriptedExpert:
     world: world_lib.World,
     question: world_lib.Question,
     shown: list[str],
-    wording,
+    wording: Any,
     *,
     hesitation: float,
     doubt: float,

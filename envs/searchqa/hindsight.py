@@ -12,6 +12,7 @@ training questions only, and leave out the episodes in which it gave up
 
 from collections.abc import Sequence
 import re
+from typing import Any
 
 from t2po_jax.envs.searchqa import retrieval, score
 
@@ -30,7 +31,7 @@ class HindsightExpert:
     question: str,
     targets: Sequence[str],
     shown: list[retrieval.Passage],
-    wording,
+    wording: Any,
   ):
     """Binds the expert to a running episode.
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 import itertools
 import random
+from typing import Any
 
 from t2po_jax.envs import base
 from t2po_jax.envs.sokoban import engine, expert
@@ -55,7 +56,7 @@ def draw_levels(
 
 
 def draw_splits(
-  seed: int, sizes: Mapping[str, int], **options
+  seed: int, sizes: Mapping[str, int], **options: Any
 ) -> dict[str, tuple[str, ...]]:
   """Different levels for every split; the levels are the task ids.
 

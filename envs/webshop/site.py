@@ -10,6 +10,7 @@ import dataclasses
 import html
 from http import server
 import random
+from typing import Any
 import urllib.parse
 
 from t2po_jax.envs import base, prompts
@@ -343,7 +344,7 @@ def make_server(site: Site, port: int) -> server.HTTPServer:
       self.send_header("Location", "/")
       self.end_headers()
 
-    def log_message(self, format, *args):
+    def log_message(self, format: str, *args: Any):
       """Quiet: the page itself shows the history."""
 
   # One request at a time: the site has one visitor.

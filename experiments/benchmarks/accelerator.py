@@ -16,7 +16,7 @@ PyStemmer and rich (with markdown-it-py, mdurl and pygments); flax brings
 orbax-checkpoint.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import dataclasses
 import functools
@@ -29,6 +29,8 @@ import sys
 import tempfile
 import time
 from typing import Any
+
+from t2po_jax import types
 
 # Parts follow each other, and PyTorch wants memory as well.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -91,7 +93,7 @@ class Clock:
   def left(self) -> float:
     return self._end - time.perf_counter()
 
-  def each(self, items) -> Iterator[Any]:
+  def each(self, items: Iterable[Any]) -> Iterator[Any]:
     """Items as long as the longest so far fits into what is left."""
     for item in items:
       if self.left() < max(self._longest, 1.0):
@@ -113,7 +115,7 @@ def random_params(
 ) -> dict[str, Any]:
   """Random parameters, leaf by leaf: no array is larger than it must be."""
 
-  def fill(number, path, leaf):
+  def fill(number: int, path: Any, leaf: Any):
     if path[-1].key not in ("kernel", "table"):
       return jnp.ones(leaf.shape, jnp.float32)
     noise = jax.random.normal(jax.random.key(number), leaf.shape, dtype)
@@ -194,10 +196,15 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
   positions = jnp.tile(jnp.arange(length) % 100, (rows, 1))
   segments = 1 + jnp.tile(jnp.arange(length) // 100, (rows, 1))
 
-  def measure(device, dtype, kind):
+  def measure(device: jax.Device, dtype: Any, kind: str):
     policy = decoder.Policy(PARITY, dtype=dtype, attention=kind)
 
-    def score(params, tokens, positions, segments):
+    def score(
+      params: types.Params,
+      tokens: types.Array,
+      positions: types.Array,
+      segments: types.Array,
+    ):
       hidden = policy.hidden(params, tokens, positions, segments)
       logits = policy.logits(params, hidden)
       chosen = jax.nn.log_softmax(logits)[:, :-1]
@@ -325,7 +332,7 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
     asked = [request(row, words, tokens) for row in range(batch)]
     device.warm_up([draw.Sampling()], kinds=("decode",))
 
-    def run(device=device, asked=asked):
+    def run(device: samplers.Sampler = device, asked: Any = asked):
       device.assign(range(len(asked)), asked)
       device.fetch([])  # Waits.
       start, steps = time.perf_counter(), 0
@@ -502,7 +509,7 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
   for batch in clock.each((2,) if tiny else (128, 32, 8)):
     words = torch.ones((batch, prompt), dtype=torch.long, device=device)
 
-    def generate(count, words=words):
+    def generate(count: int, words: Any = words):
       start = time.perf_counter()
       with torch.no_grad():
         model.generate(
@@ -568,7 +575,7 @@ def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
     for batch in (128, 32, 8):
       prompts = [{"prompt_token_ids": [1] * 256} for _ in range(batch)]
 
-      def run(count, prompts=prompts):
+      def run(count: int, prompts: Any = prompts):
         asked = vllm.SamplingParams(
           max_tokens=count, min_tokens=count, detokenize=False
         )

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from t2po_jax import envs
-from t2po_jax.envs import worker
+from t2po_jax.envs import base, worker
 from t2po_jax.envs.alfworld import benchmark as benchmark_lib
 from t2po_jax.envs.alfworld import settings as settings_lib
 from t2po_jax.experiments import command_line
@@ -168,7 +168,7 @@ class Crowd:
         self._pool.give_back(seat)
     return steps
 
-  def _respond(self, observation) -> str:
+  def _respond(self, observation: base.Observation) -> str:
     command = self._draw.choice(observation.admissible)
     return f"<think> go on</think><action> {command}</action>"
 

@@ -18,6 +18,7 @@ work. Their rate is divided by the device's, from its data sheet if it is
 known, else that of a large matrix product measured in the same run.
 """
 
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -181,7 +182,11 @@ def make_workloads(given: flags.FlagValues, limit: int) -> dict[str, dict]:
 
 
 def summarise(
-  seconds: list[float], ours: list[float], turns, flops: float, rate: float
+  seconds: list[float],
+  ours: list[float],
+  turns: Sequence[tuple[int, int]],
+  flops: float,
+  rate: float,
 ) -> dict[str, float]:
   """The numbers of one contestant on one workload."""
   median = statistics.median(seconds)
@@ -236,7 +241,12 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def race(given, contestants, config, workloads) -> dict:
+def race(
+  given: flags.FlagValues,
+  contestants: Sequence[Contestant],
+  config: model_config.ModelConfig,
+  workloads: dict[str, dict],
+) -> dict:
   """Lets the contestants take turns."""
   times = {name: {c.name: [] for c in contestants} for name in workloads}
   losses = {name: {} for name in workloads}

@@ -49,7 +49,9 @@ def turns_of(workload: dict[str, Any], vocab: int) -> list[dict[str, Any]]:
   return turns
 
 
-def padded_rows(turns, rows: int) -> list[dict[str, np.ndarray]]:
+def padded_rows(
+  turns: list[dict[str, Any]], rows: int
+) -> list[dict[str, np.ndarray]]:
   """Micro-batches of one turn per row, padded to the longest of all.
 
   Position t predicts token t + 1; the mask is 1 where that is of a response.
@@ -122,7 +124,7 @@ class Ours:
       chunk=chunk,
     )
 
-  def pack(self, workload):
+  def pack(self, workload: dict[str, Any]):
     from t2po_jax.learning import batching
 
     segments = []
@@ -214,7 +216,7 @@ class Torch:
       for name, workload in settings["workloads"].items()
     }
 
-  def loss(self, batch, count):
+  def loss(self, batch: Any, count: Any):
     torch = self.torch
     with torch.autocast(
       self.device, torch.bfloat16, enabled=self.settings["dtype"] == "bfloat16"
@@ -279,7 +281,15 @@ class Tunix:
     )
     model = llama.Llama3(config, rngs=nnx.Rngs(0))
 
-    def loss(model, tokens, there, mask, advantages, old, count):
+    def loss(
+      model: Any,
+      tokens: Any,
+      there: Any,
+      mask: Any,
+      advantages: Any,
+      old: Any,
+      count: Any,
+    ):
       size = tokens.shape[1]
       allowed = jnp.tril(jnp.ones((size, size), bool)) & (there[:, None] > 0)
       positions = jnp.broadcast_to(jnp.arange(size), tokens.shape)

@@ -88,7 +88,7 @@ MEMORY = 2
 MAX_PROMPT = OBSERVATION + MEMORY * (OBSERVATION + 1) + 8
 
 
-def dice(*name) -> np.random.Generator:
+def dice(*name: Any) -> np.random.Generator:
   """A generator that belongs to a name."""
   digest = hashlib.sha256(repr(name).encode()).digest()
   return np.random.default_rng(int.from_bytes(digest[:8], "little"))
@@ -171,7 +171,9 @@ class Numbers:
   def decode(self, ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
-  def render_chat(self, messages, prefix: str = "") -> list[int]:
+  def render_chat(
+    self, messages: Sequence[prompts.Message], prefix: str = ""
+  ) -> list[int]:
     del prefix
     return [i for message in messages for i in self.encode(message["content"])]
 
@@ -216,7 +218,13 @@ class LockStep(collect.Loop):
 LOOPS = {"ours": collect.Loop, "lock_step": LockStep}
 
 
-def play(given, loop, benchmark, pool, under) -> dict[str, float]:
+def play(
+  given: flags.FlagValues,
+  loop: type[collect.Loop],
+  benchmark: Benchmark,
+  pool: environments.EnvironmentPool,
+  under: Scheduler,
+) -> dict[str, float]:
   """One rollout: trajectories per second, and what it took."""
   rules = collect.Rules(
     memory=MEMORY,

@@ -155,7 +155,7 @@ def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
   prompts = torch.from_numpy(work.prompts.astype(np.int64))
   stamps = []
 
-  def stamp(tokens, scores, **options):
+  def stamp(tokens: Any, scores: Any, **options: Any):
     del scores, options
     stamps.append(time.perf_counter())
     return torch.zeros(len(tokens), dtype=torch.bool)
@@ -186,10 +186,10 @@ def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
 class _Numbers:
   """A tokenizer whose text is a list of ids, as Tunix asks for one."""
 
-  def encode(self, text):
+  def encode(self, text: str):
     return [int(word) for word in text.split()]
 
-  def decode(self, ids):
+  def decode(self, ids: Sequence[int]):
     return " ".join(map(str, ids))
 
   def bos_id(self):
@@ -247,7 +247,7 @@ def tunix(work: Work) -> Callable[[], float]:
   seconds = []
   decode = generate._compiled_decode_fn
 
-  def timed(params, state):
+  def timed(params: Any, state: Any):
     jax.block_until_ready(jax.tree.leaves(state))
     start = time.perf_counter()
     state = decode(params, state)

@@ -16,6 +16,7 @@ searches are projected pessimistically, the vocabulary optimistically.
 reports the memory of each that it does not share with the others (Linux only).
 """
 
+from collections.abc import Callable, Sequence
 import json
 import multiprocessing
 import pathlib
@@ -29,6 +30,7 @@ from typing import Any
 from absl import flags
 
 from t2po_jax import envs
+from t2po_jax.envs import base
 from t2po_jax.envs.webshop import data
 from t2po_jax.experiments import command_line
 
@@ -84,7 +86,9 @@ def copy_catalogue(items: pathlib.Path, copies: int, folder: pathlib.Path):
   return path
 
 
-def record(benchmark, task_ids) -> list[tuple[str, list[str]]]:
+def record(
+  benchmark: base.Benchmark, task_ids: Sequence[str]
+) -> list[tuple[str, list[str]]]:
   """(task id, responses) of the expert's episodes."""
   episodes = []
   for task_id in task_ids:
@@ -102,11 +106,11 @@ def record(benchmark, task_ids) -> list[tuple[str, list[str]]]:
 class Clock:
   """Counts calls of a function and the seconds inside them."""
 
-  def __init__(self, function):
+  def __init__(self, function: Callable[..., Any]):
     self._function = function
     self.calls, self.seconds = 0, 0.0
 
-  def __call__(self, *arguments):
+  def __call__(self, *arguments: Any):
     start = time.thread_time()
     answer = self._function(*arguments)
     self.seconds += time.thread_time() - start
@@ -114,7 +118,11 @@ class Clock:
     return answer
 
 
-def replay(benchmark, episodes, search: Clock) -> dict[str, float]:
+def replay(
+  benchmark: base.Benchmark,
+  episodes: Sequence[tuple[str, list[str]]],
+  search: Clock,
+) -> dict[str, float]:
   """One round over the recorded episodes: rates and latencies."""
   search.calls, search.seconds = 0, 0.0
   env = benchmark.env()
@@ -144,7 +152,7 @@ def private_mib() -> float:
   return sum(map(int, kib)) / 2**10
 
 
-def work(settings: dict, episodes: int, together) -> tuple[float, float]:
+def work(settings: dict, episodes: int, together: Any) -> tuple[float, float]:
   """One worker: (seconds to open the shop, private MiB that it costs)."""
   before, start = private_mib(), time.monotonic()
   benchmark = envs.make("webshop", **settings)

@@ -25,6 +25,7 @@ deltas, without minimum prefix and without a peak.
 """
 
 import dataclasses
+from typing import Any
 
 import flax.struct
 import jax
@@ -247,7 +248,7 @@ def _fresh(batch: int, width: int) -> ThinkingState:
   """The state at the first token, with a window of `width` deltas."""
 
   # Every field has a buffer of its own, so that the state can be donated.
-  def full(value, dtype):
+  def full(value: float, dtype: Any):
     return jnp.full((batch,), value, dtype)
 
   return ThinkingState(

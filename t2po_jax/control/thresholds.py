@@ -102,7 +102,7 @@ class Quantile:
     self._calibrated_at = 0
     self._forget()
 
-  def add(self, samples) -> None:
+  def add(self, samples: Any) -> None:
     """Takes observations in a reproducible order; drops what is not finite."""
     if self.quantile is None:
       return

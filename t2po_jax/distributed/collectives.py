@@ -10,6 +10,7 @@ import dataclasses
 import math
 import re
 
+import jax
 import numpy as np
 
 KINDS = (
@@ -73,7 +74,9 @@ class Collective:
   source: str
 
 
-def read(text: str, mesh, *, unknown: int = 0) -> list[Collective]:
+def read(
+  text: str, mesh: jax.sharding.Mesh, *, unknown: int = 0
+) -> list[Collective]:
   """All collectives of a compiled program.
 
   Args:
@@ -90,7 +93,7 @@ def read(text: str, mesh, *, unknown: int = 0) -> list[Collective]:
   bodies = computations(text)
   times = collections.Counter()
 
-  def visit(name, factor):
+  def visit(name: str, factor: int):
     times[name] += factor
     for line in bodies[name]:
       inner = factor
@@ -131,7 +134,9 @@ def computations(text: str) -> dict[str, list[str]]:
   return bodies
 
 
-def _collective(line, match, times, mesh):
+def _collective(
+  line: str, match: re.Match[str], times: int, mesh: jax.sharding.Mesh
+):
   arrays = [
     (kind, tuple(int(n) for n in sizes.split(",") if n))
     for kind, sizes in _ARRAY.findall(match["type"])
@@ -149,7 +154,7 @@ def _collective(line, match, times, mesh):
   )
 
 
-def _axes(line, mesh):
+def _axes(line: str, mesh: jax.sharding.Mesh):
   """The mesh axes along which the devices of a group differ."""
   group = _first_group(line, mesh.devices.size)
   shape = tuple(mesh.shape.values())
@@ -160,7 +165,7 @@ def _axes(line, mesh):
   )
 
 
-def _named_group(sizes, order, used):
+def _named_group(sizes: str, order: str | None, used: str):
   """The first group of a mesh with named axes.
 
   Args:
@@ -178,14 +183,14 @@ def _named_group(sizes, order, used):
   return ids[place].ravel().tolist()
 
 
-def _ordered(shape, order):
+def _ordered(shape: str, order: str | None):
   """All devices as `[4,2]` or `[4,2]T(1,0)` says."""
   shape = [int(n) for n in shape.split(",")]
   ids = np.arange(math.prod(shape)).reshape(shape)
   return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
-def _first_group(line, devices):
+def _first_group(line: str, devices: int):
   """The device ids of one group."""
   if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
     return [int(pairs.group(1)), int(pairs.group(2))]

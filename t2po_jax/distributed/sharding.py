@@ -183,7 +183,7 @@ def params_sharding(
     ValueError: if a name has no rule, or names and shape disagree in rank.
   """
 
-  def layout(array, names):
+  def layout(array: Any, names: tuple[str | None, ...]):
     # In the words of compiled programs: else their results, put in again,
     # would count as laid out anew.
     spec = list(partition_spec(mesh, names, array.shape))
@@ -232,7 +232,7 @@ def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
     tree = jax.tree.map(_reachable, tree)
     return jax.device_put(tree, shardings, may_alias=None if alias else False)
 
-  def place(x, sharding):
+  def place(x: Any, sharding: jax.sharding.NamedSharding):
     if _spans_processes(x):
       return _copy(sharding)(x)
     host = np.array(x, copy=None if alias else True)
@@ -298,12 +298,12 @@ def over_rows(
   axes = RULES["rows"]
   rows = jax.sharding.PartitionSpec(axes)
 
-  def local(shared, *arrays):
+  def local(shared: Any, *arrays: types.Array):
     # Differentiating this adds up the gradients, here and not further inside.
     shared = jax.lax.pcast(shared, axes, to="varying")
     return function(shared, *arrays)
 
-  def call(shared, *arrays):
+  def call(shared: Any, *arrays: types.Array):
     whole = jax.sharding.PartitionSpec()
     return jax.shard_map(
       local,
@@ -366,8 +366,8 @@ def on_each_device(
     return function
   free = set(mesh.axis_names) - set(mesh.manual_axes)
 
-  def call(*arrays):
-    def spec(names, array):
+  def call(*arrays: types.Array):
+    def spec(names: tuple[str | None, ...], array: types.Array):
       whole = partition_spec(mesh, names, array.shape)
       entries = [(e,) if isinstance(e, str) else e for e in whole]
       return jax.sharding.PartitionSpec(
@@ -411,7 +411,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
   if not any(spec) or tokens.shape[0] % row_shards(mesh):
     return table[tokens].astype(dtype)
 
-  def local(table, tokens):
+  def local(table: types.Array, tokens: types.Array):
     if spec[1]:
       tokens = jax.lax.all_gather(tokens, spec[1], axis=0, tiled=True)
     if spec[0]:

@@ -6,7 +6,7 @@ no bandwidth. A fusion that takes slices of an array reads those alone, one that
 updates a part in place writes that alone.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import math
 import re
@@ -111,7 +111,11 @@ def _bytes(kind: str, *, fast: bool) -> int:
   )
 
 
-def _moved(one: _Operation, around, bodies) -> int:
+def _moved(
+  one: _Operation,
+  around: Mapping[str, _Operation],
+  bodies: Mapping[str, Mapping[str, _Operation]],
+) -> int:
   if one.op in _FREE or one.op.endswith("-start"):
     return 0
   if one.op.endswith("-done"):
@@ -135,7 +139,9 @@ def _moved(one: _Operation, around, bodies) -> int:
   return max(result, 0) + sum(sizes)
 
 
-def _fused(one: _Operation, sizes: list[int], inner) -> int:
+def _fused(
+  one: _Operation, sizes: list[int], inner: Mapping[str, _Operation]
+) -> int:
   """What a fusion reads of its operands and writes of its result."""
   total, result = 0, one.size
   parameters = [p for p in inner.values() if p.op == "parameter"]
@@ -156,7 +162,9 @@ def _fused(one: _Operation, sizes: list[int], inner) -> int:
   return total + result
 
 
-def _users(name: str, inner) -> list[tuple[_Operation, str]]:
+def _users(
+  name: str, inner: Mapping[str, _Operation]
+) -> list[tuple[_Operation, str]]:
   """Who reads a value, through bitcasts, and the name it has there."""
   found = []
   for one in inner.values():

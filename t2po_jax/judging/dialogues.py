@@ -185,7 +185,13 @@ class Table:
     )
     return Played(place, trajectory, billed)
 
-  def _drive(self, env, place, turns, usage) -> bool:
+  def _drive(
+    self,
+    env: base.Env,
+    place: Place,
+    turns: list[types.Turn],
+    usage: dict[str, int],
+  ) -> bool:
     """Plays to the end; fills in turns and usage; returns the success."""
     rules = self._rules
     with self._turns:
@@ -233,7 +239,12 @@ class Table:
       if result.done:
         return result.success
 
-  def _ask(self, observation, memory, dialogue):
+  def _ask(
+    self,
+    observation: base.Observation,
+    memory: Sequence[tuple[str, str]],
+    dialogue: list[prompts.Message],
+  ):
     """Messages of a turn, their token ids, and whether they were cut."""
     rules, benchmark = self._rules, self._benchmark
     view = prompts.View(

@@ -155,7 +155,11 @@ class Endpoint:
     del env
     turn = 0
 
-    def respond(messages, observation, state) -> dialogues.Reply:
+    def respond(
+      messages: list[prompts.Message],
+      observation: base.Observation,
+      state: object,
+    ) -> dialogues.Reply:
       nonlocal turn
       del observation
       seed = (self._settings.seed, place.number, place.repeat, turn)
@@ -164,7 +168,9 @@ class Endpoint:
 
     return respond
 
-  def _respond(self, messages, state, seed: int) -> dialogues.Reply:
+  def _respond(
+    self, messages: list[prompts.Message], state: object, seed: int
+  ) -> dialogues.Reply:
     settings = self._settings
     body: dict[str, Any] = {
       "model": settings.model,

@@ -6,7 +6,7 @@ viewer. Episodes are written as they end, so that an evaluation that was
 stopped goes on with those that are missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import json
 import pathlib
 from typing import Any
@@ -95,7 +95,7 @@ class Results:
     found: scores.Episode,
     trajectory: types.Trajectory,
     *,
-    decode,
+    decode: Callable[[Sequence[int]], str],
     token_bytes: Sequence[bytes],
     kind: str,
     step: int,
@@ -121,7 +121,7 @@ class Results:
     found: Sequence[scores.Episode],
     trajectories: Sequence[types.Trajectory],
     *,
-    decode,
+    decode: Callable[[Sequence[int]], str],
     token_bytes: Sequence[bytes],
     kind: str,
     step: int,

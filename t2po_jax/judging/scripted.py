@@ -48,7 +48,11 @@ class Random:
     del env
     chance = random.Random(_seed(self._seed, place))
 
-    def respond(messages, observation, state) -> dialogues.Reply:
+    def respond(
+      messages: list[prompts.Message],
+      observation: base.Observation,
+      state: object,
+    ) -> dialogues.Reply:
       del messages, state
       kind = chance.choice(self._grammar.actions)
       words = f"{observation.task} {observation.text}".split()

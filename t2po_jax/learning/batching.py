@@ -14,7 +14,7 @@ whole micro-batches of them. Rows are never repeated to fill a batch: that
 would weigh some turns twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 
 import numpy as np
@@ -28,6 +28,8 @@ RESPONSE_SLACK = 1.125
 
 # Of one turn: a number for all response tokens, or one number per token.
 TurnAdvantage = float | np.ndarray
+# The segments of every row.
+_Rows = list[list["Segment"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,7 +292,15 @@ def from_turns(batch: types.Batch, values: Sequence[np.ndarray]) -> np.ndarray:
   return flat.reshape(batch.turn.shape)
 
 
-def _segment(prompt, response, number, *, mask, advantages, logprobs):
+def _segment(
+  prompt: np.ndarray,
+  response: np.ndarray,
+  number: int,
+  *,
+  mask: TurnAdvantage,
+  advantages: TurnAdvantage,
+  logprobs: TurnAdvantage,
+):
   """One turn; the last three are a number or one number per token."""
   if not len(prompt):
     raise ValueError(
@@ -309,7 +319,9 @@ def _segment(prompt, response, number, *, mask, advantages, logprobs):
   )
 
 
-def _chain(turns, max_length):
+def _chain(
+  turns: Iterable[tuple[int, types.Turn, TurnAdvantage]], max_length: int
+):
   """Segments of (number, turn, advantage); a growing dialogue becomes one."""
   chain = []
   for number, turn, value in turns:
@@ -330,7 +342,9 @@ def _chain(turns, max_length):
   return chain
 
 
-def _continues(before, after, prompt_length, max_length):
+def _continues(
+  before: Segment, after: Segment, prompt_length: int, max_length: int
+):
   """Whether a turn's prompt starts with the whole segment before it."""
   size = len(before.tokens)
   return (
@@ -340,7 +354,7 @@ def _continues(before, after, prompt_length, max_length):
   )
 
 
-def _extend(before, after):
+def _extend(before: Segment, after: Segment):
   """One segment out of a segment and the turn that continues it."""
   joined = {
     field.name: np.concatenate(
@@ -352,7 +366,7 @@ def _extend(before, after):
   return Segment(tokens=after.tokens, **joined)
 
 
-def _check(lengths, rows, minibatches):
+def _check(lengths: Sequence[int], rows: int, minibatches: int):
   """Returns the row lengths in ascending order, or says what is wrong."""
   lengths = sorted(lengths)
   if not lengths or lengths[0] < 1:
@@ -369,7 +383,9 @@ def _check(lengths, rows, minibatches):
   return lengths
 
 
-def _split(segments, minibatches, rng):
+def _split(
+  segments: Sequence[Segment], minibatches: int, rng: np.random.Generator
+):
   """Deals the segments to at most `minibatches` parts of equal count."""
   order = np.arange(len(segments))
   if minibatches > 1:
@@ -378,7 +394,7 @@ def _split(segments, minibatches, rng):
   return [[segments[i] for i in part] for part in dealt if len(part)]
 
 
-def _response_room(segments, length):
+def _response_room(segments: Sequence[Segment], length: int):
   """Response positions R of a row: a little above the average need."""
   tokens = sum(len(segment.tokens) for segment in segments)
   responses = sum(len(segment.index) for segment in segments)
@@ -388,7 +404,7 @@ def _response_room(segments, length):
   return min(length, step * int(np.ceil(need / step)))
 
 
-def _first_fit(segments, shape):
+def _first_fit(segments: Sequence[Segment], shape: _Shape):
   """Assigns segments, longest first, to the first row with room for them."""
   order = sorted(
     range(len(segments)), key=lambda i: (-len(segments[i].tokens), i)
@@ -405,7 +421,7 @@ def _first_fit(segments, shape):
   return [filled for filled in bins if filled]
 
 
-def _join_loose(bins, rows, rng):
+def _join_loose(bins: list[_Rows], rows: int, rng: np.random.Generator):
   """Makes whole micro-batches of rows that would fill parts of several.
 
   Every part keeps its whole micro-batches, or all it has if that is less than
@@ -426,7 +442,9 @@ def _join_loose(bins, rows, rng):
   return kept
 
 
-def _measure(segments, bins, shape, rows):
+def _measure(
+  segments: Sequence[Segment], bins: list[_Rows], shape: _Shape, rows: int
+):
   """The numbers of one packing; only micro-batches in use are computed."""
   used = sum(-(-len(filled) // rows) for filled in bins) * rows
   tokens = sum(len(segment.tokens) for segment in segments)
@@ -441,7 +459,7 @@ def _measure(segments, bins, shape, rows):
   }
 
 
-def _fill(bins, shape, height):
+def _fill(bins: _Rows, shape: _Shape, height: int):
   """Writes rows of segments into the arrays of a batch."""
   by_token = (height, shape.length)
   by_response = (height, shape.responses)

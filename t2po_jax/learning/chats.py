@@ -7,6 +7,7 @@ Every message of the assistant is one thing to learn, given all messages
 before it in the model's own chat template.
 """
 
+from collections.abc import Sequence
 import json
 import os
 import pathlib
@@ -81,7 +82,12 @@ def _parse(line: str, place: str) -> list[tokenizer_lib.Message]:
   return messages
 
 
-def _pairs(messages, tokenizer, max_length, place) -> list[Pair]:
+def _pairs(
+  messages: Sequence[tokenizer_lib.Message],
+  tokenizer: tokenizer_lib.Tokenizer,
+  max_length: int,
+  place: str,
+) -> list[Pair]:
   """What to learn from one chat."""
   pairs = []
   for turn, message in enumerate(messages):

@@ -6,6 +6,7 @@ packing or the mesh. Micro-batches without content are not computed.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def batch_gradient(
   """
   one = _part_gradient(nets, objective, trained, base, batch)
 
-  def add(i, total):
+  def add(i: types.Array, total: Any):
     grads, (means, maxima) = one(i)
     return (
       jax.tree.map(jnp.add, total[0], grads),
@@ -85,7 +86,7 @@ def agreement(
   """
   one = _part_gradient(nets, objective, trained, base, batch)
 
-  def add(i, total):
+  def add(i: types.Array, total: Any):
     grads, _ = one(i)
     policy = grads["policy"]
     return (
@@ -104,16 +105,24 @@ def agreement(
   )
 
 
-def _part_gradient(nets, objective, trained, base, batch):
+def _part_gradient(
+  nets: networks.Networks,
+  objective: objectives.Objective,
+  trained: types.Params,
+  base: types.Params,
+  batch: types.Batch,
+):
   """The function from a micro-batch's number to its gradient and metrics."""
   weights = batch_weights(objective, batch)
 
-  def loss(trained, base, part, weights):
+  def loss(
+    trained: types.Params, base: types.Params, part: types.Batch, weights: Any
+  ):
     return _part_loss(nets, objective, trained, base, part, *weights)
 
   differentiate = jax.grad(loss, has_aux=True)
 
-  def one(i):
+  def one(i: types.Array):
     part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
     return differentiate(trained, base, part, of_part)
 
@@ -121,7 +130,14 @@ def _part_gradient(nets, objective, trained, base, batch):
 
 
 def _part_loss(
-  nets, objective, trained, base, part, weights, token_weights, value_weights
+  nets: networks.Networks,
+  objective: objectives.Objective,
+  trained: types.Params,
+  base: types.Params,
+  part: types.Batch,
+  weights: types.Array,
+  token_weights: types.Array,
+  value_weights: types.Array,
 ):
   """Loss of one micro-batch, in the form `grad` wants."""
   params = nets.complete(base, trained["policy"])
@@ -153,11 +169,11 @@ def batch_weights(
     metrics; and of every token with a value target alike, for the critic.
   """
 
-  def flat(x):
+  def flat(x: types.Array):
     # Rows first: this keeps them on their devices.
     return jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])
 
-  def back(x):
+  def back(x: types.Array):
     parts = batch.mask.shape[0]
     return jnp.swapaxes(x.reshape(-1, parts, x.shape[-1]), 0, 1)
 
@@ -176,7 +192,7 @@ def map_parts(
 ) -> types.Array:
   """Applies a score [rows, R] to every micro-batch with content; else 0."""
 
-  def put(i, scores):
+  def put(i: types.Array, scores: jax.Array):
     part = jax.tree.map(lambda x: x[i], batch)
     return scores.at[i].set(score(part))
 

@@ -39,7 +39,7 @@ from t2po_jax.learning import (
 def micro_batches(batch: types.Batch, rows: int) -> types.Batch:
   """The shapes [B, ...] of a batch as [micro-batches, rows, ...]."""
 
-  def shape(x):
+  def shape(x: Any):
     parts = x.shape[0] // rows
     return jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype)
 
@@ -371,14 +371,16 @@ class Learner:
       )
       return values.reshape(batch.targets.shape)
 
-  def _fresh_optimizers(self, params, critic):
+  def _fresh_optimizers(
+    self, params: types.Params, critic: types.Params | None
+  ):
     start = jax.jit(
       functools.partial(layout.init_optimizers, self._optimizers),
       out_shardings=self._state_sharding.opt_state,
     )
     return start(layout.join(params, critic))
 
-  def _place(self, batch):
+  def _place(self, batch: types.Batch):
     """[B, ...] on the host -> [micro-batches, rows, ...] on the devices."""
     height = batch.tokens.shape[0]
     if height % self.rows:
@@ -387,12 +389,18 @@ class Learner:
         f"{self.rows} rows"
       )
 
-    def cut(x):
+    def cut(x: types.Array):
       return x.reshape(-1, self.rows, *x.shape[1:])
 
     return sharding.put(jax.tree.map(cut, batch), self._batch_sharding)
 
-  def _optimizer_step(self, state, base, batch, lr_scale):
+  def _optimizer_step(
+    self,
+    state: types.TrainState,
+    base: types.Params,
+    batch: types.Batch,
+    lr_scale: types.Array,
+  ):
     """One step; see `update`."""
     self.traces["update"] += 1
     trained = layout.join(state.params, state.critic)
@@ -431,19 +439,23 @@ class Learner:
     }
     return new, metrics
 
-  def _batch_agreement(self, state, base, batch):
+  def _batch_agreement(
+    self, state: types.TrainState, base: types.Params, batch: types.Batch
+  ):
     """See `gradients.agreement`."""
     trained = layout.join(state.params, state.critic)
     return gradients.agreement(
       self._nets, self._objective, trained, base, batch
     )
 
-  def _batch_logprobs(self, params, base, batch):
+  def _batch_logprobs(
+    self, params: types.Params, base: types.Params, batch: types.Batch
+  ):
     """[micro-batches, rows, R] log-probs; those without content are 0."""
     self.traces["logprobs"] += 1
     params = self._nets.complete(base, params)
 
-    def score(part):
+    def score(part: types.Batch):
       hidden = self._nets.hidden(params, part)
       return self._nets.logprobs(
         params,
@@ -455,12 +467,18 @@ class Learner:
 
     return gradients.map_parts(score, batch)
 
-  def _batch_values(self, params, critic, base, batch):
+  def _batch_values(
+    self,
+    params: types.Params,
+    critic: types.Params,
+    base: types.Params,
+    batch: types.Batch,
+  ):
     """[micro-batches, rows, R] values; those without content are 0."""
     self.traces["values"] += 1
     params = self._nets.complete(base, params)
 
-    def score(part):
+    def score(part: types.Batch):
       return self._nets.values(critic, self._nets.hidden(params, part), part)
 
     return gradients.map_parts(score, batch)
@@ -469,7 +487,7 @@ class Learner:
 def _merge_metrics(steps: list[dict[str, Any]]) -> dict[str, types.Array]:
   """The metrics of several steps as one; see `Learner.update`."""
 
-  def merge(name):
+  def merge(name: str):
     values = jnp.stack([metrics[name] for metrics in steps])
     if name.startswith("mismatch_"):
       return values[0]

@@ -20,27 +20,42 @@ from t2po_jax.learning import scoring
 class Policy(Protocol):
   """What the learner needs of a network; see `models.decoder.Policy`."""
 
-  def init(self, key) -> types.Params: ...
+  def init(self, key: types.Array) -> types.Params: ...
 
-  def hidden(self, params, tokens, positions, segments) -> jax.Array: ...
+  def hidden(
+    self,
+    params: types.Params,
+    tokens: types.Array,
+    positions: types.Array,
+    segments: types.Array,
+  ) -> jax.Array: ...
 
-  def head(self, params) -> types.Params: ...
+  def head(self, params: types.Params) -> types.Params: ...
 
-  def logits(self, params, hidden) -> types.Array: ...
+  def logits(
+    self, params: types.Params, hidden: types.Array
+  ) -> types.Array: ...
 
 
 class Critic(Protocol):
   """What the learner needs of a critic; see `models.critic.Critic`."""
 
-  def init(self, params) -> types.Params: ...
+  def init(self, params: types.Params) -> types.Params: ...
 
-  def logical_axes(self, params) -> sharding.Axes: ...
+  def logical_axes(self, params: types.Params) -> sharding.Axes: ...
 
   def hidden(
-    self, params, of_policy, tokens, positions, segments
+    self,
+    params: types.Params,
+    of_policy: types.Array,
+    tokens: types.Array,
+    positions: types.Array,
+    segments: types.Array,
   ) -> types.Array: ...
 
-  def values(self, params, hidden) -> types.Array: ...
+  def values(
+    self, params: types.Params, hidden: types.Array
+  ) -> types.Array: ...
 
 
 class Adapters(Protocol):
@@ -103,7 +118,7 @@ class Networks:
   ) -> tuple[types.Array, types.Array]:
     """Log-probs and entropies [B, R] of one micro-batch."""
 
-    def score(head, hidden, targets):
+    def score(head: types.Params, hidden: types.Array, targets: types.Array):
       return scoring.target_logprobs(
         self.policy.logits,
         head,
@@ -129,6 +144,6 @@ class Networks:
     return self.critic.values(critic, _at_responses(of_critic, batch))
 
 
-def _at_responses(hidden, batch):
+def _at_responses(hidden: types.Array, batch: types.Batch):
   """[B, T, D] -> [B, R, D], the positions that predict response tokens."""
   return jnp.take_along_axis(hidden, batch.index[..., None], axis=1)

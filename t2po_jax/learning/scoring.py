@@ -51,7 +51,7 @@ def target_logprobs(
     [B, R] float32 log-probs and [B, R] float32 entropies, nats.
   """
 
-  def scale(head, hidden):
+  def scale(head: types.Params, hidden: types.Array):
     return project(head, hidden) / temperature
 
   score = functools.partial(_score, scale, chunk is None, entropy_gradient)
@@ -60,11 +60,11 @@ def target_logprobs(
   size = targets.shape[1]
   width = max(c for c in range(1, min(chunk, size) + 1) if size % c == 0)
 
-  def cut(x):
+  def cut(x: types.Array):
     parts = x.reshape(x.shape[0], size // width, width, *x.shape[2:])
     return jnp.moveaxis(parts, 1, 0)
 
-  def join(x):
+  def join(x: types.Array):
     return jnp.moveaxis(x, 0, 1).reshape(targets.shape)
 
   scores = jax.lax.map(
@@ -73,13 +73,20 @@ def target_logprobs(
   return jax.tree.map(join, scores)
 
 
-def _hits(logits, targets):
+def _hits(logits: types.Array, targets: types.Array):
   """Where the target stands; a comparison splits over devices."""
   return jnp.arange(logits.shape[-1]) == targets[..., None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _score(project, keep, entropy_gradient, head, hidden, targets):
+def _score(
+  project: Project,
+  keep: bool,
+  entropy_gradient: bool,
+  head: types.Params,
+  hidden: types.Array,
+  targets: types.Array,
+):
   """Log-probs and entropies; `keep` keeps the logits for the backward pass."""
   scores, _ = _score_forward(
     project, keep, entropy_gradient, head, hidden, targets
@@ -87,7 +94,14 @@ def _score(project, keep, entropy_gradient, head, hidden, targets):
   return scores
 
 
-def _score_forward(project, keep, entropy_gradient, head, hidden, targets):
+def _score_forward(
+  project: Project,
+  keep: bool,
+  entropy_gradient: bool,
+  head: types.Params,
+  hidden: types.Array,
+  targets: types.Array,
+):
   del entropy_gradient
   logits = project(head, hidden)
   top, total, weighted = uncertainty.moments(logits)
@@ -98,7 +112,13 @@ def _score_forward(project, keep, entropy_gradient, head, hidden, targets):
   return (chosen - normaliser, entropy), (*saved, logits if keep else None)
 
 
-def _score_backward(project, keep, entropy_gradient, saved, cotangents):
+def _score_backward(
+  project: Project,
+  keep: bool,
+  entropy_gradient: bool,
+  saved: tuple[Any, ...],
+  cotangents: tuple[types.Array, types.Array],
+):
   """dz_v = g (1[v = target] - p_v) - g_H p_v (log p_v + H)."""
   head, hidden, targets, normaliser, entropy, logits = saved
   again, pull = jax.vjp(project, head, hidden)

@@ -100,7 +100,7 @@ def select(
   return EINSUM
 
 
-def _product(left, right) -> types.Array:
+def _product(left: types.Array, right: types.Array) -> types.Array:
   """Batched matrix product in float32; CPUs lack one of bfloat16."""
   if sharding.backend() == "cpu":
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
@@ -181,7 +181,7 @@ def attend_cache(
     keys = keys[:, :, : live // size]
   values = values[:, :, :live]
 
-  def attend_to(queries, slots):
+  def attend_to(queries: types.Array, slots: types.Array):
     offsets = jnp.arange(live)[None, None]
     allowed = offsets <= slots[:, :, None]
     if window:
@@ -194,7 +194,7 @@ def attend_cache(
   more = -length % _BLOCK
   blocks = (length + more) // _BLOCK
 
-  def cut(x):
+  def cut(x: types.Array):
     x = jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
     return x.reshape(x.shape[0], blocks, _BLOCK, *x.shape[2:]).swapaxes(0, 1)
 
@@ -258,7 +258,13 @@ def extend_one(
   return mixed[:, None], new[:, :, None], values
 
 
-def _attend(queries, keys, values, allowed, softcap):
+def _attend(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+  softcap: float,
+):
   """`attend`, and the log-sum-exp of the scores, [B, M, N/M, T, 1]."""
   scores = _scores(queries, keys, allowed, softcap)
   largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -271,7 +277,9 @@ def _attend(queries, keys, values, allowed, softcap):
   return mixed, largest + jnp.log(total)
 
 
-def _scores(queries, keys, allowed, softcap):
+def _scores(
+  queries: types.Array, keys: types.Array, allowed: types.Array, softcap: float
+):
   """Scaled products [B, M, N/M, T, S], `MASKED` where not allowed."""
   rows, length, heads, share, width = queries.shape
   left = _grouped(queries) * width**-0.5
@@ -292,12 +300,12 @@ def _scores(queries, keys, allowed, softcap):
   return jnp.where(allowed[:, None, None], scores, MASKED)
 
 
-def _grouped(x):
+def _grouped(x: types.Array):
   """[B, T, M, N/M, H] -> [B, M, N/M x T, H]."""
   return _stacked(x.transpose(0, 2, 3, 1, 4))
 
 
-def _stacked(x):
+def _stacked(x: types.Array):
   """[B, M, N/M, T, *] -> [B, M, N/M x T, *]."""
   return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
@@ -358,7 +366,13 @@ def _blocks(length: int) -> Iterator[slice]:
     yield slice(start, min(start + size, length))
 
 
-def _rows_forward(queries, keys, values, allowed, softcap):
+def _rows_forward(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+  softcap: float,
+):
   across, down = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
   across = across[:, :, None]  # One block.
   mixed, log_totals = [], []
@@ -378,7 +392,7 @@ def _rows_forward(queries, keys, values, allowed, softcap):
   return mixed, (queries, keys, values, allowed, mixed, log_totals)
 
 
-def _rows_backward(softcap, saved, slope):
+def _rows_backward(softcap: float, saved: tuple[Any, ...], slope: types.Array):
   """The last block first: its keys are all keys."""
   queries, keys, values, allowed, mixed, log_totals = saved
   across, down = keys.transpose(0, 2, 3, 1), keys.transpose(0, 2, 1, 3)
@@ -422,7 +436,15 @@ def _rows_backward(softcap, saved, slope):
 
 
 def _block_backward(
-  queries, across, down, values, allowed, log_total, level, slope, softcap
+  queries: types.Array,
+  across: types.Array,
+  down: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+  log_total: types.Array,
+  level: types.Array,
+  slope: types.Array,
+  softcap: float,
 ):
   """Gradients by queries [B, T, M, N/M, H], keys and values [B, M, H, S].
 
@@ -453,7 +475,12 @@ def _block_backward(
 attend_rows_capped.defvjp(_rows_forward, _rows_backward)
 
 
-def _mix_cudnn(queries, keys, values, allowed) -> types.Array:
+def _mix_cudnn(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  allowed: types.Array,
+) -> types.Array:
   """The same by cuDNN's fused kernel. Not yet run on a GPU."""
   lead = queries.shape[:2]
   mixed = jax.nn.dot_product_attention(
@@ -467,7 +494,12 @@ def _mix_cudnn(queries, keys, values, allowed) -> types.Array:
 
 
 def mix_splash(
-  queries, keys, values, segments, *, interpret: bool = False
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  segments: types.Array,
+  *,
+  interpret: bool = False,
 ) -> types.Array:
   """The same by Pallas' splash attention. Run only in its interpreter so far.
 
@@ -489,7 +521,14 @@ def mix_splash(
   )(queries, keys, values, segments)
 
 
-def _splash(queries, keys, values, segments, *, interpret) -> types.Array:
+def _splash(
+  queries: types.Array,
+  keys: types.Array,
+  values: types.Array,
+  segments: types.Array,
+  *,
+  interpret: bool,
+) -> types.Array:
   """`mix_splash` of one device's rows and heads."""
   # Its module is slow to import and of no use elsewhere.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash

@@ -9,6 +9,7 @@ block per row, where a scatter makes XLA copy or re-lay all of it.
 """
 
 import functools
+from typing import Any
 
 import jax
 from jax.experimental import pallas as pl
@@ -23,6 +24,8 @@ _ROWS = 16
 _BLOCKS = (512, 256, LANES)
 _MASKED = -1e30
 
+_Ref = Any  # What a kernel reads or writes; Pallas names no type for it.
+
 
 def supports(length: int, head_width: int) -> bool:
   """Whether a cache of S positions and heads of width H fits the kernel."""
@@ -30,8 +33,9 @@ def supports(length: int, head_width: int) -> bool:
 
 
 def _kernel(
-  position, queries, new_key, new_value, keys, values, mixed, keys_out,
-  values_out, largest, total, summed, *, block: int, heads: int,
+  position: _Ref, queries: _Ref, new_key: _Ref, new_value: _Ref, keys: _Ref,
+  values: _Ref, mixed: _Ref, keys_out: _Ref, values_out: _Ref, largest: _Ref,
+  total: _Ref, summed: _Ref, *, block: int, heads: int,
 ):  # fmt: skip
   """One block of one row; refs are blocks in fast memory."""
   row, step = pl.program_id(0), pl.program_id(1)
@@ -68,7 +72,7 @@ def _kernel(
       value = jnp.where(down == place, new_value[0, head][:1], value)
 
       @pl.when(step == last)
-      def _(head=head, key=key, value=value):
+      def _(head: int = head, key: jax.Array = key, value: jax.Array = value):
         keys_out[0, head] = key
         values_out[0, head] = value
 
@@ -99,7 +103,7 @@ def _kernel(
       mixed[0, head] = (summed[head] / total[head][:, :1]).astype(mixed.dtype)
 
 
-def keys_out_block(place, block: int, blocks: int):
+def keys_out_block(place: types.Array, block: int, blocks: int):
   """The block of a position, the last one for those beyond the end."""
   return jnp.minimum(place // block, blocks - 1)
 
@@ -110,21 +114,21 @@ def _grid(
   """How the kernel walks over the cache: rows, and in each its blocks."""
   from jax.experimental.pallas import tpu as pltpu  # Slow to import.
 
-  def whole(row, step, position):
+  def whole(row: jax.Array, step: jax.Array, position: _Ref):
     return row, 0, 0, 0
 
-  def key_block(row, step, position):
+  def key_block(row: jax.Array, step: jax.Array, position: _Ref):
     last = keys_out_block(position[row], block, blocks)
     return row, 0, 0, jnp.minimum(step, last)
 
-  def value_block(row, step, position):
+  def value_block(row: jax.Array, step: jax.Array, position: _Ref):
     last = keys_out_block(position[row], block, blocks)
     return row, 0, jnp.minimum(step, last), 0
 
-  def key_written(row, step, position):
+  def key_written(row: jax.Array, step: jax.Array, position: _Ref):
     return row, 0, 0, keys_out_block(position[row], block, blocks)
 
-  def value_written(row, step, position):
+  def value_written(row: jax.Array, step: jax.Array, position: _Ref):
     return row, 0, keys_out_block(position[row], block, blocks), 0
 
   across, down = (1, heads, width, block), (1, heads, block, width)
@@ -188,7 +192,7 @@ def extend(
   scaled = (queries * width**-0.5).astype(keys.dtype)
   scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, padded - share), (0, 0)))
 
-  def several(x):  # [B, M, H] -> [B, M, _ROWS, H], zeros below.
+  def several(x: types.Array):  # [B, M, H] -> [B, M, _ROWS, H], zeros below.
     x = x.astype(keys.dtype)[:, :, None]
     return jnp.pad(x, ((0, 0), (0, 0), (0, _ROWS - 1), (0, 0)))
 

@@ -98,7 +98,9 @@ def shapes(config: ModelConfig) -> types.Params:
   return params
 
 
-def _deviation(path, leaf: jax.ShapeDtypeStruct, config: ModelConfig) -> float:
+def _deviation(
+  path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, config: ModelConfig
+) -> float:
   """Standard deviation of a kernel's or table's initial values."""
   module, name = path[-2].key, path[-1].key
   if name == "table":
@@ -179,19 +181,19 @@ class Policy:
     )
     return nnx.merge(_split_block(self.config, adapted)[0], layer)
 
-  def _embed(self, params, tokens):
+  def _embed(self, params: types.Params, tokens: types.Array):
     return self._scaled(params["embed"]["table"][tokens].astype(self.dtype))
 
-  def _scaled(self, embedded):
+  def _scaled(self, embedded: types.Array):
     if not self.config.scaled_embeddings:
       return embedded
     return embedded * jnp.asarray(self.config.width**0.5, self.dtype)
 
-  def _final_norm(self, params, x, axis=-1):
+  def _final_norm(self, params: types.Params, x: types.Array, axis: int = -1):
     scale, eps = self._final_scale(params), self.config.norm_eps
     return layer_math.rms_norm(x, scale, eps, axis)
 
-  def _final_scale(self, params):
+  def _final_scale(self, params: types.Params):
     scale = params["norm"]["scale"]
     return 1.0 + scale if self.config.norm_offset else scale
 
@@ -202,7 +204,7 @@ class Policy:
     kind is only known to the compiled loop.
     """
 
-    def run(x, layer, kind, parts):
+    def run(x: types.Array, layer: types.Params, kind: Any, parts: Any):
       if not isinstance(kind, int):
         parts, kind = [jax.tree.map(lambda part: part[kind], parts)], 0
       angles, context = parts[kind]
@@ -264,7 +266,7 @@ class Policy:
     looped = self.scan_layers and len(kinds) > 1
     run = self._layer_function(attends.mix, looped)
 
-    def step(x, layer, kind=0):
+    def step(x: types.Array, layer: types.Params, kind: Any = 0):
       x = run(x, layer, kind, parts)
       return sharding.constrain(x, *_ACTIVATION)
 
@@ -325,7 +327,7 @@ class Policy:
 
     params = {**params, "layers": unstack_layers(params["layers"])}
 
-    def transpose(path, leaf):
+    def transpose(path: tuple[Any, ...], leaf: jax.Array):
       return leaf.mT if path[-1].key == "kernel" else leaf
 
     return jax.tree.map_with_path(transpose, self.cast_matrices(params))
@@ -342,7 +344,7 @@ class Policy:
       The same tree.
     """
 
-    def cast(path, leaf):
+    def cast(path: tuple[Any, ...], leaf: types.Array):
       matrix = path[-1].key in ("kernel", "table")
       return jnp.asarray(leaf, self.dtype if matrix else None)
 
@@ -364,7 +366,7 @@ class Policy:
     rows = jax.lax.optimization_barrier(rows)
     return layers.softcap(rows, self.config.logit_softcap)
 
-  def init_cache(self, slots: int, length: int, dtype=None) -> Cache:
+  def init_cache(self, slots: int, length: int, dtype: Any = None) -> Cache:
     """An empty cache.
 
     Args:
@@ -471,7 +473,7 @@ def logical_axes(params: types.Params) -> types.Params:
   """
   decoding = isinstance(params.get("layers"), list)
 
-  def names(path, leaf):
+  def names(path: tuple[Any, ...], leaf: Any):
     keys = [str(part.key) for part in path if hasattr(part, "key")]
     module, name = keys[-2:]
     if name == "lora_a":

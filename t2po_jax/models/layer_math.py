@@ -13,6 +13,7 @@ each of them.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +45,16 @@ def matmul(x: types.Array, kernel: types.Array) -> types.Array:
   return jnp.dot(x, kernel)
 
 
-def _matmul_forward(x, kernel):
+def _matmul_forward(x: types.Array, kernel: types.Array):
   return jnp.dot(x, kernel), (x, kernel)
 
 
-def _matmul_backward(saved, slope):
+def _matmul_backward(saved: tuple[Any, ...], slope: types.Array):
   x, kernel = saved
   x, slope = jax.lax.optimization_barrier((x, slope))
   lead = tuple(range(x.ndim - 1))
 
-  def over_rows(left, right):
+  def over_rows(left: types.Array, right: types.Array):
     return jax.lax.dot_general(left, right, ((lead, lead), ((), ())))
 
   # The product transposes what is on its left: let that be the narrower one.
@@ -82,11 +83,11 @@ def swiglu(gate: types.Array, up: types.Array) -> types.Array:
   return jax.nn.silu(gate.astype(jnp.float32)).astype(up.dtype) * up
 
 
-def _swiglu_forward(gate, up):
+def _swiglu_forward(gate: types.Array, up: types.Array):
   return swiglu(gate, up), (gate, up)
 
 
-def _swiglu_backward(saved, slope):
+def _swiglu_backward(saved: tuple[Any, ...], slope: types.Array):
   """silu'(g) = s (1 + g (1 - s)), s the logistic function of g."""
   gate, up = saved
   wide = gate.astype(jnp.float32)
@@ -118,7 +119,9 @@ def rms_norm(
   return _rms_norm_forward(x, scale, eps, axis)[0]
 
 
-def _rms_norm_forward(x, scale, eps, axis):
+def _rms_norm_forward(
+  x: types.Array, scale: types.Array, eps: float, axis: int
+):
   wide = x.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=axis, keepdims=True)
   inverse = jax.lax.rsqrt(mean + eps)
@@ -127,7 +130,9 @@ def _rms_norm_forward(x, scale, eps, axis):
   return normed.astype(x.dtype), (x, scale, inverse)
 
 
-def _rms_norm_backward(eps, axis, saved, slope):
+def _rms_norm_backward(
+  eps: float, axis: int, saved: tuple[Any, ...], slope: types.Array
+):
   """With r = 1 / rms and z = x dy: dscale = sum r z, and
   dx = r scale dy - x r^3 / D sum z scale.
   """

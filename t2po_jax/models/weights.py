@@ -177,7 +177,7 @@ def _open_safetensors(directory: pathlib.Path) -> Tensors:
   }
 
 
-def _load_directory(directory: pathlib.Path, dtype):
+def _load_directory(directory: pathlib.Path, dtype: Any):
   try:
     config = families.read_config(sources.read_json(directory / "config.json"))
   except TypeError as error:
@@ -277,11 +277,11 @@ def _gguf_config(reader: gguf.GGUFReader, place: pathlib.Path) -> ModelConfig:
     ) from None
 
 
-def _load_gguf(path: pathlib.Path, dtype):
+def _load_gguf(path: pathlib.Path, dtype: Any):
   reader = sources.read_gguf(path)
   config = _gguf_config(reader, path)
 
-  def read(tensor):
+  def read(tensor: Any):
     return gguf.dequantize(tensor.data, tensor.tensor_type)
 
   tensors = {
@@ -293,7 +293,7 @@ def _load_gguf(path: pathlib.Path, dtype):
 
 
 def load(
-  source: str | os.PathLike, dtype=jnp.float32
+  source: str | os.PathLike, dtype: Any = jnp.float32
 ) -> tuple[ModelConfig, types.Params]:
   """Loads a model.
 

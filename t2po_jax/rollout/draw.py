@@ -49,7 +49,7 @@ class Sampling:
         )
 
 
-def filter_logits(logits, sampling: Sampling) -> types.Array:
+def filter_logits(logits: types.Array, sampling: Sampling) -> types.Array:
   """Sets the logits that top-k, top-p and min-p exclude to -inf.
 
   Args:
@@ -81,7 +81,7 @@ def filter_logits(logits, sampling: Sampling) -> types.Array:
   return jnp.where(logits >= threshold[:, None], logits, -jnp.inf)
 
 
-def invert_cdf(weights, uniform) -> types.Array:
+def invert_cdf(weights: types.Array, uniform: types.Array) -> types.Array:
   """The first token whose cumulative probability exceeds the uniform number.
 
   Args:
@@ -113,7 +113,9 @@ def invert_cdf(weights, uniform) -> types.Array:
   return jnp.minimum(block * _BLOCK + offset, size - 1).astype(jnp.int32)
 
 
-def draw(logits, uniform, sampling: Sampling) -> types.Array:
+def draw(
+  logits: types.Array, uniform: types.Array, sampling: Sampling
+) -> types.Array:
   """Draws one token a row.
 
   Args:
@@ -131,7 +133,7 @@ def draw(logits, uniform, sampling: Sampling) -> types.Array:
   return invert_cdf(uncertainty.weigh(logits)[1], uniform)
 
 
-def uniforms(keys, index) -> types.Array:
+def uniforms(keys: types.Array, index: types.Array) -> types.Array:
   """One uniform number a row, a pure function of the row's key and index.
 
   Args:
@@ -142,7 +144,7 @@ def uniforms(keys, index) -> types.Array:
     [B] float32 in [0, 1).
   """
 
-  def one(key, position):
+  def one(key: types.Array, position: types.Array):
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     return jax.random.uniform(jax.random.fold_in(key, position))
 

@@ -92,7 +92,7 @@ class Seat:
 class _OnTheSpot(futures.Executor):
   """Runs a call when it is submitted."""
 
-  def submit(self, function, /, *args):
+  def submit(self, function: Callable[..., Any], /, *args: Any):
     future = futures.Future()
     try:
       future.set_result(function(*args))

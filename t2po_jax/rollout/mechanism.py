@@ -14,7 +14,7 @@ import numpy as np
 from t2po_jax import types
 
 
-def _mean(values) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
   return float(np.mean(values)) if len(values) else float("nan")
 
 

@@ -111,7 +111,7 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
 
 
 @functools.partial(jax.jit, static_argnames=("policy",))
-def decode_layout(params, *, policy):
+def decode_layout(params: types.Params, *, policy: decoder.Policy):
   """Parameters in the decoding layout, where they are."""
   return policy.decode_params(params)
 
@@ -241,7 +241,7 @@ class Sampler:
     params = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
     return sharding.describe(params, self._params_layout(params))
 
-  def _params_layout(self, params):
+  def _params_layout(self, params: types.Params):
     axes = decoder.logical_axes(params)
     return sharding.params_sharding(self._mesh, params, axes)
 
@@ -298,7 +298,9 @@ class Sampler:
     nowhere = np.full(count, self._own, np.int32)
     return [nowhere, *(np.zeros((count, *s), np.int32) for s in shapes)]
 
-  def _prefill(self, tokens, start, rows) -> None:
+  def _prefill(
+    self, tokens: np.ndarray, start: np.ndarray, rows: np.ndarray
+  ) -> None:
     self._state = slot_state.prefill(
       self._params,
       self._state,
@@ -412,7 +414,7 @@ class Sampler:
         source[at], target[at] = slot % self._own, row
       self._fork(source, target)
 
-  def _fork(self, source, target) -> None:
+  def _fork(self, source: np.ndarray, target: np.ndarray) -> None:
     self._state = slot_state.fork(
       None, self._state, source, target, mesh=self._mesh
     )
@@ -437,7 +439,13 @@ class Sampler:
         signal[at] = request.signal
     self._assign(slots, places, keys, signal)
 
-  def _assign(self, rows, places, keys, signal) -> None:
+  def _assign(
+    self,
+    rows: np.ndarray,
+    places: np.ndarray,
+    keys: np.ndarray,
+    signal: np.ndarray,
+  ) -> None:
     self._state = slot_state.assign(
       None,
       self._state,
@@ -497,7 +505,9 @@ class Sampler:
     self.active[finished] = False
     return int(steps[0]), used, finished
 
-  def _decode(self, sampling, epsilon, live) -> types.Array:
+  def _decode(
+    self, sampling: draw.Sampling, epsilon: float, live: int
+  ) -> types.Array:
     self._state, steps = slot_state.decode(
       (
         self._params,

@@ -110,7 +110,7 @@ class Slots(flax.struct.PyTreeNode):
 
 
 @functools.partial(jax.jit, static_argnames=("control",))
-def turn_scores(slots, control):
+def turn_scores(slots: Slots, control: Control):
   """Phi of every slot's response so far, [B] float32."""
   signal = slots.record[..., RECORD.index("uncertainty")]
   forced = slots.record[..., RECORD.index("forced")] > 0
@@ -148,8 +148,14 @@ def _over_slots(
     mesh as one more setting and donates the slots.
   """
 
-  def decorate(function):
-    def change(shared, slots, *arrays, mesh, **settings):
+  def decorate(function: Callable[..., Any]):
+    def change(
+      shared: Any,
+      slots: Slots,
+      *arrays: types.Array,
+      mesh: jax.sharding.Mesh,
+      **settings: Any,
+    ):
       local = sharding.over_rows(functools.partial(function, **settings), mesh)
       # Kernels are chosen and split by the mesh around them.
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -171,7 +177,16 @@ def _over_slots(
 
 
 @_over_slots("policy", "live")
-def prefill(params, slots, tokens, start, rows, *, policy, live):
+def prefill(
+  params: types.Params,
+  slots: Slots,
+  tokens: types.Array,
+  start: types.Array,
+  rows: types.Array,
+  *,
+  policy: decoder.Policy,
+  live: int,
+):
   """Computes keys and values of prompt parts.
 
   Args:
@@ -200,7 +215,7 @@ def prefill(params, slots, tokens, start, rows, *, policy, live):
 
 
 @_over_slots()
-def fork(_, slots, source, target):
+def fork(_: None, slots: Slots, source: types.Array, target: types.Array):
   """Copies cache rows [P] -> [P]; a target past the end is dropped."""
   cache = jax.tree.map(
     lambda whole: whole.at[target].set(whole[source], mode="drop"), slots.cache
@@ -209,7 +224,16 @@ def fork(_, slots, source, target):
 
 
 @_over_slots("control")
-def assign(_, slots, rows, places, keys, signal, *, control):
+def assign(
+  _: None,
+  slots: Slots,
+  rows: types.Array,
+  places: types.Array,
+  keys: types.Array,
+  signal: types.Array,
+  *,
+  control: Control,
+):
   """Begins a response in each of the rows.
 
   Args:
@@ -226,7 +250,7 @@ def assign(_, slots, rows, places, keys, signal, *, control):
   """
   count = rows.shape[0]
 
-  def put(whole, new):
+  def put(whole: jax.Array, new: types.Array | float):
     return whole.at[rows].set(new, mode="drop")
 
   fresh = thinking.init(count, control.intervention)
@@ -244,14 +268,16 @@ def assign(_, slots, rows, places, keys, signal, *, control):
 
 
 @_over_slots()
-def stop(_, slots, rows):
+def stop(_: None, slots: Slots, rows: types.Array):
   """Ends the responses of some rows [P]; a number past the end is dropped."""
   stopped = FINISH.index("stop")
   finish = slots.finish.at[rows].set(stopped, mode="drop")
   return slots.replace(finish=finish)
 
 
-def _watch(slots, logits, running, control):
+def _watch(
+  slots: Slots, logits: types.Array, running: types.Array, control: Control
+):
   """Measures of the logits [B, V], the signal's new state, and M [B]."""
   if control.signal == "none":
     zero = jnp.zeros(logits.shape[0])
@@ -271,7 +297,16 @@ def _watch(slots, logits, running, control):
   return measures, state, signal
 
 
-def _choose(slots, logits, epsilon, running, *, tables, control, sampling):
+def _choose(
+  slots: Slots,
+  logits: types.Array,
+  epsilon: types.Array,
+  running: types.Array,
+  *,
+  tables: Tables,
+  control: Control,
+  sampling: draw.Sampling,
+):
   """Draws or forces a token of every row, and measures it.
 
   Args:
@@ -320,7 +355,17 @@ def _choose(slots, logits, epsilon, running, *, tables, control, sampling):
   return token, signal_state, thoughts, record
 
 
-def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
+def _step(
+  params: types.Params,
+  tables: Tables,
+  slots: Slots,
+  epsilon: types.Array,
+  *,
+  policy: decoder.Policy,
+  control: Control,
+  sampling: draw.Sampling,
+  live: int,
+):
   """Decodes one token in every running slot; the others stay as they are."""
   running = slots.finish == 0
   hidden, cache = policy.extend(
@@ -356,7 +401,7 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
   rows = jnp.arange(token.shape[0])
   column = jnp.where(running, slots.count, slots.tokens.shape[1])
 
-  def keep(new, old):
+  def keep(new: types.Array, old: types.Array):
     return jnp.where(running, new, old)
 
   return slots.replace(
@@ -374,7 +419,15 @@ def _step(params, tables, slots, epsilon, *, policy, control, sampling, live):
 
 
 @_over_slots("policy", "control", "sampling", "live")
-def decode(shared, slots, *, policy, control, sampling, live):
+def decode(
+  shared: Any,
+  slots: Slots,
+  *,
+  policy: decoder.Policy,
+  control: Control,
+  sampling: draw.Sampling,
+  live: int,
+):
   """Decodes a chunk; returns early once enough slots have finished.
 
   Args:
@@ -392,7 +445,7 @@ def decode(shared, slots, *, policy, control, sampling, live):
   """
   params, tables, knobs, epsilon = shared
 
-  def running(slots):
+  def running(slots: Slots):
     # Of all shards: their loops must take the same number of turns, because
     # what the partitioner exchanges inside may involve every device.
     return sharding.sum_over_rows(slots.finish == 0)
@@ -400,11 +453,11 @@ def decode(shared, slots, *, policy, control, sampling, live):
   before = running(slots)
   enough = jnp.minimum(knobs[1], before)
 
-  def more(carry):
+  def more(carry: Any):
     done, slots = carry
     return (done < knobs[0]) & (before - running(slots) < enough)
 
-  def body(carry):
+  def body(carry: Any):
     done, slots = carry
     slots = _step(
       params,

@@ -6,6 +6,7 @@ reports of itself (`StepResult.info`) is averaged under its own name.
 
 from collections.abc import Mapping, Sequence
 import math
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +14,11 @@ from t2po_jax import types
 from t2po_jax.rollout import mechanism
 
 
-def _mean(values) -> float:
+def _mean(values: Sequence[float] | np.ndarray) -> float:
   return float(np.mean(values)) if len(values) else float("nan")
 
 
-def _spread(name: str, values) -> dict[str, float]:
+def _spread(name: str, values: Any) -> dict[str, float]:
   """Mean and quantiles; NaN where there is nothing to describe."""
   values = np.asarray(values, np.float64)
   if not values.size:

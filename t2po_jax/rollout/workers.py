@@ -87,7 +87,7 @@ class _Child:
       raise answer.error
     return answer.value
 
-  def _ask(self, message, timeout: float, what: str) -> worker.Answer:
+  def _ask(self, message: object, timeout: float, what: str) -> worker.Answer:
     try:
       self._connection.send(message)
       if self._connection.poll(timeout or None):

@@ -5,7 +5,7 @@ whether it was reading a stream or waiting for the whole answer.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import contextlib
 import dataclasses
 import json
@@ -92,7 +92,7 @@ class Server:
     route = routing.Route
 
     @contextlib.asynccontextmanager
-    async def lifespan(app):
+    async def lifespan(app: applications.Starlette):
       del app
       yield
       await asyncio.to_thread(self._engine.close)
@@ -113,7 +113,9 @@ class Server:
       lifespan=lifespan,
     )
 
-  def _answer(self, handler):
+  def _answer(
+    self, handler: Callable[[requests.Request], Awaitable[responses.Response]]
+  ):
     """The handler behind the key, with refusals as answers."""
 
     async def endpoint(request: requests.Request) -> responses.Response:
@@ -220,7 +222,9 @@ class Server:
         found.append(Choice(len(found), ids, opening))
     return found
 
-  def _submit(self, ask, choices, exchange) -> None:
+  def _submit(
+    self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
+  ) -> None:
     seed = secrets.randbits(63) if ask.seed is None else ask.seed
     for choice in choices:
       progress, finished = exchange.listeners(choice.index)
@@ -255,7 +259,7 @@ class Server:
     return Text(text[:end], kept, True)
 
   async def _events(
-    self, ask, choices, exchange
+    self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
   ) -> AsyncIterator[tuple[Choice, samplers.Completion, Text, bool]]:
     """Every step of every choice: completion so far, text, whether ended."""
     left = {choice.index for choice in choices}
@@ -275,7 +279,9 @@ class Server:
         left.discard(index)
       yield choice, found, text, ended
 
-  async def _whole(self, ask, choices, exchange) -> dict[str, Any]:
+  async def _whole(
+    self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
+  ) -> dict[str, Any]:
     """The answer of a request that is not streamed."""
     made: list[dict[str, Any]] = [{} for _ in choices]
     used = 0
@@ -302,7 +308,9 @@ class Server:
       "usage": protocol.usage(asked, used),
     }
 
-  async def _stream(self, ask, choices, exchange) -> AsyncIterator[str]:
+  async def _stream(
+    self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
+  ) -> AsyncIterator[str]:
     """The answer of a request in server-sent events."""
     used = 0
     try:
@@ -349,7 +357,9 @@ class Server:
     finally:
       exchange.cancel(choices)
 
-  def _logprobs(self, found, text, first, chat) -> dict[str, Any]:
+  def _logprobs(
+    self, found: samplers.Completion, text: Text, first: int, chat: bool
+  ) -> dict[str, Any]:
     """The entries of tokens from `first` on."""
     entries = protocol.token_entries(
       found.attempt, text.pieces, self._token_bytes, first
@@ -375,7 +385,7 @@ class _Exchange:
   def listeners(self, index: int):
     """What the engine calls for one choice."""
 
-    def put(*event) -> None:
+    def put(*event: Any) -> None:
       try:
         self._loop.call_soon_threadsafe(self._queue.put_nowait, event)
       except RuntimeError:
@@ -405,7 +415,12 @@ class _Exchange:
     }
 
   def piece(
-    self, index: int, delta, reason: str | None = None, *, logprobs=None
+    self,
+    index: int,
+    delta: Any,
+    reason: str | None = None,
+    *,
+    logprobs: Any = None,
   ) -> dict[str, Any]:
     """One piece of a stream."""
     choice: dict[str, Any] = {"index": index}
@@ -454,7 +469,9 @@ async def _disconnected(request: requests.Request) -> None:
     pass
 
 
-async def _not_found(request, error) -> responses.Response:
+async def _not_found(
+  request: requests.Request, error: Exception
+) -> responses.Response:
   del error
   message = f"there is no {request.method} {request.url.path}"
   body = protocol.Refused(404, message).body

@@ -237,7 +237,7 @@ def _check_keys(asked: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _number(
-  asked, key: str, default: float, least: float, most: float
+  asked: Mapping[str, Any], key: str, default: float, least: float, most: float
 ) -> float:
   """A number of a request inside its bounds; the default for null."""
   value = asked.get(key)
@@ -253,7 +253,9 @@ def _number(
   return value
 
 
-def _whole(asked, key: str, default: int, least: int, most: int) -> int:
+def _whole(
+  asked: Mapping[str, Any], key: str, default: int, least: int, most: int
+) -> int:
   value = _number(asked, key, default, least, most)
   if int(value) != value:
     raise Refused(
@@ -262,7 +264,7 @@ def _whole(asked, key: str, default: int, least: int, most: int) -> int:
   return int(value)
 
 
-def _flag(asked, key: str) -> bool:
+def _flag(asked: Mapping[str, Any], key: str) -> bool:
   value = asked.get(key)
   if value not in (None, True, False):
     raise Refused(
@@ -271,14 +273,14 @@ def _flag(asked, key: str) -> bool:
   return bool(value)
 
 
-def _seed(asked) -> int | None:
+def _seed(asked: Mapping[str, Any]) -> int | None:
   if asked.get("seed") is None:
     return None
   # Any 64 bits; randomness is named by numbers from 0 on.
   return _whole(asked, "seed", 0, -(2**63), 2**63) % 2**64
 
 
-def _wants_logprobs(asked, chat: bool) -> bool:
+def _wants_logprobs(asked: Mapping[str, Any], chat: bool) -> bool:
   if chat:
     return _flag(asked, "logprobs")
   return asked.get("logprobs") is not None and (
@@ -291,7 +293,9 @@ def _limit(most: Any, model: Model) -> int:
   return _whole(asked, "max_tokens", model.max_response, 1, model.max_response)
 
 
-def _sampling(asked, default: draw.Sampling) -> draw.Sampling:
+def _sampling(
+  asked: Mapping[str, Any], default: draw.Sampling
+) -> draw.Sampling:
   top_p = _number(asked, "top_p", default.top_p, 0.0, 1.0)
   if top_p == 0:
     raise Refused(400, "top_p: found 0, expected more", param="top_p")
@@ -306,7 +310,7 @@ def _sampling(asked, default: draw.Sampling) -> draw.Sampling:
   )
 
 
-def _stops(asked) -> tuple[str, ...]:
+def _stops(asked: Mapping[str, Any]) -> tuple[str, ...]:
   stops = asked.get("stop")
   if stops is None:
     return ()
@@ -324,7 +328,7 @@ def _stops(asked) -> tuple[str, ...]:
   return tuple(stops)
 
 
-def _messages(asked) -> list[dict[str, str]]:
+def _messages(asked: Mapping[str, Any]) -> list[dict[str, str]]:
   """The messages of a chat, content joined to one text."""
   given = asked.get("messages")
   if not isinstance(given, list) or not given:
@@ -364,11 +368,11 @@ def _is_text(part: Any) -> bool:
   return is_text and isinstance(part.get("text"), str)
 
 
-def _prompts(asked) -> list[Any]:
+def _prompts(asked: Mapping[str, Any]) -> list[Any]:
   """One or several prompts, as texts or token ids."""
   given = asked.get("prompt")
 
-  def is_ids(value) -> bool:
+  def is_ids(value: Any) -> bool:
     return bool(value) and all(type(i) is int for i in value)
 
   if isinstance(given, str):
@@ -388,7 +392,9 @@ def _prompts(asked) -> list[Any]:
   )
 
 
-def _control(asked, model: Model) -> tuple[bool, float, np.ndarray | None]:
+def _control(
+  asked: Mapping[str, Any], model: Model
+) -> tuple[bool, float, np.ndarray | None]:
   """Whether and how the exploration control acts."""
   given = asked.get("exploration_control")
   if given is None:

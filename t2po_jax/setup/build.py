@@ -80,7 +80,7 @@ def keep_programs(config: settings.Config) -> None:
 def fingerprint(*parts: Any) -> str:
   """A short name for settings: equal for equal settings."""
 
-  def plain(part):
+  def plain(part: Any):
     return settings.to_dict(part) if dataclasses.is_dataclass(part) else part
 
   text = json.dumps([plain(part) for part in parts], sort_keys=True)
@@ -379,7 +379,7 @@ def calibrators(config: settings.Config) -> Mapping[str, thresholds.Quantile]:
   """The thresholds by name: `epsilon` and `eta`."""
   schedule = config.control.calibration
 
-  def quantile(setting, key):
+  def quantile(setting: str, key: str):
     return thresholds.Quantile(
       setting,
       key=key,

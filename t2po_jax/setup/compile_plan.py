@@ -6,7 +6,7 @@ and tells what they hold and exchange. No weight is read and nothing is
 allocated. Of a vocabulary only its size matters, so tokens are made up.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
 import importlib.util
 import json
@@ -161,7 +161,9 @@ def target(topology: str) -> Target:
   return Target(topology, devices, local, chip, limit)
 
 
-def _describe(name, bounds, host) -> list[jax.Device]:
+def _describe(
+  name: str, bounds: Sequence[int], host: Sequence[int]
+) -> list[jax.Device]:
   grid = "x".join(map(str, bounds))
   try:
     found = topologies.get_topology_desc(
@@ -391,7 +393,13 @@ class Plan:
       raise DoesNotFit(self._refusal(job.name, reason))
     return program
 
-  def _read(self, job, traced, compiled, seconds) -> Program:
+  def _read(
+    self,
+    job: Any,
+    traced: jax.stages.Traced,
+    compiled: jax.stages.Compiled,
+    seconds: float,
+  ) -> Program:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     arguments = memory.argument_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes

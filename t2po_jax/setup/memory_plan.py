@@ -22,7 +22,7 @@ from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import learner as learners
-from t2po_jax.learning import networks
+from t2po_jax.learning import lora, networks
 from t2po_jax.models import attention, decoder
 from t2po_jax.setup import build
 
@@ -200,7 +200,7 @@ def plan(
   return dataclasses.replace(found, parts=parts | {"update (XLA)": measured})
 
 
-def device_bytes(tree) -> int:
+def device_bytes(tree: Any) -> int:
   """Bytes of a tree of shapes with shardings, on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -244,7 +244,9 @@ def activation_bytes(
   return kept + layer + 3 * logits
 
 
-def _kept_bytes(policy, adapters, rows, length) -> int:
+def _kept_bytes(
+  policy: decoder.Policy, adapters: lora.Adapters | None, rows: int, length: int
+) -> int:
   """Bytes that `hidden` keeps between its forward and its backward pass."""
   base = decoder.shapes(policy.config)
   trained = base
@@ -253,8 +255,8 @@ def _kept_bytes(policy, adapters, rows, length) -> int:
     trained = jax.eval_shape(adapters.init)
   tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
-  def pull_back(trained, base, tokens):
-    def hidden(trained):
+  def pull_back(trained: types.Params, base: types.Params, tokens: types.Array):
+    def hidden(trained: types.Params):
       params = trained
       if adapters is not None:
         params = adapters.attach(base, trained)
@@ -274,7 +276,9 @@ def _kept_bytes(policy, adapters, rows, length) -> int:
   return total
 
 
-def _sampling_bytes(config, policy, mesh) -> int:
+def _sampling_bytes(
+  config: settings.Config, policy: decoder.Policy, mesh: jax.sharding.Mesh
+) -> int:
   """Estimates what prefill and a decode step hold for a moment."""
   rollout, shape = config.rollout, policy.config
   slots = rollout.slots // sharding.row_shards(mesh)
@@ -291,22 +295,24 @@ def _sampling_bytes(config, policy, mesh) -> int:
   return max(2 * taken + 3 * scores + 3 * wide, 4 * logits)
 
 
-def _bytes(tree) -> int:
+def _bytes(tree: Any) -> int:
   """Bytes of a tree of shapes, held whole."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def _shard_bytes(mesh, tree, axes) -> int:
+def _shard_bytes(
+  mesh: jax.sharding.Mesh, tree: Any, axes: sharding.Axes
+) -> int:
   """Bytes of a tree of shapes on one device, laid out by logical axes."""
   layout = sharding.params_sharding(mesh, tree, axes)
   return device_bytes(sharding.describe(tree, layout))
 
 
-def batch_shape(config, rows) -> types.Batch:
+def batch_shape(config: settings.Config, rows: int) -> types.Batch:
   """Two micro-batches that only respond, as shapes."""
   height, length = 2 * rows, config.train.row_tokens
 
-  def shape(dtype):
+  def shape(dtype: Any):
     return jax.ShapeDtypeStruct((height, length), dtype)
 
   whole, real = shape(jnp.int32), shape(jnp.float32)

@@ -7,7 +7,7 @@ Sources: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e"
 GPU" and "H200 Tensor Core GPU" (SXM, without sparsity).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 import math
 from typing import Any
@@ -78,7 +78,7 @@ def count_flops(jaxpr: core.Jaxpr) -> float:
   return sum(map(_equation_flops, jaxpr.eqns))
 
 
-def _equation_flops(equation) -> float:
+def _equation_flops(equation: core.JaxprEqn) -> float:
   params, name = equation.params, equation.primitive.name
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
@@ -102,7 +102,7 @@ def _equation_flops(equation) -> float:
   return inner
 
 
-def _inner(params) -> Iterator[core.Jaxpr]:
+def _inner(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
   """The functions that an equation calls."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):

@@ -19,6 +19,7 @@ import json
 import logging as python_logging
 import math
 import os
+import pathlib
 import time
 from typing import Any
 
@@ -46,7 +47,7 @@ class _Keep(checkpoint_managers.PreservationPolicy):
     self.newest = newest
     self.scores = scores
 
-  def should_preserve(self, checkpoints, *, context):
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any):
     del context
     steps = [info.step for info in checkpoints]
     best = _best({step: self.scores.get(step) for step in steps})
@@ -263,7 +264,7 @@ class Checkpoints:
         "that all processes share"
       )
 
-  def _choose(self, step):
+  def _choose(self, step: int | None):
     """The step to restore, checked."""
     chosen = self.latest() if step is None else step
     if chosen is None:
@@ -275,7 +276,7 @@ class Checkpoints:
       )
     return chosen
 
-  def _read_loop(self, step):
+  def _read_loop(self, step: int):
     """The loop record of a step, None if it cannot be read."""
     try:
       args = ocp.args.Composite(loop=ocp.args.JsonRestore())
@@ -283,7 +284,7 @@ class Checkpoints:
     except Exception:  # The storage layer raises many kinds.
       return None
 
-  def _read_arrays(self, step, name, like):
+  def _read_arrays(self, step: int, name: str, like: Any):
     """One item of a checkpoint; nothing is read before the shapes agree."""
     place = self.directory / str(step)
     try:
@@ -308,7 +309,7 @@ class Checkpoints:
     except Exception as error:
       raise self._damaged(step, error) from error
 
-  def _damaged(self, step, error):
+  def _damaged(self, step: int, error: Exception):
     """The error for a checkpoint that should be whole but cannot be read."""
     older = max((s for s in self._scores if s < step), default=None)
     return ValueError(
@@ -325,7 +326,7 @@ class Checkpoints:
         del self._scores[step]
 
 
-def _appears(file, text: str) -> bool:
+def _appears(file: pathlib.Path, text: str) -> bool:
   """Waits until a file has a content, as long as storage may need for that."""
   for _ in range(_VISIBLE_SECONDS):
     if file.exists() and file.read_text() == text:
@@ -370,7 +371,7 @@ def _silenced() -> Iterator[None]:
     logging.set_verbosity(before)
 
 
-def _shapes(tree, name):
+def _shapes(tree: Any, name: str):
   """Path -> shape and dtype in words, for every array of a tree."""
   return {
     f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}": (

@@ -13,6 +13,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,7 +93,7 @@ def cold_start(
   return dataclasses.replace(agent, params=params)
 
 
-def _place(config, kind) -> pathlib.Path:
+def _place(config: settings.Config, kind: str) -> pathlib.Path:
   return build.cache_dir(config) / "cold_start" / name(config, kind)
 
 
@@ -105,7 +106,9 @@ def _all_have(place: pathlib.Path) -> bool:
   return all(processes.gather(_is_done(place)))
 
 
-def _store_for_all(place, agent, report) -> None:
+def _store_for_all(
+  place: pathlib.Path, agent: agents.Agent, report: dict[str, Any]
+) -> None:
   """Stores a stage where a process does not find it yet."""
 
   def store_if_missing():
@@ -115,7 +118,12 @@ def _store_for_all(place, agent, report) -> None:
   processes.first_alone(store_if_missing)
 
 
-def _expert_stage(config, actor, agent, report) -> agents.Agent:
+def _expert_stage(
+  config: settings.Config,
+  actor: actors.Actor,
+  agent: agents.Agent,
+  report: dict[str, Any],
+) -> agents.Agent:
   """The agent after imitating the expert, from the cache if it is there."""
   place = _place(config, "expert")
   if _all_have(place):
@@ -184,7 +192,12 @@ def initial_parameters(
   return str(place), weights.load(place)[1]
 
 
-def _imitate_expert(config, actor, agent, report) -> agents.Agent:
+def _imitate_expert(
+  config: settings.Config,
+  actor: actors.Actor,
+  agent: agents.Agent,
+  report: dict[str, Any],
+) -> agents.Agent:
   """Fine-tunes on demonstrations of the scripted expert."""
   cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
   order = np.random.default_rng(config.seed).permutation(len(split))
@@ -212,7 +225,12 @@ def _imitate_expert(config, actor, agent, report) -> agents.Agent:
   return imitate(config, agent, segments, cold.epochs, report)
 
 
-def _imitate_successes(config, actor, agent, report) -> agents.Agent:
+def _imitate_successes(
+  config: settings.Config,
+  actor: actors.Actor,
+  agent: agents.Agent,
+  report: dict[str, Any],
+) -> agents.Agent:
   """Rounds of sampling and fine-tuning on what succeeded."""
   cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
   rules = build.rules(config, build.train_sampling(config))

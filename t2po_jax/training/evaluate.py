@@ -1,7 +1,10 @@
 """Scores of a policy on a fixed panel of held-out tasks."""
 
+from collections.abc import Callable
+
 from t2po_jax import types
 from t2po_jax.configs import base as settings
+from t2po_jax.envs import base
 from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import statistics
 from t2po_jax.setup import build
@@ -10,7 +13,9 @@ from t2po_jax.setup import build
 SEED = 1 << 32
 
 
-def panel(config: settings.Config, benchmark) -> tuple[str, ...]:
+def panel(
+  config: settings.Config, benchmark: base.Benchmark
+) -> tuple[str, ...]:
   """The first `eval.tasks` tasks of the split, the same in every run."""
   return tuple(benchmark.splits[config.eval.split][: config.eval.tasks])
 
@@ -21,7 +26,7 @@ def evaluate(
   *,
   epsilon: float,
   eta: float,
-  progress=lambda count: None,
+  progress: Callable[[int], None] = lambda count: None,
 ) -> tuple[dict[str, float], list[types.Trajectory]]:
   """Plays the panel once with the sampler's parameters.
 

@@ -7,7 +7,9 @@ returns are all equal are replaced by groups of fresh tasks: they would teach
 nothing. Estimators that compare with a greedy episode get one per task here.
 """
 
+from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -213,7 +215,13 @@ def _play_rounds(
 
 
 def _play(
-  config, actor, rules, tasks, group_size, name, version
+  config: settings.Config,
+  actor: actors.Actor,
+  rules: collect.Rules,
+  tasks: Sequence[tuple[str, int]],
+  group_size: int,
+  name: tuple[int, ...],
+  version: int,
 ) -> collect.Rollout:
   """One call of the loop, under a progress bar; `name` is (update, ...)."""
   total = len(processes.share(tasks)) * group_size
@@ -249,7 +257,13 @@ def _numbered(
   ]
 
 
-def _cost(rounds, played, trajectories, *, groups_left) -> dict[str, float]:
+def _cost(
+  rounds: Sequence[Any],
+  played: Sequence[types.Trajectory],
+  trajectories: Sequence[types.Trajectory],
+  *,
+  groups_left: int,
+) -> dict[str, float]:
   """What group filtering took, beyond the episodes that stay."""
   return {
     "filter/tries": float(len(rounds)),
@@ -261,7 +275,7 @@ def _cost(rounds, played, trajectories, *, groups_left) -> dict[str, float]:
   }
 
 
-def _count_tokens(trajectories) -> int:
+def _count_tokens(trajectories: Sequence[types.Trajectory]) -> int:
   """Response tokens, those of discarded attempts too."""
   return sum(
     len(attempt.tokens)

@@ -323,7 +323,7 @@ class Writer:
   def __enter__(self) -> "Writer":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self.close()
 
 
@@ -400,7 +400,13 @@ class _TensorBoard:
 class _WeightsAndBiases:
   """A run of wandb.ai; resumed under its old id."""
 
-  def __init__(self, workdir, project, settings, resume_step):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    project: str,
+    settings: Mapping[str, Any],
+    resume_step: int,
+  ):
     import wandb
 
     path = workdir / "wandb_run.txt"
@@ -440,7 +446,13 @@ class _WeightsAndBiases:
 class _MLflow:
   """A run on an MLflow server or file store; resumed under its old id."""
 
-  def __init__(self, workdir, experiment, settings, resume_step):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    experiment: str,
+    settings: Mapping[str, Any],
+    resume_step: int,
+  ):
     import mlflow
 
     path = workdir / "mlflow_run.txt"

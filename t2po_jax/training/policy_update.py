@@ -8,6 +8,7 @@ what it finds is laid out on the same rows, and the learner steps on them.
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -114,7 +115,9 @@ class Improver:
     scalars |= {f"pack/{name}": value for name, value in packed.stats.items()}
     return state, scalars | estimate.metrics
 
-  def _pack(self, trajectories, update) -> batching.Packed:
+  def _pack(
+    self, trajectories: Sequence[types.Trajectory], update: int
+  ) -> batching.Packed:
     config = self._config
     segments = batching.trajectory_segments(
       trajectories,
@@ -131,7 +134,12 @@ class Improver:
       seed=(config.seed, update),
     )
 
-  def _charge_kl(self, batches, turns, data):
+  def _charge_kl(
+    self,
+    batches: Sequence[types.Batch],
+    turns: Sequence[types.Turn],
+    data: episodes.Episodes,
+  ):
     """Subtracts beta KL(policy || reference) from the reward of every turn."""
     batches, sums = self._kl_sums(
       batches, turns, self._reference, kind=self._config.reward.kl
@@ -151,14 +159,26 @@ class Improver:
     scalars = {"reward/kl": mean, "reward/kl_coefficient": beta}
     return batches, data, scalars
 
-  def _charge_distance(self, batches, turns, data):
+  def _charge_distance(
+    self,
+    batches: Sequence[types.Batch],
+    turns: Sequence[types.Turn],
+    data: episodes.Episodes,
+  ):
     """Subtracts what it costs a cautious run to leave the good policy."""
     _, sums = self._kl_sums(batches, turns, self.good, kind="k1")
     mean = sum(sums) / _tokens(batches)
     scalars = {"guard/kl": mean, "guard/kl_coefficient": self.caution.kl}
     return _charged(data, sums, self.caution.kl), scalars
 
-  def _kl_sums(self, batches, turns, reference, *, kind):
+  def _kl_sums(
+    self,
+    batches: Sequence[types.Batch],
+    turns: Sequence[types.Turn],
+    reference: types.Params,
+    *,
+    kind: str,
+  ):
     """The batches with a policy's log-probs; per turn the KL from it."""
     batches = [
       batch.replace(
@@ -180,7 +200,12 @@ class Improver:
     ]
     return batches, sums
 
-  def _values(self, state, batches, turns) -> list[np.ndarray]:
+  def _values(
+    self,
+    state: types.TrainState,
+    batches: Sequence[types.Batch],
+    turns: Sequence[types.Turn],
+  ) -> list[np.ndarray]:
     """The critic's values per turn; 0 for turns that are not learned from."""
     values = [
       sharding.gather(self._learner.values(state, batch)) for batch in batches
@@ -192,12 +217,12 @@ class Improver:
     ]
 
 
-def _tokens(batches) -> float:
+def _tokens(batches: Sequence[types.Batch]) -> float:
   """Sampled tokens of the batches, at least 1."""
   return max(sum(float(np.sum(batch.mask)) for batch in batches), 1.0)
 
 
-def _charged(data, sums, beta):
+def _charged(data: episodes.Episodes, sums: Sequence[float], beta: float):
   """The episodes with beta times a sum per turn taken from their rewards."""
   rewards, start = [], 0
   for reward in data.rewards:
@@ -217,7 +242,7 @@ def turn_advantages(estimate: episodes.Advantages) -> list[list[float]]:
   ]
 
 
-def _by_trajectory(values, data):
+def _by_trajectory(values: Sequence[Any], data: episodes.Episodes):
   """Per turn of the rollout -> per turn of each trajectory."""
   nested, start = [], 0
   for reward in data.rewards:

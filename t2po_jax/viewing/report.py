@@ -5,7 +5,7 @@ from what runs wrote, so a report can be made while a run goes on, and of runs
 of another machine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
 import json
@@ -182,7 +182,7 @@ def _results(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
   return tables.Table("held-out success", head, tuple(rows))
 
 
-def _mean(values) -> float:
+def _mean(values: Iterable[float | None]) -> float:
   found = [float(v) for v in values if v is not None]
   return float(np.mean(found)) if found else math.nan
 
@@ -353,7 +353,9 @@ def _turns(run: runs_lib.Run) -> list[tuple[dict[str, Any], bool]]:
   return found
 
 
-def _resampling(turns) -> tuple[str, ...]:
+def _resampling(
+  turns: Sequence[tuple[Mapping[str, Any], bool]],
+) -> tuple[str, ...]:
   """One row of what sampling again brought."""
   again = [(turn, success) for turn, success in turns if turn["discarded"]]
   return (
