@@ -70,6 +70,36 @@ def oversized(tree: ast.AST) -> list[str]:
   return found
 
 
+def unannotated(tree: ast.AST) -> list[str]:
+  """Parameters without a type, of nested functions too; not of lambdas."""
+  found = []
+  methods = {
+    id(item)
+    for node in ast.walk(tree)
+    if isinstance(node, ast.ClassDef)
+    for item in node.body
+  }
+  for node in ast.walk(tree):
+    if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      continue
+    names = [
+      *node.args.posonlyargs,
+      *node.args.args,
+      *node.args.kwonlyargs,
+      *filter(None, (node.args.vararg, node.args.kwarg)),
+    ]
+    static = any(
+      isinstance(mark, ast.Name) and mark.id == "staticmethod"
+      for mark in node.decorator_list
+    )
+    if id(node) in methods and not static:
+      names = names[1:]  # The object or class itself.
+    found += [
+      f"{node.name}({name.arg})" for name in names if name.annotation is None
+    ]
+  return found
+
+
 class ProjectTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -129,6 +159,29 @@ class ProjectTest(absltest.TestCase):
           found.append(f"{path}: more than 600 lines and no reason on top")
         found += [f"{path}: {line}" for line in oversized(tree)]
     self.assertEmpty(found)
+
+  def test_every_parameter_states_its_type(self):
+    found = []
+    for folder in ("t2po_jax", "envs", "configs", "experiments"):
+      for path in sorted((ROOT / folder).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        found += [f"{path}: {line}" for line in unannotated(tree)]
+    self.assertEmpty(found)
+
+  def test_a_parameter_without_a_type_is_found(self):
+    code = """
+class A:
+  def plain(self, x: int, y): ...
+  @staticmethod
+  def static(x): ...
+def outer(*args, key: int = 0, **options: int):
+  def inner(x, y: int): ...
+  return lambda z: z
+"""
+    self.assertCountEqual(
+      unannotated(ast.parse(code)),
+      ["plain(y)", "static(x)", "outer(args)", "inner(x)"],
+    )
 
   def test_what_is_too_large_is_found(self):
     long = "def f():\n" + "  pass\n" * 80
