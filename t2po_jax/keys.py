@@ -2,8 +2,8 @@
 
 A section of a configuration is a frozen dataclass whose fields are made by
 `key`. Defaults, checks, the command line and the documentation all read them
-here. This module knows nothing but the standard library, so that environments
-may use it as well.
+here. This module imports only the standard library, so that environments may
+use it too.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -17,11 +17,11 @@ _METADATA = "t2po_jax.key"
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-  """What is known of one key.
+  """The definition of one key.
 
   Attributes:
     name: inside its section.
-    default: its value where nobody sets it; its type is the key's type.
+    default: its value unless set; its type is the key's type.
     meaning: one or two sentences, with the unit.
     choices: the values that are allowed; empty for any.
     least: the smallest value that is allowed; None for no bound.
@@ -39,7 +39,7 @@ class Key:
 
   @property
   def expected(self) -> str:
-    """What would be right, in words."""
+    """The allowed values, in words."""
     if self.choices:
       return f"one of {', '.join(str(c) for c in sorted(self.choices))}"
     parts = []
@@ -52,10 +52,10 @@ class Key:
     return " and ".join(parts) or f"a finite {type(self.default).__name__}"
 
   def check(self, value: Any, *, section: str = "") -> None:
-    """Refuses a value that is out of bounds.
+    """Raises an error if a value is not allowed.
 
     Args:
-      value: what was set.
+      value: the value that was set.
       section: the section's name, for the message.
 
     Raises:
@@ -86,13 +86,13 @@ def key(
   most: float | None = None,
   above: float | None = None,
 ) -> Any:
-  """A field of a section.
+  """Defines a key: a field of a section.
 
   Args:
     default: the value where nobody sets it.
     meaning: one or two sentences, with the unit.
-    choices: the values that are allowed, or a function that lists them when
-      they are needed, for tables that may still grow.
+    choices: the allowed values, or a function that returns them, for tables
+      that may still grow.
     least: the smallest value that is allowed.
     most: the largest value that is allowed.
     above: what the value must exceed.
@@ -111,7 +111,7 @@ def key(
 
 
 def field(known: Key) -> Any:
-  """A field of a section for a key of another."""
+  """A field for a key that another section defines."""
   return key(
     known.default,
     known.meaning,
@@ -123,7 +123,7 @@ def field(known: Key) -> Any:
 
 
 def select(section: type, values: Any) -> Any:
-  """A section's record from anything that has its keys as attributes."""
+  """Builds a section's record from any object with its keys as attributes."""
   return section(**{name: getattr(values, name) for name in keys_of(section)})
 
 
@@ -131,7 +131,7 @@ def keys_of(section: type) -> dict[str, Key]:
   """The keys of a section by name, in the order of its fields.
 
   Args:
-    section: a dataclass; fields that `key` did not make are left out.
+    section: a dataclass; fields not made by `key` are left out.
   """
   found = {}
   for field in dataclasses.fields(section):
@@ -146,10 +146,10 @@ def keys_of(section: type) -> dict[str, Key]:
 
 
 def union(sections: Iterable[type]) -> dict[str, Key]:
-  """The keys of several sections together.
+  """The keys of several sections combined.
 
   Raises:
-    ValueError: if two of them mean different things by one name.
+    ValueError: if two of them define the same name differently.
   """
   together: dict[str, Key] = {}
   for section in sections:
@@ -162,11 +162,11 @@ def union(sections: Iterable[type]) -> dict[str, Key]:
 
 
 def check(section: type, values: Mapping[str, Any], *, name: str) -> None:
-  """Checks every value of a section by itself.
+  """Checks each value of a section on its own.
 
   Args:
     section: the dataclass with the keys.
-    values: by key; keys that are missing are not checked.
+    values: by key; missing keys are not checked.
     name: of the section, for messages.
 
   Raises:
@@ -178,12 +178,12 @@ def check(section: type, values: Mapping[str, Any], *, name: str) -> None:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-  """`; did you mean ...?` with the known name closest to one; else empty."""
+  """`; did you mean ...?` with the closest known name; empty without one."""
   match = difflib.get_close_matches(name, sorted(known), n=1)
   return f"; did you mean {match[0]!r}?" if match else ""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """The end of a message about an unknown name: a suggestion and all names."""
+  """Completes a message about an unknown name: a suggestion, and all names."""
   names = sorted(known)
   return f"{suggestion(name, names)} (known: {', '.join(names)})"

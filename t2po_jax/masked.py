@@ -1,4 +1,4 @@
-"""Masked statistics: the only place with an epsilon.
+"""Masked statistics; the only place where an epsilon guards a division.
 
 A mask is 1 where a value counts and 0 where it does not; bool, int and float
 masks are all fine, and a float mask may hold weights. What is masked out may
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from t2po_jax import types
 
-# Keeps a division by an empty count finite.
+# Keeps the division finite when nothing is counted.
 EPSILON = 1e-8
 # Added to a standard deviation that divides, as the estimators define it.
 SPREAD_EPSILON = 1e-6
@@ -67,5 +67,5 @@ def masked_std(
 
 
 def _divide(total: types.Array, count: types.Array) -> types.Array:
-  """total / count, with a count of 0 kept away from the division."""
+  """total / count, guarded against a count of 0."""
   return total / jnp.maximum(count, EPSILON)

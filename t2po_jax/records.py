@@ -1,13 +1,14 @@
-"""Episodes on disk: every token with what was measured of it, and an index.
+"""Episodes on disk: every token with its measurements, and an index.
 
 A folder of episodes holds compressed files, `train-00003.jsonl.gz` for the
-episodes of one update, and `index.jsonl` with one short line per episode. An
-episode is a gzip member of its own: `zcat` reads the whole file, and a reader
-that knows a member's place reads that episode alone. So ten thousand episodes
-can be listed and filtered by the index, and one is read when it is looked at.
+episodes of one update, and `index.jsonl` with one short line per episode. Each
+episode is a separate gzip member: `zcat` reads the whole file, while a reader
+that knows a member's offset reads that episode alone. So ten thousand episodes
+can be listed and filtered through the index, and an episode is only read when
+it is displayed.
 
-The file is complete before the index names it. A kill leaves at most a torn
-last line, which readers skip and the next writer removes.
+The file is complete before the index refers to it. A killed process leaves at
+most a truncated last line, which readers skip and the next writer removes.
 """
 
 import codecs
@@ -25,22 +26,22 @@ from t2po_jax import types
 
 FOLDER = "trajectories"
 INDEX = "index.jsonl"
-# What is measured of every token, as named in a record.
+# The measurements of every token, as named in a record.
 MEASURES = ("logprobs", "uncertainty", "entropy", "confidence")
 
 
 def pieces_of(
   tokens: Iterable[int], token_bytes: Sequence[bytes], *, final: bool = True
 ) -> list[str]:
-  """The text that each token adds; together they are the decoded text.
+  """The text that each token adds; joined, they are the decoded text.
 
-  A character of several bytes belongs to the token that completes it.
+  A multi-byte character belongs to the token that completes it.
 
   Args:
     tokens: token ids; those beyond the vocabulary add nothing.
-    token_bytes: what each id adds to the text.
-    final: whether the text ends here; otherwise the start of a character
-      that is not complete yet is held back.
+    token_bytes: the bytes that each id adds to the text.
+    final: whether the text ends here; if not, an incomplete character at the
+      end is held back.
   """
   decoder = codecs.getincrementaldecoder("utf-8")("replace")
   found = [
@@ -64,12 +65,12 @@ def to_record(
   Args:
     trajectory: the episode.
     decode: token ids -> text, for the prompts.
-    token_bytes: what each token id adds to the text.
-    advantages: one per turn, if there are any.
+    token_bytes: the bytes that each token id adds to the text.
+    advantages: one per turn; None if there are none.
 
   Returns:
     Everything recorded, discarded attempts included; arrays as lists, NaN as
-    None. A response that was not sampled here has no measures: empty lists.
+    None. A response that was not sampled here has empty lists of measurements.
   """
 
   def attempt(response: types.Attempt) -> dict:
@@ -125,7 +126,7 @@ def _rounded(value: float, digits: int) -> float | None:
 
 
 def summarise(record: Mapping[str, Any]) -> dict[str, Any]:
-  """What a list of episodes shows of one: the index's line, without a place."""
+  """The summary of an episode that the index holds, without its offset."""
   turns = record["turns"]
   attempts = [a for turn in turns for a in (turn, *turn["discarded"])]
   return {
@@ -145,14 +146,14 @@ def summarise(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class Writer:
-  """Writes batches of episodes into one folder."""
+  """Writes the episodes of a run into one folder."""
 
   def __init__(self, folder: str | os.PathLike, *, resume_update: int = 0):
-    """Creates the folder; drops index lines that will be written anew.
+    """Creates the folder; drops index lines that will be written again.
 
     Args:
       folder: where files and index are kept.
-      resume_update: lines of this update and later ones are dropped.
+      resume_update: lines of this update and of later ones are dropped.
     """
     self.folder = pathlib.Path(folder)
     self.folder.mkdir(parents=True, exist_ok=True)
@@ -171,10 +172,10 @@ class Writer:
   def write(
     self, kind: str, update: int, episodes: Iterable[Mapping[str, Any]]
   ) -> None:
-    """Writes the episodes of one update; replaces those of the same name.
+    """Writes the episodes of one update, replacing earlier ones.
 
     Args:
-      kind: `train` or `eval`; with the update it names the file.
+      kind: `train` or `eval`; part of the file name, with the update.
       update: number of the update.
       episodes: records, see `to_record`.
     """
@@ -192,12 +193,12 @@ class Writer:
     self._ends[name] = len(data), offset
 
   def append(self, kind: str, update: int, episode: Mapping[str, Any]) -> None:
-    """Adds one episode to those of an update, as soon as it has ended."""
+    """Appends one finished episode to those of an update."""
     name = _file(kind, update)
     number, end = self._ends.get(name, (0, 0))
     member, line = _pack(kind, update, number, episode, end)
     with (self.folder / name).open("ab") as file:
-      file.truncate(end)  # What a kill left behind is not in the index.
+      file.truncate(end)  # Leftovers of a killed process are not in the index.
       file.write(member)
     self._note(line)
     self._ends[name] = number + 1, end + len(member)
@@ -224,14 +225,14 @@ def _pack(
 
 
 def _replace(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file atomically."""
   draft = path.with_suffix(".tmp")
   draft.write_bytes(data)
   os.replace(draft, path)
 
 
 def read_index(folder: str | os.PathLike) -> list[dict[str, Any]]:
-  """All whole lines of a folder's index, in the order of writing.
+  """All complete lines of a folder's index, in the order of writing.
 
   Args:
     folder: of a `Writer`.
@@ -253,7 +254,7 @@ def read_index(folder: str | os.PathLike) -> list[dict[str, Any]]:
 def parse_index(
   data: bytes, path: pathlib.Path
 ) -> tuple[list[dict[str, Any]], int]:
-  """Index lines of some bytes, and how many bytes whole lines take."""
+  """Complete lines of an index, and how many bytes they take."""
   size = data.rfind(b"\n") + 1
   found = []
   for number, line in enumerate(data[:size].splitlines(), 1):
@@ -269,10 +270,10 @@ def parse_index(
 def read_episode(
   folder: str | os.PathLike, entry: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The record that an index line names.
+  """The record that an index line refers to.
 
   Raises:
-    ValueError: if the file is missing or does not hold it.
+    ValueError: if the file is missing or does not contain it.
   """
   path = pathlib.Path(folder) / pathlib.Path(entry["file"]).name
   try:

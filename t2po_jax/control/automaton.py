@@ -20,11 +20,11 @@ _MAX_PATTERNS = 32
 
 
 class Automaton(flax.struct.PyTreeNode):
-  """Tables over whole tokens; state 0 has read nothing of any pattern.
+  """Tables over whole tokens; in state 0 no part of any pattern has been read.
 
   Attributes:
-    next: [states, V] int16 or int32, the state after a token.
-    hit: [states, V] uint8, uint16 or uint32; bit i says that pattern i was
+    next: [states, V] int16 or int32, the state after reading a token.
+    hit: [states, V] uint8, uint16 or uint32; bit i is set if pattern i was
       completed at some byte inside the token.
     depth: [states, patterns] int32, how many bytes of the pattern the stream
       ends with: the longest proper prefix, so 0 right after `</think>`.
@@ -43,20 +43,20 @@ def build(
   *,
   vocab_size: int | None = None,
 ) -> Automaton:
-  """Builds the automaton of some strings for one vocabulary.
+  """Builds the automaton that recognises some strings in one vocabulary.
 
   Args:
     token_bytes: the bytes each token id adds to the text; empty for tokens
       that add none, which leave the state as it is.
     patterns: 1 to 32 different, non-empty strings.
-    vocab_size: V of the model where it exceeds the tokenizer's; the ids in
-      between add no bytes.
+    vocab_size: V of the model where it exceeds the tokenizer's; the extra ids
+      add no bytes.
 
   Returns:
-    The automaton, with numpy tables: put it on the device once.
+    The automaton, with NumPy tables; transfer it to the device once.
 
   Raises:
-    ValueError: for a bad list of patterns or a vocabulary that is too small.
+    ValueError: if the list of patterns is invalid or the vocabulary too small.
   """
   patterns = tuple(patterns)
   if not 1 <= len(patterns) <= _MAX_PATTERNS:
@@ -80,7 +80,7 @@ def build(
 
 
 def start(batch: int) -> types.Array:
-  """The states of `batch` rows that have read nothing: [B] int32."""
+  """The initial states of `batch` rows, [B] int32."""
   return jnp.zeros((batch,), jnp.int32)
 
 
@@ -103,14 +103,14 @@ def step(
 
 
 def completed(hits: types.Array, pattern: int) -> types.Array:
-  """Whether the pattern of this index is among the hits: bool, like `hits`."""
+  """Whether a pattern was completed: bool, shaped like `hits`."""
   return (hits >> pattern) & 1 == 1
 
 
 def begun(
   automaton: Automaton, state: types.Array, pattern: int
 ) -> types.Array:
-  """How many bytes of a pattern, not completed, the stream ends with.
+  """How many bytes of an unfinished pattern the stream ends with.
 
   Args:
     automaton: the tables.

@@ -1,10 +1,10 @@
 """Token-level thinking intervention (TTI, arXiv 2605.02178).
 
 Watches the uncertainty M_t of every row while it thinks, from the first
-generated token until `</think>`. Once M_t has passed its peak and stopped
-moving, or thinking has used up its budget, a fixed queue of tokens (such as
-`</think>\\n<action>`) is forced, one token per step; then sampling resumes. It
-happens at most once per response. All rows advance together, inside jit.
+generated token until `</think>`. Once M_t has passed its peak and settled, or
+thinking has used up its budget, a fixed queue of tokens (such as
+`</think>\\n<action>`) is forced, one token per step; then sampling resumes.
+This happens at most once per response. All rows advance together, inside jit.
 
 In the decode loop, for each token:
 
@@ -17,11 +17,11 @@ Choices where the paper is silent. Delta_t exists from the second token on, so
 the window of N + 1 deltas is full from t = N + 1 (t counts from 0). "Past its
 peak" means that the latest maximum of M in this response lies before the
 window's first token, t - N; a plateau at the maximum is still the peak. While
-the text ends in an unfinished `</think>` of two or more bytes, firing waits: if
-the model completes it, the intervention never happens; if it goes on
-otherwise, the rule applies again. A lone `<` does not hold it back. `released`
-is the rule of the paper's released code: a counter of consecutive small
-deltas, without minimum prefix and without a peak.
+the text ends in an unfinished `</think>` of two or more bytes, firing is
+postponed: if the model completes the tag, the intervention never happens;
+otherwise the rule applies again. A lone `<` does not postpone it. `released` is
+the rule of the paper's released code: a counter of consecutive small deltas,
+with neither a minimum prefix nor a peak.
 """
 
 import dataclasses
@@ -41,14 +41,15 @@ class ThinkingConfig:
   """The rule of the intervention; hashable, static under jit.
 
   Attributes:
-    enabled: whether to intervene; off, the statistics are still collected.
+    enabled: whether to intervene; the statistics are collected either way.
     rule: `calibrated` (window mean below epsilon) or `released` (counter).
     window: N; the mean is over N + 1 deltas.
     min_tokens: L_min, tokens before the window rule may fire.
-    max_tokens: L_max, thinking tokens after which it fires in any case.
+    max_tokens: L_max, thinking tokens after which the intervention always
+      fires.
     require_past_peak: whether M's peak must lie before the window.
-    tolerance: `released` only, the largest |dM| that counts as still.
-    patience: `released` only, consecutive still steps until it fires.
+    tolerance: `released` only, the largest |dM| that counts as settled.
+    patience: `released` only, consecutive settled steps before it fires.
   """
 
   enabled: bool = True
@@ -77,7 +78,7 @@ class ThinkingConfig:
 
 
 class ThinkingState(flax.struct.PyTreeNode):
-  """Where each row stands in its response.
+  """The progress of every row through its response.
 
   Attributes:
     thinking: [B] bool, whether the thinking segment is open.
@@ -85,16 +86,16 @@ class ThinkingState(flax.struct.PyTreeNode):
     step: [B] int32, t, tokens generated so far.
     thinking_tokens: [B] int32, tokens up to the one that closed the segment,
       forced ones included.
-    fired_at: [B] int32, t at which the queue began; -1 if it did not.
-    queued: [B] int32, queue tokens already forced.
+    fired_at: [B] int32, the t at which forcing began; -1 if it has not.
+    queued: [B] int32, how many tokens of the queue have been forced.
     previous: [B] float32, M_{t-1}.
     deltas: [B, N + 1] float32, the latest deltas, oldest first.
     peak: [B] float32, largest M so far.
-    peak_at: [B] int32, the latest t at which M was that large.
+    peak_at: [B] int32, the latest t at which M had that value.
     still: [B] int32, consecutive deltas within the tolerance.
     window_mean: [B] float32, mean of the window at the current step, the
-      statistic that epsilon is compared with; inf where the rule does not
-      apply (no full window, before L_min, not thinking, or already fired).
+      statistic compared with epsilon; inf where the rule does not apply (window
+      not full, before L_min, not thinking, or already fired).
   """
 
   thinking: types.Array
@@ -112,7 +113,7 @@ class ThinkingState(flax.struct.PyTreeNode):
 
 
 def init(batch: int, config: ThinkingConfig) -> ThinkingState:
-  """The state of `batch` rows that begin a response."""
+  """The state of `batch` rows at the start of a response."""
   return _fresh(batch, config.window + 1)
 
 
@@ -133,16 +134,16 @@ def intervene(
   Args:
     state: of all rows.
     uncertainty: [B] float32, M_t of the distribution of token t.
-    epsilon: scalar float32, traced, so that calibration does not recompile;
-      0 leaves only the budget L_max. `released` ignores it.
+    epsilon: scalar float32, traced so that calibration does not trigger a
+      recompilation; with 0 only the budget L_max acts. `released` ignores it.
     queue: [Q] int32 token ids to force, Q >= 1.
     config: static.
-    active: [B] bool, rows that are generating; others stay untouched and are
-      not forced. None means all rows.
+    active: [B] bool, rows that are generating; the others are left as they are
+      and nothing is forced. None means all rows.
 
   Returns:
     The new state; the token to force, [B] int32; whether it is forced, [B]
-    bool. Where it is not forced the token is meaningless.
+    bool. The token is meaningless where it is not forced.
 
   Raises:
     ValueError: if the queue is empty.
@@ -174,16 +175,16 @@ def observe(
   *,
   active: types.Array | None = None,
 ) -> ThinkingState:
-  """Takes note of the token that was chosen, sampled or forced.
+  """Updates the state with the token that was sampled or forced.
 
-  A queue that has begun is forced to its end although it closes the segment
-  in its middle.
+  Once forcing has begun the whole queue is forced, although the segment closes
+  in the middle of it.
 
   Args:
     state: after `intervene`.
     closed: [B] bool, whether this token completed `</think>`.
     begun: [B] int32, bytes of an unfinished `</think>` that the text ends
-      with (`automaton.begun`). None means 0: firing never waits.
+      with (`automaton.begun`). None means 0: firing is never postponed.
     active: [B] bool, rows that are generating; None means all rows.
 
   Returns:
@@ -211,7 +212,7 @@ def _watch(
   config: ThinkingConfig,
   live: types.Array,
 ) -> tuple[ThinkingState, types.Array]:
-  """Takes M_t into the statistics of live rows; says where firing is due."""
+  """Updates the statistics of active rows with M_t; returns where to fire."""
   delta = jnp.abs(uncertainty - state.previous)
   first = state.step == 0
   deltas = jnp.concatenate([state.deltas[:, 1:], delta[:, None]], axis=1)

@@ -1,16 +1,16 @@
-"""Thresholds that set themselves: epsilon and eta as quantiles.
+"""Self-calibrating thresholds: epsilon and eta as quantiles.
 
 The paper (arXiv 2605.02178) tunes both thresholds by hand and names that as a
-limitation. Ours: the config may say `auto(q)`, and the threshold becomes the
+limitation. Here the config may say `auto(q)`: the threshold becomes the
 q-quantile of what was observed, the windowed mean delta for epsilon and the
-turn gap for eta. Before the first calibration the threshold is 0: no
-intervention by uncertainty, no resampling.
+change of Phi for eta. Before the first calibration the threshold is 0: neither
+the uncertainty rule nor resampling acts.
 
-Everything is deterministic: the samples kept are every n-th of the stream, n
-doubling whenever the memory is full, so their choice depends on nothing but
-the order of arrival. While interventions are on they cut off what would have
-followed them, so samples of later calibrations lean towards large values;
-`recalibrate_every=0` keeps the first one.
+Everything is deterministic: every n-th sample of the stream is kept, and n
+doubles whenever the buffer is full, so the selection depends only on the order
+of arrival. Interventions cut off the small values that would have followed
+them, so later calibrations are biased towards large ones;
+`recalibrate_every=0` keeps the first calibration.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def parse(value: Any, key: str) -> tuple[float, float | None]:
     The fixed threshold and None, or 0.0 and q.
 
   Raises:
-    ValueError: if it is none of these.
+    ValueError: for any other value.
   """
   quantile = None
   if isinstance(value, str) and (match := _AUTO.fullmatch(value)):
@@ -54,12 +54,12 @@ def parse(value: Any, key: str) -> tuple[float, float | None]:
 
 
 class Quantile:
-  """A threshold that is fixed, or calibrated on what `add` brings.
+  """A threshold, fixed or calibrated on the samples passed to `add`.
 
   Attributes:
-    value: the threshold now.
+    value: the current threshold.
     quantile: q, or None for a fixed threshold.
-    updates: how often `advance` was called.
+    updates: number of calls of `advance`.
   """
 
   def __init__(
@@ -71,18 +71,18 @@ class Quantile:
     recalibrate_every: int = 0,
     capacity: int = 65_536,
   ):
-    """Starts uncalibrated.
+    """Creates an uncalibrated threshold.
 
     Args:
-      setting: what the config says, see `parse`.
+      setting: the value in the config, see `parse`.
       key: the config key, for messages.
       calibrate_after: updates until the first calibration, at least 1.
-      recalibrate_every: updates from one calibration to the next; 0 for never
-        again. Each uses the samples since the one before.
-      capacity: samples held at most, at least 2.
+      recalibrate_every: updates from one calibration to the next; 0: only once.
+        Each uses the samples since the previous one.
+      capacity: the most samples kept, at least 2.
 
     Raises:
-      ValueError: for a bad setting or number.
+      ValueError: if the setting or a number is invalid.
     """
     self.value, self.quantile = parse(setting, key)
     for name, number, least in (
@@ -103,7 +103,7 @@ class Quantile:
     self._forget()
 
   def add(self, samples: Any) -> None:
-    """Takes observations in a reproducible order; drops what is not finite."""
+    """Adds the finite samples; their order must be reproducible."""
     if self.quantile is None:
       return
     samples = np.asarray(samples, np.float32).ravel()
@@ -118,11 +118,11 @@ class Quantile:
       self._stride *= 2
 
   def advance(self) -> bool:
-    """Ends an update; calibrates if it is time.
+    """Ends an update; calibrates if it is due.
 
     Returns:
-      Whether the threshold was calibrated. Without a sample it stays and is
-      tried again at the next update.
+      Whether the threshold was calibrated. Without samples it keeps its value
+      and calibration is tried again at the next update.
     """
     self.updates += 1
     if self.quantile is None:
@@ -139,7 +139,7 @@ class Quantile:
     return True
 
   def state_dict(self) -> dict[str, Any]:
-    """Everything that `load` needs to go on exactly from here."""
+    """Everything that `load` needs to resume exactly from here."""
     return {
       "quantile": self.quantile,
       "value": self.value,
@@ -151,10 +151,10 @@ class Quantile:
     }
 
   def load(self, state: Mapping[str, Any]) -> None:
-    """Goes on from a `state_dict`.
+    """Restores a `state_dict`.
 
-    A threshold that the config now fixes, or calibrates at another quantile,
-    begins anew: the config decides.
+    If the config now fixes the threshold or names another quantile, the stored
+    state is ignored: the config takes precedence.
     """
     self.updates = int(state["updates"])
     if self.quantile is None or state["quantile"] != self.quantile:

@@ -1,20 +1,21 @@
-"""How unsure the policy is at each token, and over a turn (arXiv 2605.02178).
+"""The policy's uncertainty at each token and over a turn (arXiv 2605.02178).
 
 The self-calibrated uncertainty M_t blends the entropy H_t of the next-token
 distribution with its top-j confidence C_t, both normalised to [0, 1]. It is
 high where the policy hesitates and low where it has converged.
 
-All quantities are of the distribution whose logits are given: by default the
-caller gives the untempered model distribution, before top-k/top-p filtering.
-Logits of -inf (padded or forbidden vocabulary entries) have probability zero
-and count nowhere.
+All quantities describe the distribution of the given logits; by default that is
+the untempered model distribution, before top-k/top-p filtering. Logits of -inf
+(padded or forbidden vocabulary entries) have probability zero and do not
+contribute.
 
 Deliberate choices. The extremes of the normalisation are causal: the running
 minimum and maximum over the trajectory so far, the current token included. A
 range of zero width gives the normalised value 0. C_t has no finite maximum, so
-the `vocab` normalizer takes the value it has when the runners-up together are
-as improbable as V^-2 each, and clips there. `released` is the formula of the
-paper's released code instead of its text; it is not confined to [0, 1].
+the `vocab` normalizer uses its value when each of the runners-up has
+probability V^-2, and clips there. `released` is the formula of the paper's
+released code, which differs from its text; its values are not confined to [0,
+1].
 """
 
 from collections.abc import Callable
@@ -37,18 +38,18 @@ SCORE_FLOOR = 1e-6
 # about this vocabulary on.
 _BLOCKWISE_FROM = 16_384
 _BLOCKS = 512
-# Below any x - max whose e^(x - max) is not 0 in float32.
+# Less than any x - max for which e^(x - max) is not 0 in float32.
 _LOWEST = -1e30
 
 
 class Measures(NamedTuple):
-  """What the logits of one position say; all float32, in nats.
+  """Statistics of the logits at one position; all float32, in nats.
 
   Attributes:
     log_z: [...] log-sum-exp of the logits: log p(v) = logit(v) - log_z.
     entropy: [...] H_t, from 0 to log V.
     confidence: [...] C_t, mean of -log p over the j most likely tokens; larger
-      means a sharper distribution.
+      means a more peaked distribution.
     top_logprob: [...] log-probability of the most likely token.
   """
 
@@ -62,8 +63,8 @@ def measure(logits: types.Array, top_j: int) -> Measures:
   """Log-sum-exp, entropy, top-j confidence and top log-probability at once.
 
   Args:
-    logits: [..., V]; -inf has probability 0. A row of -inf only gives zeros
-      and `log_z` -inf.
+    logits: [..., V]; -inf has probability 0. A row of nothing but -inf gives
+      zeros and a `log_z` of -inf.
     top_j: j, from 1 to V.
 
   Returns:
@@ -80,7 +81,7 @@ def measure(logits: types.Array, top_j: int) -> Measures:
   log_total = jnp.log(total)
   largest = largest_values(logits, top_j)
   possible = jnp.isfinite(largest)
-  # The offset goes first: adding log_total to a large one would cost digits.
+  # Subtract the offset first: adding log_total to a large one loses precision.
   surprise = (top[..., None] - largest) + log_total[..., None]
   surprise = jnp.where(possible, surprise, 0.0)
   return Measures(
@@ -92,9 +93,9 @@ def measure(logits: types.Array, top_j: int) -> Measures:
 
 
 def largest_values(values: types.Array, count: int) -> types.Array:
-  """The largest entries of the last axis, those of `jax.lax.top_k`.
+  """The largest entries along the last axis, equal to those of `jax.lax.top_k`.
 
-  Takes the blockwise search on a CPU where it is the faster one.
+  Uses the blockwise search on CPUs where that is faster.
 
   Args:
     values: [..., V].
@@ -116,12 +117,12 @@ def largest_values(values: types.Array, count: int) -> types.Array:
 def blockwise_largest(
   values: types.Array, count: int, *, blocks: int
 ) -> types.Array:
-  """Exact search in two stages: the blocks that matter, then inside them.
+  """Exact search in two stages: first the relevant blocks, then inside them.
 
   The `count` blocks with the largest maxima hold the `count` largest values.
 
   Args:
-    values: [..., V]; a V that `blocks` does not divide is padded (a copy).
+    values: [..., V]; a V not divisible by `blocks` is padded, which copies.
     count: how many, from 1 to V.
     blocks: number of blocks.
 
@@ -156,15 +157,15 @@ def calibrated(
 
   Args:
     measures: of the current token, each [B].
-    state: [B, 4] float32, the running extremes of the tokens before.
-    vocab_size: number of tokens that the distribution may put weight on.
+    state: [B, 4] float32, the running extremes over the preceding tokens.
+    vocab_size: number of tokens that may have nonzero probability.
     top_j: the j of the confidence; only the `vocab` normalizer needs it.
     normalizer: one of `NORMALIZERS`.
     alpha: weight of the entropy, from 0 to 1.
 
   Returns:
-    M [B], normalised with the current token's own values included, and the
-    extremes after this token.
+    M [B], normalised with the current token's values included, and the extremes
+    after this token.
 
   Raises:
     ValueError: for an unknown normalizer.
@@ -208,8 +209,8 @@ def released(
 ) -> tuple[types.Array, types.Array]:
   """M = 0.6 log max p + 0.4 (1 - H / log V), of the paper's released code.
 
-  It is neither normalised nor in [0, 1], grows with certainty and remembers
-  nothing; arguments as `calibrated`.
+  Neither normalised nor confined to [0, 1]; it grows with certainty and has no
+  state. Arguments as in `calibrated`.
   """
   del top_j
   sharp = 1.0 - _normalise(measures.entropy, 0.0, float(np.log(vocab_size)))
@@ -223,7 +224,7 @@ class NoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class NormalizedOptions:
-  """Options of a signal that lies in [0, 1]."""
+  """Options of the signals normalised to [0, 1]."""
 
   normalizer: str = keys.key(
     "running",
@@ -244,18 +245,18 @@ class CalibratedOptions(NormalizedOptions):
 
 @dataclasses.dataclass(frozen=True)
 class Signal:
-  """An uncertainty signal: its function and what goes with it.
+  """An uncertainty signal: its function and everything that goes with it.
 
   Attributes:
-    function: from `Measures` [B] and a state [B, W], with `vocab_size`,
-      `top_j` and the options as keyword arguments of the same names, to M [B]
-      and the new state.
+    function: maps `Measures` [B] and a state [B, W] to M [B] and the new state;
+      `vocab_size`, `top_j` and the options are keyword arguments of the same
+      names.
     options: a dataclass of `keys.key` fields, the keys of the configuration's
       section `control` that it reads.
-    initial: the W numbers of the state at the start of a trajectory; what is
-      carried from token to token and from turn to turn.
-    rule: which of `thinking.RULES` decides that the signal has converged.
-    mean: which of `MEANS` makes a turn's score of it.
+    initial: the W values of the state at the start of a trajectory; the state
+      is carried from token to token and from turn to turn.
+    rule: the one of `thinking.RULES` that detects convergence of the signal.
+    mean: the one of `MEANS` that turns it into a turn's score.
   """
 
   function: Callable[..., tuple[types.Array, types.Array]]
@@ -265,7 +266,7 @@ class Signal:
   mean: str = "geometric"
 
   def start(self, batch: int) -> types.Array:
-    """The state of `batch` trajectories that have no token yet: [B, W]."""
+    """The state of `batch` trajectories before their first token, [B, W]."""
     initial = jnp.asarray(self.initial, jnp.float32)
     return jnp.tile(initial[None], (batch, 1))
 
@@ -279,13 +280,13 @@ class Signal:
     top_j: int,
     settings: Any,
   ) -> tuple[types.Array, types.Array]:
-    """Takes in a token.
+    """Updates the state with one token.
 
     Args:
       measures: of the token, each [B].
       state: [B, W].
-      active: [B] bool; the state of other rows stays, their M means nothing.
-      vocab_size: number of tokens that the distribution may put weight on.
+      active: [B] bool; other rows keep their state, and their M is meaningless.
+      vocab_size: number of tokens that may have nonzero probability.
       top_j: the j of the confidence.
       settings: anything with the options as attributes.
 
@@ -301,7 +302,7 @@ class Signal:
     return value, jnp.where(active[:, None], new, state)
 
 
-# Before the first token a range is empty: minimum above maximum.
+# Before the first token the range is empty: its minimum exceeds its maximum.
 _EXTREMES = (float("inf"), -float("inf"), float("inf"), -float("inf"))
 
 SIGNALS: dict[str, Signal] = {
@@ -313,7 +314,7 @@ SIGNALS: dict[str, Signal] = {
 
 
 def register(name: str, signal: Signal) -> None:
-  """Makes a signal known; its keys appear in configurations from then on.
+  """Registers a signal; its options become configuration keys.
 
   Args:
     name: for `control.signal`.
@@ -364,9 +365,9 @@ def turn_score(
 
 
 def weigh(logits: types.Array) -> tuple[types.Array, types.Array]:
-  """Unnormed probabilities, e^(x - max).
+  """Unnormalised probabilities, e^(x - max).
 
-  Whoever needs them asks here: the compiler computes equal things once.
+  All callers share this function, so that the compiler computes them once.
 
   Args:
     logits: [..., V] float32; -inf has weight 0.
@@ -384,10 +385,10 @@ def weigh(logits: types.Array) -> tuple[types.Array, types.Array]:
 def moments(
   logits: types.Array,
 ) -> tuple[types.Array, types.Array, types.Array]:
-  """What entropy and log-sum-exp are made of, in few arrays of this size.
+  """The sums behind entropy and log-sum-exp, with few arrays of this size.
 
   Args:
-    logits: [..., V] float32; -inf counts nowhere.
+    logits: [..., V] float32; -inf does not contribute.
 
   Returns:
     Maximum m, total = sum of e^(x - m), and sum of e^(x - m) (x - m); [...]
@@ -397,8 +398,9 @@ def moments(
   shifted = jnp.maximum(logits - top[..., None], _LOWEST)
   total = jnp.sum(weights, axis=-1)
   total = jnp.where(total > 0, total, 1.0)
-  # The choice changes nothing, 0 * _LOWEST is 0. But of a sum of products XLA
-  # makes a kernel for CPUs that wants its factors in memory first.
+  # The `where` does not change the result, as 0 * _LOWEST is 0. But XLA's
+  # kernel for a plain sum of products on CPUs first writes the factors to
+  # memory.
   terms = jnp.where(weights > 0, weights * shifted, 0.0)
   return top, total, jnp.sum(terms, axis=-1)
 

@@ -1,1 +1,1 @@
-"""Meshes of devices and processes that work together."""
+"""Device meshes and multi-process training."""

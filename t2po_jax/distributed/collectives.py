@@ -1,8 +1,8 @@
-"""What devices say to each other: reads the collectives of a compiled program.
+"""Communication between devices: the collectives of a compiled program.
 
-The text of an optimised program names every all-gather, all-reduce,
-reduce-scatter, all-to-all and collective-permute with its shapes and groups of
-devices. Those inside a loop count as often as the loop runs.
+The text of an optimised program lists every all-gather, all-reduce,
+reduce-scatter, all-to-all and collective-permute with its shapes and device
+groups. Those inside a loop are counted once per iteration.
 """
 
 import collections
@@ -39,7 +39,7 @@ BYTES = {
   "f8e4m3fn": 1,
   "f8e5m2": 1,
 }
-# Their start names what goes in and what comes out.
+# Their start op lists both operands and results.
 _BOTH_ENDS = ("all-gather-start", "collective-permute-start")
 _OP = re.compile(
   r"= (?P<type>.*?) (?P<kind>" + "|".join(KINDS) + r")(?:-start)?\("
@@ -55,15 +55,15 @@ _CALLED = re.compile(r"(?:to_apply|calls|body|condition)=%?([\w.-]+)")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One line of a program.
+  """One collective of a program.
 
   Attributes:
     kind: one of `KINDS`.
     axes: the mesh axes it runs over.
     shapes: of the result, one per array.
     size: bytes of the result, of all its arrays.
-    times: how often it runs per call; see `read` for loops of unknown length.
-    source: where it comes from, as the program's metadata tells.
+    times: executions per call; see `read` for loops of unknown length.
+    source: its origin in the Python code, from the program's metadata.
   """
 
   kind: str
@@ -81,14 +81,14 @@ def read(
 
   Args:
     text: of the program, `compiled.as_text()`.
-    mesh: on which it runs.
-    unknown: turns of a loop whose length the program does not say.
+    mesh: the mesh it runs on.
+    unknown: iterations to assume for loops of unknown trip count.
 
   Returns:
     One entry per line of the text.
 
   Raises:
-    ValueError: if groups of devices are written in an unknown way.
+    ValueError: if the notation of a device group is unknown.
   """
   bodies = computations(text)
   times = collections.Counter()
@@ -170,8 +170,8 @@ def _named_group(sizes: str, order: str | None, used: str):
 
   Args:
     sizes: `'axis_0'=2,'axis_1'=4`.
-    order: how the devices fill that mesh, `[2,4]T(1,0)`; None in plain order.
-    used: the axes along which a group lies, `'axis_0'`.
+    order: how the devices fill that mesh, `[2,4]T(1,0)`; None: in order.
+    used: the axes that a group spans, `'axis_0'`.
   """
   sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", sizes)}
   used = re.findall(r"'(\w+)'", used)
@@ -184,7 +184,7 @@ def _named_group(sizes: str, order: str | None, used: str):
 
 
 def _ordered(shape: str, order: str | None):
-  """All devices as `[4,2]` or `[4,2]T(1,0)` says."""
+  """All device ids, arranged by `[4,2]` or `[4,2]T(1,0)`."""
   shape = [int(n) for n in shape.split(",")]
   ids = np.arange(math.prod(shape)).reshape(shape)
   return ids.transpose([int(n) for n in order.split(",")]) if order else ids

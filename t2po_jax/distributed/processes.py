@@ -1,15 +1,15 @@
-"""Several processes that train as one: who plays what, and how they agree.
+"""Multi-process training: who plays what, and how processes stay in step.
 
 Every process runs the same program on its own devices (JAX's multi-controller
 model). The rollout is divided: a process plays its share of the task groups
-with its own environments and its own sampler. Then the finished episodes, which
-are small beside weights, go to all processes, so that each holds the whole
-rollout, in the same order and to the same bits as if it had played it alone.
-From there on all of them compute the same: advantages, thresholds, rows, what
-the guard decides; the update itself runs on the mesh of all devices.
+with its own environments and its own sampler. The finished episodes, small
+compared with the weights, are then sent to all processes, so that each holds
+the whole rollout, in the same order and bit for bit as if it had played it
+alone. From there on all of them compute the same advantages, thresholds, rows
+and decisions of the guard; the update itself runs on the mesh of all devices.
 
-So nothing but `gather` ever carries a value from one process to another, and
-one process alone takes the same road without it.
+So only `gather` ever carries a value from one process to another, and a single
+process runs the same code without it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,9 +26,9 @@ import numpy as np
 
 T = TypeVar("T")
 
-# Bytes that each process contributes to one transfer: one size, one program.
+# Bytes per process and transfer: a fixed size needs a single program.
 PART = 1 << 20
-# A dead process is found by its missing heartbeat, not by this.
+# A dead process is detected by its missing heartbeat, not by this timeout.
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
 
 _numbers = itertools.count()
@@ -41,21 +41,21 @@ def start(
   *,
   heartbeat: int = 100,
 ) -> None:
-  """Joins the other processes; to be called before anything else of JAX.
+  """Joins the other processes; call it before anything else in JAX.
 
   Args:
     coordinator: `host:port` where process 0 listens.
-    processes: how many there are, or `auto`: the cluster says (Cloud TPU,
-      SLURM, Open MPI, Kubernetes). `1` without a coordinator does nothing.
+    processes: their number, or `auto` to ask the cluster (Cloud TPU, SLURM,
+      Open MPI, Kubernetes). `1` without a coordinator does nothing.
     process_id: which of them this one is, from 0.
-    heartbeat: seconds without a sign of life after which a process is dead;
-      then the others end too.
+    heartbeat: seconds without a heartbeat after which a process counts as dead
+      and the others exit too.
 
   Raises:
-    ValueError: if the three do not fit, or there is no such cluster.
+    ValueError: if the arguments do not fit together or no cluster is found.
   """
-  # Its handler would keep SIGTERM from ending the process; what a run needs
-  # to go on is in its checkpoint at any moment.
+  # Its handler would keep SIGTERM from ending the process; everything needed to
+  # resume is in the checkpoint at any time.
   jax.config.update("jax_enable_preemption_service", False)
   if processes == "auto":
     try:
@@ -100,19 +100,19 @@ def count() -> int:
 
 
 def index() -> int:
-  """Which of them this one is; process 0 writes and speaks for all."""
+  """The number of this process; process 0 writes files and logs."""
   return jax.process_index()
 
 
 def share(items: Sequence[T]) -> list[T]:
-  """The part of a list that this process takes: every n-th item."""
+  """This process's share of a list: every n-th item."""
   return list(items[index() :: count()])
 
 
 def gather(value: T) -> list[T]:
-  """Brings one value of every process to all of them.
+  """Sends one value from each process to all of them.
 
-  All processes must call this in the same order; who comes first waits.
+  All processes must call this in the same order; the first ones wait.
 
   Args:
     value: anything that can be pickled.
@@ -122,7 +122,7 @@ def gather(value: T) -> list[T]:
   """
   if count() == 1:
     return [value]
-  # Whoever has less to play waits here, where nothing times out.
+  # Processes with less to play wait here, without a timeout.
   _client().wait_at_barrier(f"t2po/gather/{next(_numbers)}", _PATIENCE_MS)
   data = np.frombuffer(pickle.dumps(value), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(len(data)))
@@ -139,7 +139,7 @@ def gather(value: T) -> list[T]:
 
 
 def require_equal(settings: Mapping[str, Any]) -> None:
-  """Refuses to go on when the processes have different settings.
+  """Raises an error if the processes have different settings.
 
   Args:
     settings: the same names everywhere; values are compared as text.
@@ -158,19 +158,19 @@ def require_equal(settings: Mapping[str, Any]) -> None:
 
 
 def first_alone(make: Callable[[], T]) -> T:
-  """Calls a function in process 0, and then in all others at once.
+  """Calls a function in process 0 first, and then in all the others.
 
-  What it keeps in a cache that they share is made by one and found by the
-  others; with a cache of its own each makes its own.
+  In a shared cache its result is made by process 0 and found by the others;
+  with separate caches each process makes its own.
 
   Args:
     make: called once in every process; must not communicate.
 
   Returns:
-    What it returns here.
+    Its result in this process.
 
   Raises:
-    ValueError: here too if it failed in process 0.
+    ValueError: in every process, if it failed in process 0.
   """
   if count() == 1:
     return make()
@@ -190,10 +190,10 @@ def first_alone(make: Callable[[], T]) -> T:
 
 
 def end(message: str) -> NoReturn:
-  """Ends this process with an error, without waiting for the others.
+  """Exits this process with an error, without waiting for the others.
 
-  JAX would wait for them at the exit, and they for what this one has not done;
-  they find it dead by its missing heartbeat.
+  At exit JAX would wait for them, and they for this one: a deadlock. They
+  notice its death by the missing heartbeat.
   """
   if _client() is None:
     sys.exit(message)
@@ -208,5 +208,5 @@ def _client():
 
 
 def first_line(error: BaseException) -> str:
-  """The first line of an error, its type if it says nothing."""
+  """The first line of an error's message; its type if that is empty."""
   return (str(error).strip().splitlines() or [type(error).__name__])[0]

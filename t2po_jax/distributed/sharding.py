@@ -1,14 +1,14 @@
-"""Where arrays live: a mesh of devices, and one table from axis to mesh axis.
+"""The device mesh, and the table that maps logical axes to mesh axes.
 
 The mesh has three axes: `data` holds copies of the weights, `fsdp` splits
 weights and optimizer state and, like `data`, the rows of a batch, `tensor`
-splits heads, feed-forward width and vocabulary. One device is the mesh
-(1, 1, 1) and takes the same road.
+splits heads, feed-forward width and vocabulary. One device is the mesh (1, 1,
+1) and runs the same code.
 
-Whoever looks for `jax.pmap` finds its successor here: functions are compiled
-once with `jax.jit` for the whole mesh, `NamedSharding` says how arguments and
-results are laid out, and XLA inserts the collectives that pmap left to its
-user. The same program then runs on one core and on a pod.
+This is the successor of `jax.pmap`: functions are compiled once with `jax.jit`
+for the whole mesh, `NamedSharding` lays out arguments and results, and XLA
+inserts the collectives that pmap left to the user. The same program runs on one
+core and on a pod.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,8 @@ from t2po_jax import keys, types
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes. A dimension that the mesh axes do not divide stays
-# whole: 3 key/value heads on 2 devices are simply kept by both.
+# Logical axis -> mesh axes. A dimension not divisible by the mesh axes is
+# replicated: 3 key/value heads on 2 devices are kept by both.
 RULES: Mapping[str, tuple[str, ...]] = {
   # Axes of batches and activations.
   "rows": ("data", "fsdp"),
@@ -42,7 +42,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
   "kv_heads": ("tensor",),
   "head_width": (),
   "mlp": ("tensor",),
-  # Experts are split whole: each device computes its own for all tokens.
+  # Whole experts are distributed: each device computes its own for all tokens.
   "experts": ("tensor",),
   "expert_mlp": (),
   "rank": (),
@@ -61,9 +61,9 @@ def create_mesh(
   """Builds the device mesh.
 
   Args:
-    data: devices that hold copies of the weights, >= 1, or -1 for the rest.
-    fsdp: devices that share weights and rows, >= 1, or -1 for the rest.
-    tensor: devices that share every matrix product, >= 1, or -1 for the rest.
+    data: devices with copies of the weights, >= 1; -1: the remaining devices.
+    fsdp: devices that split weights and rows, >= 1; -1: the remaining devices.
+    tensor: devices that split each matrix product, >= 1; -1: the rest.
     devices: the devices to use; by default all devices of all processes.
 
   Returns:
@@ -105,7 +105,7 @@ def create_mesh(
 
 
 def row_shards(mesh: jax.sharding.Mesh) -> int:
-  """Into how many parts the rows of a batch are split."""
+  """The number of parts that the rows of a batch are split into."""
   return math.prod(mesh.shape[axis] for axis in RULES["rows"])
 
 
@@ -114,7 +114,7 @@ def partition_spec(
   axes: Sequence[str | None],
   shape: Sequence[int],
 ) -> jax.sharding.PartitionSpec:
-  """Looks up the mesh axes of each dimension of one array.
+  """Looks up the mesh axes of each dimension of an array.
 
   Args:
     mesh: the mesh.
@@ -122,7 +122,7 @@ def partition_spec(
     shape: the array's shape.
 
   Returns:
-    One entry per dimension; a dimension that cannot be divided is not split.
+    One entry per dimension; a dimension that is not divisible is not split.
 
   Raises:
     ValueError: if a name is not in `RULES` or the ranks differ.
@@ -146,18 +146,18 @@ def partition_spec(
 
 
 def replicated(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """The sharding of what every device holds whole."""
+  """The sharding of replicated arrays."""
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def row_sharding(
   mesh: jax.sharding.Mesh, *, dimension: int = 0
 ) -> jax.sharding.NamedSharding:
-  """The sharding that splits one dimension, the rows of a batch.
+  """The sharding that splits one dimension: the rows of a batch.
 
   Args:
     mesh: the mesh.
-    dimension: which dimension holds the rows; those before it stay whole.
+    dimension: the dimension of the rows; those before it are not split.
 
   Returns:
     A sharding for arrays of any rank above `dimension`.
@@ -173,7 +173,7 @@ def params_sharding(
 
   Args:
     mesh: the mesh.
-    params: the parameters, or anything of their structure with shapes.
+    params: the parameters, or anything with their structure and shapes.
     axes: the same structure with a tuple of logical axis names per array.
 
   Returns:
@@ -184,8 +184,8 @@ def params_sharding(
   """
 
   def layout(array: Any, names: tuple[str | None, ...]):
-    # In the words of compiled programs: else their results, put in again,
-    # would count as laid out anew.
+    # Spelled as compiled programs spell it; otherwise feeding a result back in
+    # would count as a different layout and recompile.
     spec = list(partition_spec(mesh, names, array.shape))
     while spec and spec[-1] is None:
       spec.pop()
@@ -195,7 +195,7 @@ def params_sharding(
 
 
 def describe(tree: Any, layout: Any) -> Any:
-  """Shapes that know their layout, as `jax.ShapeDtypeStruct`.
+  """Shapes with layouts, as `jax.ShapeDtypeStruct`.
 
   Args:
     tree: arrays, or anything with shapes and dtypes.
@@ -212,18 +212,19 @@ def describe(tree: Any, layout: Any) -> Any:
 
 
 def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
-  """Lays a tree of arrays out on the devices.
+  """Places a tree of arrays on the devices.
 
-  Every process must hold the same values; each keeps only its own part, and
-  nothing travels between them, unless the arrays are spread over processes
-  already: then all of these must call this.
+  Every process must hold the same values; each keeps only its own part and
+  nothing is sent, unless the arrays are already spread over processes: then all
+  of those processes must call this.
 
   Args:
     tree: arrays on the host or on devices.
-    shardings: one sharding, or a tree of shardings that prefixes `tree`; over
-      the devices of all processes or of this one.
-    alias: whether what already lies right may be returned as it is; False
-      where the result will be donated and the original is still needed.
+    shardings: one sharding, or a tree of shardings that is a prefix of `tree`;
+      over the devices of all processes or of this one.
+    alias: whether arrays that already have the right layout may be returned as
+      they are; False if the result will be donated while the original is still
+      needed.
 
   Returns:
     The tree of device arrays.
@@ -244,7 +245,7 @@ def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
 
 
 def gather(tree: Any) -> Any:
-  """Brings a tree of device arrays to every host, whole, as numpy arrays."""
+  """Gathers a tree of device arrays on every host as whole NumPy arrays."""
   return jax.tree.map(lambda x: np.asarray(_whole(x)), tree)
 
 
@@ -254,16 +255,16 @@ def _spans_processes(x: Any) -> bool:
 
 
 def _reachable(x: Any) -> Any:
-  """An array as this process can use it alone."""
+  """The array in a form that this process can use alone."""
   if not _spans_processes(x):
     return x
   return _whole(x).addressable_shards[0].data
 
 
 def _whole(x: Any) -> Any:
-  """An array that every device of its mesh holds whole, if it must travel.
+  """Replicates an array over its mesh if it spans processes.
 
-  One array at a time: devices without use for a second model hold none.
+  One array at a time, so that no device ever holds a second model.
   """
   if not _spans_processes(x) or x.is_fully_replicated:
     return x
@@ -272,22 +273,22 @@ def _whole(x: Any) -> Any:
 
 @functools.cache
 def _copy(sharding: jax.sharding.Sharding):
-  """A compiled copy to a layout; never the same buffers."""
+  """A compiled copy into a layout; it never aliases its input."""
   return jax.jit(jnp.copy, out_shardings=sharding)
 
 
 def over_rows(
   function: Callable[..., Any], mesh: jax.sharding.Mesh
 ) -> Callable[..., Any]:
-  """Lets every device compute its own rows, with shared arrays whole.
+  """Lets every device compute its own rows, with the shared arrays replicated.
 
-  Inside, nothing is exchanged along the axes of the rows, also not in a loop
-  and not when it is differentiated: the shared arrays are gathered once before,
-  and their gradients are added up once after. Left to itself the partitioner
-  does both anew in every turn of a loop. `tensor` stays the partitioner's.
+  Inside, nothing is exchanged along the axes of the rows, not even in a loop or
+  when differentiated: the shared arrays are gathered once before, and their
+  gradients are summed once after. On its own the partitioner would do both in
+  every iteration of a loop. The `tensor` axis is left to the partitioner.
 
   Args:
-    function: of a tree of shared arrays, and arrays with rows first.
+    function: takes a tree of shared arrays, then arrays with rows first.
     mesh: the mesh.
 
   Returns:
@@ -299,7 +300,7 @@ def over_rows(
   rows = jax.sharding.PartitionSpec(axes)
 
   def local(shared: Any, *arrays: types.Array):
-    # Differentiating this adds up the gradients, here and not further inside.
+    # Its derivative sums the gradients: here, and not further inside.
     shared = jax.lax.pcast(shared, axes, to="varying")
     return function(shared, *arrays)
 
@@ -319,8 +320,8 @@ def over_rows(
 def backend() -> str:
   """The platform that a function is compiled for, as JAX names it.
 
-  That of the mesh around it, which may be of devices that are not here (see
-  `setup.compile_plan`); outside of a mesh, that of the default device.
+  That of the surrounding mesh, whose devices may not be present (see
+  `setup.compile_plan`); outside a mesh, that of the default device.
   """
   mesh = jax.sharding.get_abstract_mesh()
   device = None if mesh.empty else mesh.abstract_device
@@ -328,13 +329,13 @@ def backend() -> str:
 
 
 def current_size(axis: str) -> int:
-  """Size of a mesh axis inside a compiled function, 1 outside of a mesh."""
+  """The size of a mesh axis inside a compiled function; 1 outside a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else mesh.shape[axis]
 
 
 def sum_over_rows(x: jax.Array) -> jax.Array:
-  """The sum of an array, inside `over_rows` of all devices' arrays: [] int."""
+  """The sum of an array, [] int; inside `over_rows`, over all devices."""
   axes = set(RULES["rows"])
   total = jnp.sum(x)
   if axes <= set(jax.sharding.get_abstract_mesh().manual_axes):
@@ -347,19 +348,19 @@ def on_each_device(
   axes: Sequence[Sequence[str | None]],
   like: int | tuple[int, ...],
 ) -> Callable[..., Any]:
-  """Lets every device apply a function to its own part of all arrays.
+  """Lets every device apply a function to its own part of each array.
 
   For kernels, which the partitioner cannot split: their rows and heads must be
-  independent. Axes that an enclosing `over_rows` has split already stay so.
+  independent. Axes already split by an enclosing `over_rows` stay split.
 
   Args:
-    function: of arrays.
-    axes: for each of them the logical names of its dimensions.
-    like: the number of the array that the result is laid out as; a tuple of
-      numbers for a tuple of results.
+    function: takes arrays.
+    axes: for each array, the logical names of its dimensions.
+    like: the index of the array whose layout the result has; a tuple of indices
+      for a tuple of results.
 
   Returns:
-    The function with the same arguments and results; itself outside of a mesh.
+    The function with the same arguments and results; unchanged outside a mesh.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or set(mesh.axis_names) == set(mesh.manual_axes):
@@ -387,12 +388,12 @@ def on_each_device(
 
 
 def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
-  """Rows of a table that stays split as its axes, `vocab` and `width`, are.
+  """Looks up rows of a table that stays split along `vocab` and `width`.
 
-  Each device looks its part of the width up for all rows of its `fsdp` group,
-  zero for tokens of another part of the vocabulary; parts of the vocabulary
-  are added up, and every row collects its width. Left to itself the
-  partitioner copies the table to every device.
+  Each device looks up its part of the width for all rows of its `fsdp` group,
+  with zeros for tokens in other parts of the vocabulary; these are summed, and
+  each row gathers its full width. On its own the partitioner would copy the
+  table to every device.
 
   Args:
     table: [V, D].
@@ -400,8 +401,8 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
     dtype: of the result.
 
   Returns:
-    [B, T, D], laid out by `rows`. Outside of a mesh, or where it does not
-    divide the sizes, this is plain indexing.
+    [B, T, D], laid out by `rows`. Outside a mesh, or where the sizes are not
+    divisible, this is plain indexing.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -435,10 +436,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
   Args:
     x: the activation.
-    *axes: the logical name of each dimension; None is not split.
+    *axes: the logical name of each dimension; None: not split.
 
   Returns:
-    The same values. Outside of a mesh (`jax.set_mesh`) this does nothing.
+    The same values. Outside a mesh (`jax.set_mesh`) this does nothing.
 
   Raises:
     ValueError: if a name has no rule, or names and shape disagree in rank.

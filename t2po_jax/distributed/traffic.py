@@ -1,9 +1,9 @@
-"""What a compiled program moves between a device's cores and its main memory.
+"""Memory traffic of a compiled program: what it moves from and to HBM.
 
-Read from the text of an optimised program for TPUs, where every array says
-which memory it lies in: what the compiler keeps in fast memory, `S(1)`, costs
-no bandwidth. A fusion that takes slices of an array reads those alone, one that
-updates a part in place writes that alone.
+Computed from the text of an optimised TPU program, in which every array names
+its memory space: arrays that the compiler keeps in fast memory, `S(1)`, cost no
+bandwidth. A fusion that slices an array reads only the slices, and one that
+updates a part in place writes only that part.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ _LINE = re.compile(
   r"(?P<op>[a-z][\w-]*)\((?P<rest>.*)$"
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\](\{[^}]*\})?")
-# Move nothing, or are counted where they end.
+# These move nothing, or are counted where they end.
 _FREE = {
   "parameter",
   "get-tuple-element",
@@ -43,8 +43,8 @@ class _Operation:
   """One line.
 
   Attributes:
-    size: bytes of its result that lie in main memory.
-    fast: those that lie elsewhere.
+    size: bytes of its result in main memory.
+    fast: bytes of its result elsewhere.
   """
 
   name: str
@@ -57,13 +57,13 @@ class _Operation:
 
 
 def count(text: str) -> int:
-  """Bytes read and written by one call; a loop of unknown length turns once.
+  """Bytes read and written per call; loops of unknown length count once.
 
   Args:
     text: of the program, `compiled.as_text()`.
 
   Returns:
-    Bytes of one device.
+    Bytes on one device.
   """
   bodies = {
     name: {one.name: one for one in _operations(lines)}
@@ -135,14 +135,14 @@ def _moved(
       return _fused(one, sizes, bodies[called.group(1)])
   result = one.size
   for operand in re.findall(r"\{\d*\}: \((\d+), \{\}", one.rest):
-    result -= sizes[int(operand)]  # The same memory, changed in place.
+    result -= sizes[int(operand)]  # The same memory, updated in place.
   return max(result, 0) + sum(sizes)
 
 
 def _fused(
   one: _Operation, sizes: list[int], inner: Mapping[str, _Operation]
 ) -> int:
-  """What a fusion reads of its operands and writes of its result."""
+  """Bytes that a fusion reads of its operands and writes of its result."""
   total, result = 0, one.size
   parameters = [p for p in inner.values() if p.op == "parameter"]
   parameters.sort(key=lambda p: int(p.rest.split(")")[0]))
@@ -165,7 +165,7 @@ def _fused(
 def _users(
   name: str, inner: Mapping[str, _Operation]
 ) -> list[tuple[_Operation, str]]:
-  """Who reads a value, through bitcasts, and the name it has there."""
+  """The users of a value, through bitcasts, and its name in each of them."""
   found = []
   for one in inner.values():
     if name in one.operands:

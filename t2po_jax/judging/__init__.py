@@ -1,1 +1,1 @@
-"""Scores of any policy on the panels of training: tables, intervals, curves."""
+"""Evaluation of any policy on the tasks of training: tables and intervals."""

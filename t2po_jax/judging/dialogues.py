@@ -1,9 +1,9 @@
-"""Plays policies that speak in text: experts, random ones, endpoints.
+"""Plays policies that answer in text: experts, random policies, endpoints.
 
-What they are asked is what training asks: the same wording, memory window and
-cut to `rollout.max_prompt`, measured in the configuration's tokenizer. What
-they answer is parsed and stepped by the same environments. Episodes run side
-by side in threads; environments that are not safe between threads take turns.
+They get the prompts of training: the same wording, memory window and truncation
+to `rollout.max_prompt`, measured with the configuration's tokenizer. Their
+responses are parsed and executed by the same environments. Episodes run
+concurrently in threads; environments that are not thread-safe take turns.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +23,13 @@ from t2po_jax.rollout import collect
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Which episode is being played.
+  """Identifies an episode.
 
   Attributes:
     split: of the task.
     task_id: the task.
-    number: of the task in its panel.
-    repeat: which of the task's episodes, from 0.
+    number: index of the task in its panel.
+    repeat: index of the episode among those of the task, from 0.
   """
 
   split: str
@@ -45,9 +45,9 @@ class Reply:
   Attributes:
     text: the whole response, the prefix included.
     finish: "stop" or "length".
-    usage: prompt and completion tokens as billed; None if nobody counted.
-    state: what the next call of this episode gets back.
-    attempt: what was measured of the tokens, if anything was.
+    usage: prompt and completion tokens as billed; None if not counted. state:
+      passed to the next call of this episode.
+    attempt: the measurements of the tokens, if there are any.
   """
 
   text: str
@@ -57,15 +57,15 @@ class Reply:
   attempt: types.Attempt | None = None
 
 
-# Messages of the turn, the observation, what the last reply left -> a reply.
+# Messages of the turn, the observation, the last reply's state -> a reply.
 Respond = Callable[[list[prompts.Message], base.Observation, object], Reply]
 
 
 class Player(Protocol):
-  """A policy that speaks in text."""
+  """A policy that answers in text."""
 
   def begin(self, env: base.Env, place: Place) -> Respond:
-    """What answers the prompts of an episode that has just been reset."""
+    """Returns what answers the prompts of an episode just reset."""
     ...
 
 
@@ -74,7 +74,7 @@ class Played:
   """A finished episode.
 
   Attributes:
-    place: which one it is.
+    place: identifies it.
     trajectory: the episode.
     usage: prompt and completion tokens as billed; None if nobody counted.
   """
@@ -90,7 +90,7 @@ def measured(
   tokenizer: tokenizer_lib.Tokenizer,
   finish: str,
 ) -> types.Attempt:
-  """A response of which nothing but the text is known."""
+  """An attempt of which only the text is known."""
   tokens = tokenizer.encode(text.removeprefix(rules.prefix))
   nothing = np.zeros(0, np.float32)
   return types.Attempt(
@@ -122,9 +122,9 @@ class Table:
 
     Args:
       benchmark: what is played.
-      tokenizer: measures prompts and responses.
+      tokenizer: measures the lengths of prompts and responses.
       rules: memory, lengths, context and penalties.
-      player: who plays.
+      player: the policy.
     """
     self._benchmark = benchmark
     self._tokenizer = tokenizer
@@ -137,14 +137,15 @@ class Table:
   def play(
     self, places: Sequence[Place], *, concurrency: int = 1
   ) -> Iterator[Played]:
-    """Plays episodes; yields them as they end.
+    """Plays episodes and yields them as they end.
 
     Args:
-      places: which ones.
-      concurrency: how many at the same time.
+      places: the episodes.
+      concurrency: the number of simultaneous episodes.
 
     Raises:
-      ValueError: if the player cannot go on; what was yielded stays good.
+      ValueError: if the player cannot continue; episodes already yielded stay
+        valid.
     """
     if concurrency == 1:
       yield from map(self._episode, places)
@@ -192,7 +193,7 @@ class Table:
     turns: list[types.Turn],
     usage: dict[str, int],
   ) -> bool:
-    """Plays to the end; fills in turns and usage; returns the success."""
+    """Plays to the end, filling in turns and usage; returns the success."""
     rules = self._rules
     with self._turns:
       observation = env.reset(place.task_id)
@@ -245,7 +246,7 @@ class Table:
     memory: Sequence[tuple[str, str]],
     dialogue: list[prompts.Message],
   ):
-    """Messages of a turn, their token ids, and whether they were cut."""
+    """Messages of a turn, their token ids, and whether they were truncated."""
     rules, benchmark = self._rules, self._benchmark
     view = prompts.View(
       task=observation.task,

@@ -1,13 +1,13 @@
 """Plays a model behind an OpenAI-compatible endpoint.
 
-The messages are those of training. A response ends, as in training, with the
+The messages are those of training. As in training, a response ends with the
 first string that closes an action; stop strings are not sent, because most
-endpoints swallow them. Where the list of models says that the endpoint has an
-exploration control, as the server of this project does, it is switched on or
-off as asked, and what it carries from turn to turn is sent back.
+endpoints strip them from the response. If the list of models says that the
+endpoint has an exploration control, as this project's server does, the control
+is switched on or off as requested, and its state is carried from turn to turn.
 
-A failed call is repeated with growing pauses; the endpoint's own Retry-After
-counts. Whatever cannot get better (a wrong key, an unknown model) ends the
+A failed call is retried with increasing delays, or as the endpoint's
+Retry-After says. Permanent errors (a wrong key, an unknown model) end the
 evaluation with one line. The key is read from the environment and never shown.
 """
 
@@ -26,29 +26,29 @@ import httpx
 from t2po_jax.envs import base, prompts
 from t2po_jax.judging import dialogues
 
-# Repeating the call may help.
+# Worth retrying.
 _TEMPORARY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 _LONGEST_PAUSE = 60.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """How an endpoint is asked.
+  """How an endpoint is called.
 
   Attributes:
-    url: up to and including `/v1`.
-    model: name of the model there.
-    key_variable: environment variable with the key; it may be unset.
-    max_tokens: most tokens of a response.
-    temperature: of the sampling; 0 is greedy.
-    top_p: of the sampling.
-    top_k: of the sampling; sent only to endpoints with an exploration
-      control, because others refuse it.
-    control: whether the model's exploration control acts, where it has one.
-    seed: names the evaluation.
-    retries: how often a call is repeated.
-    timeout: seconds for one call.
-    per_minute: most calls per minute; 0 = no limit.
+    url: base URL, up to and including `/v1`.
+    model: name of the model at the endpoint.
+    key_variable: environment variable that holds the key; may be unset.
+    max_tokens: the most tokens of a response.
+    temperature: of sampling; 0 is greedy.
+    top_p: of sampling.
+    top_k: of sampling; sent only to endpoints with an exploration control,
+      because others refuse it.
+    control: whether to use the model's exploration control, if it has one.
+    seed: of the evaluation.
+    retries: the most retries of a call.
+    timeout: of a call, in seconds.
+    per_minute: the most calls per minute; 0 = no limit.
   """
 
   url: str
@@ -66,7 +66,7 @@ class Settings:
 
 
 class Pace:
-  """Spreads calls of many threads so that a rate is kept."""
+  """Limits the rate of calls from many threads."""
 
   def __init__(self, per_minute: float):
     self._gap = 60.0 / per_minute if per_minute else 0.0
@@ -88,7 +88,7 @@ class Endpoint:
   """A model behind an endpoint; implements `dialogues.Player`.
 
   Attributes:
-    counts: calls, repeated calls, prompt and completion tokens so far.
+    counts: calls, retries, prompt and completion tokens so far.
     controlled: whether the model has an exploration control.
   """
 
@@ -99,16 +99,16 @@ class Endpoint:
     *,
     transport: httpx.BaseTransport | None = None,
   ):
-    """Asks the endpoint which models it has.
+    """Connects, and checks the endpoint's list of models.
 
     Args:
-      settings: how it is asked.
+      settings: how the endpoint is called.
       grammar: of the responses.
-      transport: how requests travel; by default over the network.
+      transport: carries the requests; by default the network.
 
     Raises:
-      ValueError: if the endpoint is out of reach, refuses the key, or lists
-        models and this one is not among them.
+      ValueError: if the endpoint cannot be reached, refuses the key, or lists
+        models without this one.
     """
     self._settings = settings
     self._grammar = grammar
@@ -127,7 +127,7 @@ class Endpoint:
     self.controlled = self._find_control()
 
   def _find_control(self) -> bool:
-    """Whether the list of models says so; it must hold the model."""
+    """Whether the model has an exploration control; it must be listed."""
     try:
       found = self._call("GET", "models", None)
     except _Refused as refused:
@@ -213,11 +213,11 @@ class Endpoint:
     )
 
   def _call(self, method: str, path: str, body: Mapping | None) -> Any:
-    """One call, repeated while that may help.
+    """Makes a call, with retries while they may help.
 
     Raises:
-      ValueError: if it cannot get better.
-      base.EnvError: if it did not get better; the episode is aborted.
+      ValueError: for a permanent error.
+      base.EnvError: if all retries failed; the episode is aborted.
     """
     settings, reason = self._settings, ""
     for attempt in range(settings.retries + 1):
@@ -258,7 +258,7 @@ class Endpoint:
 
 
 class _Refused(ValueError):
-  """The endpoint will not do what it was asked."""
+  """The endpoint refuses a request for good."""
 
   def __init__(self, url: str, status: int, reason: str):
     hint = "; set the key's variable" if status in (401, 403) else ""
@@ -267,13 +267,13 @@ class _Refused(ValueError):
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-  """A text up to and with its first stop string, and whether it has one."""
+  """A text up to its first stop string, included, and whether it has one."""
   ends = [text.find(stop) + len(stop) for stop in stops if stop in text]
   return (text[: min(ends)], True) if ends else (text, False)
 
 
 def _fold(parts: Sequence[int]) -> int:
-  """One number of 31 bits for several; the same on every machine."""
+  """Hashes several numbers to 31 bits, the same on every machine."""
   found = 0
   for part in parts:
     found = (found * 1_000_003 + part + 1) % (1 << 31)
@@ -281,7 +281,7 @@ def _fold(parts: Sequence[int]) -> int:
 
 
 def _message(response: httpx.Response) -> str:
-  """What an endpoint says went wrong, in one line."""
+  """The endpoint's error message, in one line."""
   try:
     error = response.json()["error"]
     text = error["message"] if isinstance(error, dict) else error
@@ -291,7 +291,7 @@ def _message(response: httpx.Response) -> str:
 
 
 def _retry_after(response: httpx.Response) -> float | None:
-  """Seconds that the endpoint asks to wait; None if it does not say."""
+  """Seconds that the endpoint asks to wait; None if it gives none."""
   try:
     pause = float(response.headers.get("retry-after", ""))
   except ValueError:

@@ -1,9 +1,9 @@
 """Policies with weights: a run's checkpoints, or a model of a configuration.
 
-A checkpoint is played as its run played it: with its thresholds of the
-exploration control, at its sampling, on its panel, with its randomness, so
-that the first repeat is what training measured. Switching the control off or
-decoding greedily changes that alone.
+A checkpoint is evaluated exactly as its run evaluated it: with the same
+thresholds of the exploration control, sampling, tasks and random keys, so that
+the first repeat reproduces what training measured. Switching the control off or
+decoding greedily changes nothing else.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,17 +19,17 @@ from t2po_jax.training import cold_start, evaluate, export, metrics
 
 DECODINGS = ("sampled", "greedy")
 CONTROLS = ("on", "off")
-# Checkpoints by name; a number names an update.
+# Names of checkpoints; a number names an update.
 STEPS = ("best", "latest", "all", "start", "base")
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-  """Parameters to score.
+  """Parameters to evaluate.
 
   Attributes:
     label: for tables, e.g. `update 30`.
-    step: number of the update; 0 before the first.
+    step: the update; 0 before the first.
     params: in the training layout, on the host.
     thresholds: `epsilon` and `eta` of the exploration control.
   """
@@ -51,17 +51,17 @@ def weights_of(
   workdir: pathlib.Path | None,
   step: str,
 ) -> Iterator[Weights]:
-  """The parameters that `step` names, one after the other.
+  """Yields the parameters that `step` names.
 
   Args:
     config: of the run, or of the model.
-    agent: before any training here.
+    agent: the agent before any training.
     workdir: of the run; None without one.
-    step: `base`, the model before any training here; `start`, after the cold
-      start; or of a run `best`, `latest`, `all` kept checkpoints or a number.
+    step: `base`, the model before any training; `start`, after the cold start;
+      or, of a run, `best`, `latest`, `all` kept checkpoints or a number.
 
   Raises:
-    ValueError: if there is no such thing.
+    ValueError: if it does not exist.
   """
   if step == "base":
     yield Weights("untrained", 0, agent.params, start_thresholds(config))
@@ -85,7 +85,7 @@ def weights_of(
 
 
 def with_control(config: settings.Config, control: str) -> settings.Config:
-  """The configuration with the exploration control as it is, or off."""
+  """The configuration with its exploration control unchanged, or off."""
   if control == "on":
     return config
   acting = dataclasses.replace(
@@ -97,7 +97,7 @@ def with_control(config: settings.Config, control: str) -> settings.Config:
 
 
 class Sampled:
-  """Plays weights with the sampler; one per setting of the control."""
+  """Plays weights with the sampler; one object per setting of the control."""
 
   def __init__(
     self,
@@ -108,9 +108,9 @@ class Sampled:
     """Allocates the slots.
 
     Args:
-      config: with the control as it shall act.
+      config: includes the setting of the control.
       benchmark: what is played.
-      agent: gives the network and the tokenizer.
+      agent: provides the network and the tokenizer.
     """
     self._config = config
     self.actor = build.actor(config, benchmark, agent)
@@ -124,11 +124,11 @@ class Sampled:
     repeats: int,
     label: str,
   ) -> list[types.Trajectory]:
-    """All episodes of some tasks.
+    """Plays all episodes of some tasks.
 
     Args:
-      weights: what plays.
-      tasks: the panel.
+      weights: the weights to play.
+      tasks: the panel's task ids.
       decoding: one of `DECODINGS`.
       repeats: episodes per task.
       label: for the progress bar.
@@ -150,5 +150,5 @@ class Sampled:
     return rollout.trajectories
 
   def close(self) -> None:
-    """Ends the environments."""
+    """Closes the environments."""
     self.actor.pool.close()

@@ -1,9 +1,9 @@
-"""What an evaluation leaves behind: settings, episodes, numbers, tables.
+"""The output of an evaluation: settings, episodes, scores, tables.
 
-A folder with `evaluation.json` (settings and numbers), `tables.md`,
+A folder with `evaluation.json` (settings and scores), `tables.md`,
 `episodes.jsonl` (one line per episode) and `trajectories/` for the trace
-viewer. Episodes are written as they end, so that an evaluation that was
-stopped goes on with those that are missing.
+viewer. Episodes are written as they end, so that an interrupted evaluation
+resumes with the missing ones.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,18 +23,18 @@ class Results:
 
   Attributes:
     folder: where it is.
-    episodes: everything that has ended, earlier starts included.
+    episodes: all finished episodes, those of earlier starts included.
   """
 
   def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
-    """Opens or creates the folder; reads what is there.
+    """Opens or creates the folder and reads its contents.
 
     Args:
       folder: where it is.
-      settings: what was asked for; anything that JSON can hold.
+      settings: of the evaluation; anything that JSON can represent.
 
     Raises:
-      ValueError: if it holds another evaluation, or a damaged line.
+      ValueError: if it contains another evaluation, or a damaged line.
     """
     self.folder = folder
     self._settings = json.loads(json.dumps(settings))
@@ -75,7 +75,7 @@ class Results:
       path.write_bytes(whole)
 
   def done(self) -> set[tuple[str, str, str, int]]:
-    """Variant, split, task and repeat of everything that has ended well."""
+    """Variant, split, task and repeat of every episode that was not aborted."""
     return {
       (e.variant, e.split, e.task_id, e.repeat)
       for e in self.episodes
@@ -83,7 +83,7 @@ class Results:
     }
 
   def forget_aborted(self) -> None:
-    """Drops aborted episodes, to play them again."""
+    """Drops aborted episodes, so that they are played again."""
     self.episodes = [e for e in self.episodes if not e.aborted]
     self._lines.close()
     text = "".join(json.dumps(scores.to_line(e)) + "\n" for e in self.episodes)
@@ -103,12 +103,12 @@ class Results:
     """Writes one episode.
 
     Args:
-      found: its line.
+      found: its line in `episodes.jsonl`.
       trajectory: the episode itself.
       decode: token ids -> text.
       token_bytes: what each token id adds to the text.
-      kind: names the file of its trace, beside `step`.
-      step: number of the update that was scored.
+      kind: part of the name of its trace file, with `step`.
+      step: the evaluated update.
     """
     record = records.to_record(trajectory, decode, token_bytes)
     self._traces.append(kind, step, record)
@@ -140,11 +140,11 @@ class Results:
   def finish(
     self, benchmark: str, extra: Mapping[str, Any]
   ) -> list[tables.Table]:
-    """Writes numbers and tables.
+    """Writes scores and tables.
 
     Args:
       benchmark: `config.env.name`, for the paper's table.
-      extra: further numbers, e.g. seconds and calls.
+      extra: further values, e.g. seconds and calls.
 
     Returns:
       The tables.
@@ -171,7 +171,7 @@ class Results:
 
 
 def _plain(value: Any) -> Any:
-  """NaN as None, everywhere inside."""
+  """Replaces NaN by None, recursively."""
   if isinstance(value, Mapping):
     return {key: _plain(inner) for key, inner in value.items()}
   if isinstance(value, float) and value != value:

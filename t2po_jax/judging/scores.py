@@ -1,4 +1,4 @@
-"""From episodes to numbers: one line per episode, means, pass@k, intervals.
+"""Scores of episodes: one line per episode, means, pass@k, intervals.
 
 Every task of a panel is played the same number of times. Intervals are
 percentile bootstrap intervals over tasks, not over episodes: repeats of one
@@ -15,7 +15,7 @@ import numpy as np
 from t2po_jax import types
 
 RESAMPLES = 10_000
-# Resampled at once, to bound memory.
+# Bootstrap samples at once, to bound memory.
 _BLOCK = 500
 
 
@@ -24,19 +24,19 @@ class Episode:
   """One line of `episodes.jsonl`.
 
   Attributes:
-    variant: what was scored, e.g. `greedy, control off`.
+    variant: what was evaluated, e.g. `greedy, control off`.
     split: of the task.
     task_id: the task.
     category: the part of the benchmark it belongs to.
-    repeat: which of the task's episodes, from 0.
+    repeat: index of the episode among those of the task, from 0.
     success: whether the task was solved.
-    aborted: whether the infrastructure failed; then it counts nowhere.
+    aborted: whether the infrastructure failed; the episode is then not scored.
     episode_return: rewards less penalties.
     score: the benchmark's own score in [0, 1] (`task_score` of WebShop); NaN
       where there is none.
     turns: number of turns.
     tokens: response tokens, in the configuration's tokenizer.
-    tokens_discarded: response tokens that resampling threw away.
+    tokens_discarded: response tokens that resampling discarded.
     format_valid: fraction of responses that followed the grammar.
     prompt_tokens: prompt tokens of all turns; as an endpoint bills them.
     completion_tokens: response tokens; as an endpoint bills them.
@@ -66,14 +66,14 @@ def episode(
   split: str,
   usage: tuple[int, int] | None = None,
 ) -> Episode:
-  """The line of a trajectory.
+  """The scores of a trajectory.
 
   Args:
     trajectory: the episode; its `member` is the repeat.
     variant: what was scored.
     split: of the task.
-    usage: prompt and completion tokens as an endpoint counted them; by
-      default as they are here.
+    usage: prompt and completion tokens as counted by an endpoint; by default as
+      counted here.
   """
   turns = trajectory.turns
   tokens = sum(len(turn.response.tokens) for turn in turns)
@@ -112,7 +112,7 @@ def to_line(found: Episode) -> dict[str, Any]:
 
 
 def from_line(line: Mapping[str, Any]) -> Episode:
-  """The episode of `to_line`.
+  """The inverse of `to_line`.
 
   Raises:
     ValueError: if keys are missing or unknown.
@@ -129,8 +129,8 @@ def from_line(line: Mapping[str, Any]) -> Episode:
 def pass_at(tries: int, solved: int, k: int) -> float:
   """The chance that at least one of k tries solves a task.
 
-  1 - C(n - c, k) / C(n, k), without bias for n tries of which c succeeded
-  (arXiv 2107.03374, equation 1).
+  1 - C(n - c, k) / C(n, k), the unbiased estimate from n tries of which c
+  succeeded (arXiv 2107.03374, equation 1).
 
   Args:
     tries: n.
@@ -151,7 +151,7 @@ def interval(
     coverage: of the interval.
 
   Returns:
-    Its ends; NaN without a value, equal for a single one.
+    Its bounds; NaN without values, both equal for a single value.
   """
   array = np.asarray(values, float)
   if not array.size:
@@ -172,10 +172,10 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
-  """The numbers of one variant on one set of tasks.
+  """The scores of one variant on one set of tasks.
 
   Args:
-    episodes: all of them; aborted ones are only counted.
+    episodes: including aborted ones, which are only counted.
 
   Returns:
     `tasks`, `episodes`, `aborted`; `success` (avg@n), `low` and `high`, the
@@ -219,6 +219,6 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _powers(repeats: int) -> list[int]:
-  """2, 4, 8, ... and the number of repeats itself."""
+  """2, 4, 8, ... up to and including the number of repeats."""
   found = [2**i for i in range(1, 20) if 2**i <= repeats]
   return found if repeats < 2 or repeats in found else [*found, repeats]

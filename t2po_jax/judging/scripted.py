@@ -1,6 +1,6 @@
-"""Players without a model: the scripted expert, and one that acts at random.
+"""Players without a model: the scripted expert and a random policy.
 
-Both bound what a score means: what the tasks allow, and what chance gives.
+They put scores into perspective: what is achievable, and what chance gives.
 """
 
 import random
@@ -8,7 +8,7 @@ import random
 from t2po_jax.envs import base, prompts
 from t2po_jax.judging import dialogues
 
-# Words of a random query or answer, at most.
+# The most words of a random query or answer.
 _WORDS = 3
 
 
@@ -22,7 +22,7 @@ class Expert:
     """See `dialogues.Player`.
 
     Raises:
-      ValueError: if the data carries no solution.
+      ValueError: if the data contains no solution.
     """
     try:
       expert = env.expert(_seed(self._seed, place))
@@ -34,9 +34,9 @@ class Expert:
 
 
 class Random:
-  """Chooses one of the possible actions, or words of what it sees.
+  """Chooses a random admissible action, or random words of the observation.
 
-  Every response follows the grammar, so that what is measured is the choice.
+  Every response follows the grammar, so that only the choice is evaluated.
   """
 
   def __init__(self, grammar: prompts.Grammar, seed: int = 0):
@@ -69,5 +69,5 @@ class Random:
 
 
 def _seed(seed: int, place: dialogues.Place) -> int:
-  """A number of its own for every episode."""
+  """A separate seed for every episode."""
   return seed * 1_000_003 + place.repeat * 10_007 + place.number

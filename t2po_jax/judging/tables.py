@@ -1,7 +1,7 @@
-"""Tables of scores, those of the paper among them.
+"""Tables of scores, including those of the paper.
 
-Every table is a head and rows of strings, so that the terminal, Markdown and
-HTML show the same.
+A table is a header and rows of strings, so that terminal, Markdown and HTML
+show the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ SEEN = {"valid": "seen", "test": "unseen"}
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table for people.
+  """A table of strings.
 
   Attributes:
     title: one line.
@@ -72,7 +72,7 @@ class Table:
 def by_variant(
   episodes: Sequence[scores.Episode],
 ) -> dict[str, list[scores.Episode]]:
-  """Episodes by variant and, where there are several, split."""
+  """Episodes by variant and, if there are several, by split."""
   several = len({e.split for e in episodes}) > 1
   found: dict[str, list[scores.Episode]] = {}
   for e in episodes:
@@ -126,8 +126,8 @@ def by_category(
 
   Args:
     episodes: of any number of variants.
-    names: categories that come first, and how the head calls them; others
-      follow by name. One that no episode has gets no column.
+    names: categories that come first, with their column headings; the others
+      follow in alphabetical order. Categories without episodes get no column.
     title: of the table.
     average: whether the last column is the mean of the categories; otherwise
       it is the mean over tasks.

@@ -1,1 +1,1 @@
-"""The OpenAI protocol over the sampler."""
+"""An OpenAI-compatible server on top of the sampler."""

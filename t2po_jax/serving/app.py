@@ -1,7 +1,7 @@
-"""The OpenAI protocol over HTTP: a Starlette application around an engine.
+"""The OpenAI API over HTTP: a Starlette application around an engine.
 
-Needs the extra `serve`. A client that goes away frees its slots at once,
-whether it was reading a stream or waiting for the whole answer.
+Needs the extra `serve`. A client that disconnects frees its slots at once,
+whether it was reading a stream or waiting for a complete response.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ MOST_BYTES = 8 << 20
 
 @dataclasses.dataclass
 class Choice:
-  """One response of a request, as far as it has come.
+  """One response of a request in progress.
 
   Attributes:
     index: of the choice.
     prompt: [T] int32, token ids.
-    opening: text that the answer begins with, not sampled.
+    opening: the text that the answer begins with; it is not sampled.
     ticket: of the engine's job.
     sent: characters of the text that have been streamed.
-    sent_tokens: tokens whose entries have been streamed.
+    sent_tokens: tokens whose log-probabilities have been streamed.
   """
 
   index: int
@@ -49,11 +49,11 @@ class Choice:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """What a choice says so far.
+  """The text of a choice so far.
 
   Attributes:
-    text: of the sampled tokens, without what a stop string cut off.
-    pieces: text of each token that is at least partly in it.
+    text: of the sampled tokens, up to a stop string.
+    pieces: the text of each token that is at least partly included.
     stopped: whether a stop string of the request was found.
   """
 
@@ -63,7 +63,7 @@ class Text:
 
 
 class Server:
-  """Answers requests with one engine."""
+  """Serves requests with one engine."""
 
   def __init__(
     self,
@@ -73,13 +73,13 @@ class Server:
     *,
     key: str = "",
   ):
-    """Binds the parts.
+    """Creates the server.
 
     Args:
-      model: what is served.
+      model: the model that is served.
       tokenizer: of the model.
-      engine: samples the responses; closed with the application.
-      key: what clients must send as a bearer token; empty for none.
+      engine: samples the responses; it is closed with the application.
+      key: the bearer token that clients must send; empty for none.
     """
     self._model = model
     self._tokenizer = tokenizer
@@ -116,7 +116,7 @@ class Server:
   def _answer(
     self, handler: Callable[[requests.Request], Awaitable[responses.Response]]
   ):
-    """The handler behind the key, with refusals as answers."""
+    """Wraps a handler: checks the key and turns errors into responses."""
 
     async def endpoint(request: requests.Request) -> responses.Response:
       try:
@@ -186,10 +186,10 @@ class Server:
         task.cancel()
 
   def _choices(self, ask: protocol.Ask, *, chat: bool) -> list[Choice]:
-    """The prompts as token ids, each as often as it was asked for.
+    """The prompts as token ids, each repeated as often as requested.
 
     Raises:
-      Refused: if one is too long, or holds ids that do not exist.
+      Refused: if one is too long or contains unknown ids.
     """
     found = []
     for prompt in ask.prompts:
@@ -244,7 +244,7 @@ class Server:
   def _read(
     self, attempt: types.Attempt, stops: Sequence[str], *, final: bool
   ) -> Text:
-    """The text of some tokens, cut at a stop string."""
+    """The text of some tokens, cut off at a stop string."""
     pieces = records.pieces_of(attempt.tokens, self._token_bytes, final=final)
     text = "".join(pieces)
     end = protocol.cut(text, stops)
@@ -261,12 +261,12 @@ class Server:
   async def _events(
     self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
   ) -> AsyncIterator[tuple[Choice, samplers.Completion, Text, bool]]:
-    """Every step of every choice: completion so far, text, whether ended."""
+    """Yields (choice, completion, text, ended) for each step of each choice."""
     left = {choice.index for choice in choices}
     while left:
       index, found, final = await exchange.next()
       if index not in left:
-        continue  # Ended by a stop string before.
+        continue  # Already ended by a stop string.
       choice = choices[index]
       if found is None:
         raise protocol.Refused(500, "the engine failed; see the server's log")
@@ -282,7 +282,7 @@ class Server:
   async def _whole(
     self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
   ) -> dict[str, Any]:
-    """The answer of a request that is not streamed."""
+    """The response to a request without streaming."""
     made: list[dict[str, Any]] = [{} for _ in choices]
     used = 0
     async for choice, found, text, ended in self._events(
@@ -311,7 +311,7 @@ class Server:
   async def _stream(
     self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
   ) -> AsyncIterator[str]:
-    """The answer of a request in server-sent events."""
+    """The response to a request as server-sent events."""
     used = 0
     try:
       for choice in choices:
@@ -360,7 +360,7 @@ class Server:
   def _logprobs(
     self, found: samplers.Completion, text: Text, first: int, chat: bool
   ) -> dict[str, Any]:
-    """The entries of tokens from `first` on."""
+    """Log-probabilities of the tokens from `first` on."""
     entries = protocol.token_entries(
       found.attempt, text.pieces, self._token_bytes, first
     )
@@ -371,7 +371,7 @@ class Server:
 
 
 class _Exchange:
-  """The way from the engine's thread to the event loop, for one request."""
+  """Passes results from the engine's thread to the event loop."""
 
   def __init__(self, engine: engines.Engine, model: str, *, chat: bool):
     self.chat = chat
@@ -383,7 +383,7 @@ class _Exchange:
     self._queue: asyncio.Queue = asyncio.Queue()
 
   def listeners(self, index: int):
-    """What the engine calls for one choice."""
+    """The engine's callbacks for one choice."""
 
     def put(*event: Any) -> None:
       try:
@@ -401,11 +401,11 @@ class _Exchange:
     return await self._queue.get()
 
   def cancel(self, choices: Sequence[Choice]) -> None:
-    """Frees whatever is still under way."""
+    """Frees the slots of everything still in progress."""
     self._engine.cancel([c.ticket for c in choices if c.ticket >= 0])
 
   def head(self, suffix: str) -> dict[str, Any]:
-    """What every answer begins with."""
+    """The fields that every response object begins with."""
     kind = "chat.completion" if self.chat else "text_completion"
     return {
       "id": self._id,
@@ -422,7 +422,7 @@ class _Exchange:
     *,
     logprobs: Any = None,
   ) -> dict[str, Any]:
-    """One piece of a stream."""
+    """One chunk of a stream."""
     choice: dict[str, Any] = {"index": index}
     choice["delta" if self.chat else "text"] = delta
     choice |= {"finish_reason": reason, "logprobs": logprobs}
@@ -434,7 +434,7 @@ def _event(body: dict[str, Any]) -> str:
 
 
 def _covering(pieces: Sequence[str], end: int) -> int:
-  """How many tokens lie wholly before a character."""
+  """The number of tokens that end before a character."""
   size = 0
   for number, piece in enumerate(pieces):
     size += len(piece)
@@ -444,13 +444,13 @@ def _covering(pieces: Sequence[str], end: int) -> int:
 
 
 def _reason(found: samplers.Completion, text: Text) -> str:
-  """Why a response ended, in the protocol's words."""
+  """The `finish_reason` of a response."""
   length = found.attempt.finish == "length" and not text.stopped
   return "length" if length else "stop"
 
 
 def _prompt_tokens(ask: protocol.Ask, choices: Sequence[Choice]) -> int:
-  """Every prompt counts once, however often it was answered."""
+  """Tokens of all prompts; each prompt counts once, whatever `n` is."""
   return sum(len(choice.prompt) for choice in choices[:: ask.choices])
 
 
@@ -464,7 +464,7 @@ async def _body(request: requests.Request) -> bytes:
 
 
 async def _disconnected(request: requests.Request) -> None:
-  """Returns when the client has gone away."""
+  """Returns when the client has disconnected."""
   while (await request.receive())["type"] != "http.disconnect":
     pass
 

@@ -1,10 +1,10 @@
-"""One thread that keeps the sampler's slots busy with requests of many.
+"""A thread that keeps the sampler's slots busy with concurrent requests.
 
-Requests come in from anywhere and start as soon as a slot is free, while
-others are being decoded. How tokens are drawn is compiled into the decode
-program, so only requests of equal sampling and equal exploration control are
-decoded together. Others wait until those have ended; once they have waited
-for long no more are let in before them, so that nobody starves.
+Requests may come from any thread and start as soon as a slot is free, while
+others are being decoded. Sampling settings are compiled into the decode
+program, so only requests with equal sampling and exploration control are
+decoded together. The others wait; once they have waited long enough, no further
+requests overtake them, so that none starves.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,13 +20,13 @@ from t2po_jax.rollout import draw, slots
 from t2po_jax.rollout import sampler as samplers
 from t2po_jax.rollout import scheduler as schedulers
 
-# Seconds after which requests of another sampling are no longer overtaken.
+# Seconds after which requests with other settings are no longer overtaken.
 PATIENCE = 2.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-  """What requests must share to be decoded together.
+  """The settings that requests must share to be decoded together.
 
   Attributes:
     sampling: how tokens are drawn.
@@ -47,12 +47,12 @@ class Job:
     prompt: [T] int32.
     setting: see `Setting`.
     limit: most tokens of the response.
-    key: [2] uint32, its randomness.
-    signal: [W] float32, what the uncertainty signal carries of the episode so
-      far; None at its start.
-    watched: whether `progress` shall be called.
-    progress: gets what has been sampled so far, after every chunk.
-    finished: gets the completion, or None if the engine failed.
+    key: [2] uint32, its random key.
+    signal: [W] float32, the state of the uncertainty signal; None at the start
+      of an episode.
+    watched: whether to call `progress`.
+    progress: called with the completion so far, after every chunk.
+    finished: called with the completion, or None if the engine failed.
   """
 
   prompt: np.ndarray
@@ -66,7 +66,7 @@ class Job:
 
 
 class Busy(RuntimeError):
-  """More requests are waiting than the engine takes."""
+  """The engine's queue is full."""
 
 
 class Engine:
@@ -85,8 +85,8 @@ class Engine:
     Args:
       sampler: holds the parameters.
       scheduler: of the sampler.
-      control: the exploration control where a job asks for it.
-      most_waiting: jobs that may wait or run at the same time.
+      control: the exploration control, for jobs that ask for it.
+      most_waiting: the most jobs that may wait or run at the same time.
     """
     self._sampler = sampler
     self._scheduler = scheduler
@@ -106,7 +106,7 @@ class Engine:
 
   @property
   def load(self) -> dict[str, int]:
-    """Slots, those that are taken, and jobs waiting and running."""
+    """The number of slots, of busy slots, and of jobs waiting and running."""
     with self._condition:
       return {
         "slots": self._sampler.slots,
@@ -131,13 +131,13 @@ class Engine:
     return ticket
 
   def cancel(self, tickets: Iterable[int]) -> None:
-    """Drops jobs; those that have ended already are let be."""
+    """Cancels jobs; those that have already ended are unaffected."""
     with self._condition:
       self._cancelled.extend(tickets)
       self._condition.notify()
 
   def close(self) -> None:
-    """Ends the thread; jobs that are under way get None."""
+    """Stops the thread; `finished` of unfinished jobs is called with None."""
     with self._condition:
       self._closed = True
       self._condition.notify()
@@ -149,7 +149,7 @@ class Engine:
         self._drop()
         self._admit()
         self._decode()
-    except Exception:  # Whoever waits must hear of it.
+    except Exception:  # Waiting requests must be told.
       logging.exception("the engine failed")
     with self._condition:
       self._closed = True
@@ -159,7 +159,7 @@ class Engine:
       job.finished(None)
 
   def _wait(self) -> bool:
-    """Sleeps while there is nothing to do; whether to go on."""
+    """Sleeps while there is nothing to do; returns whether to continue."""
     with self._condition:
       self._condition.wait_for(
         lambda: (
@@ -169,7 +169,7 @@ class Engine:
       return not self._closed
 
   def _drop(self) -> None:
-    """Frees what has been cancelled."""
+    """Frees the slots of cancelled jobs."""
     with self._condition:
       cancelled, self._cancelled = self._cancelled, []
       running = [t for t in cancelled if self._running.pop(t, None)]
@@ -179,7 +179,7 @@ class Engine:
       self._scheduler.cancel(ticket)
 
   def _admit(self) -> None:
-    """Hands the scheduler all jobs that may be decoded together now."""
+    """Submits all jobs that may be decoded together now to the scheduler."""
     with self._condition:
       if not self._waiting:
         return
@@ -211,7 +211,7 @@ class Engine:
       )
 
   def _decode(self) -> None:
-    """Decodes one chunk and tells whoever waits for it."""
+    """Decodes one chunk and calls the jobs' callbacks."""
     if not self._running:
       return
     setting = self._setting
@@ -228,11 +228,11 @@ class Engine:
 
 
 def without_intervention(control: slots.Control) -> slots.Control:
-  """The same measurements, but nothing is forced."""
+  """The same measurements without the intervention."""
   intervention = dataclasses.replace(control.intervention, enabled=False)
   return dataclasses.replace(control, intervention=intervention)
 
 
 def key_of(seed: Sequence[int]) -> np.ndarray:
-  """The randomness of a request, [2] uint32."""
+  """The random key of a request, [2] uint32."""
   return np.random.SeedSequence(tuple(seed)).generate_state(2)

@@ -1,20 +1,20 @@
-"""Requests and answers of the OpenAI protocol, as plain dicts.
+"""Requests and responses of the OpenAI API, as plain dicts.
 
 Chat completions and completions, with sampling, `n`, stop strings, seed,
-streaming, log-probabilities of the chosen tokens, and usage. What is asked for
-and cannot be done is refused rather than ignored. Two things are ours:
+streaming, log-probabilities of the chosen tokens, and usage. Unsupported
+options are refused rather than ignored. There are two extensions:
 
   exploration_control  in a request: {"enabled": bool, "epsilon": number,
       "state": [...]}; in a choice: {"phi", "fired_at", "thinking_tokens",
-      "state"}. `state` is what the uncertainty signal carries from one turn
-      of an episode to the next.
+      "state"}. `state` is the state of the uncertainty signal, carried from one
+      turn of an episode to the next.
   logprobs             every token also has `uncertainty`, `entropy`,
       `confidence` and `forced`.
 
-A last message of the assistant is continued. Without one the response begins
-with the prefix that the policy was trained with, and the answer shows it. The
-policy's own stop strings, which close its actions, end a response and stay in
-it; those of the request are cut off, as usual.
+If the last message is the assistant's, it is continued. Otherwise the response
+begins with the prefix that the policy was trained with, which is included in
+the response. The policy's own stop strings, which close its actions, end a
+response and are kept in it; those of the request are cut off, as usual.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ _IGNORED = {
   "prompt_cache_key",
   "suffix",
 }
-# Asked for by their defaults only.
+# Accepted only with these values.
 _ONLY = {
   "presence_penalty": (0, 0.0, None),
   "frequency_penalty": (0, 0.0, None),
@@ -79,10 +79,10 @@ MOST_STOP_CHARACTERS = 256
 
 
 class Refused(ValueError):
-  """A request that gets an error.
+  """A request that is answered with an error.
 
   Attributes:
-    status: of HTTP.
+    status: the HTTP status.
     body: the error object.
   """
 
@@ -100,18 +100,18 @@ class Refused(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """What is served.
+  """The served model.
 
   Attributes:
     name: its id.
     created: Unix seconds.
-    prefix: what its responses begin with.
+    prefix: the text that its responses begin with.
     max_prompt: most tokens of a prompt, the prefix included.
     max_response: most tokens of a response.
-    sampling: how tokens are drawn where a request does not say.
+    sampling: the default sampling settings.
     epsilon: threshold of the exploration control.
-    controlled: whether it acts where a request does not say.
-    state_size: W, numbers that the uncertainty signal carries.
+    controlled: whether the control acts by default.
+    state_size: W, the size of the uncertainty signal's state.
   """
 
   name: str
@@ -147,14 +147,14 @@ class Ask:
     limit: most tokens of a response.
     sampling: how tokens are drawn.
     choices: responses per prompt.
-    stops: strings that end a response and are cut off.
-    stream: whether the answer comes in pieces.
-    stream_usage: whether the last piece says what was used.
-    seed: None for a fresh one.
-    logprobs: whether tokens are returned.
+    stops: strings that end a response; they are cut off.
+    stream: whether the response is streamed.
+    stream_usage: whether the last chunk reports the usage.
+    seed: None for a random one.
+    logprobs: whether log-probabilities are returned.
     controlled: whether the exploration control acts.
     epsilon: its threshold.
-    signal: [W] float32, what the uncertainty signal carries; None at the start.
+    signal: [W] float32, the state of the uncertainty signal; None at the start.
   """
 
   prompts: list[Any]
@@ -175,12 +175,12 @@ def parse(body: bytes, model: Model, *, chat: bool) -> Ask:
   """Checks a request.
 
   Args:
-    body: what was sent.
+    body: of the HTTP request.
     model: what is served.
-    chat: whether messages are expected, or a prompt.
+    chat: whether messages are expected rather than a prompt.
 
   Raises:
-    Refused: if something is wrong with it.
+    Refused: if the request is invalid.
   """
   try:
     asked = json.loads(body)
@@ -239,7 +239,7 @@ def _check_keys(asked: Mapping[str, Any], known: set[str]) -> None:
 def _number(
   asked: Mapping[str, Any], key: str, default: float, least: float, most: float
 ) -> float:
-  """A number of a request inside its bounds; the default for null."""
+  """A number of a request, checked against its bounds; null: the default."""
   value = asked.get(key)
   if value is None:
     return default
@@ -276,7 +276,7 @@ def _flag(asked: Mapping[str, Any], key: str) -> bool:
 def _seed(asked: Mapping[str, Any]) -> int | None:
   if asked.get("seed") is None:
     return None
-  # Any 64 bits; randomness is named by numbers from 0 on.
+  # Any 64 bits; random keys are derived from numbers >= 0.
   return _whole(asked, "seed", 0, -(2**63), 2**63) % 2**64
 
 
@@ -329,7 +329,7 @@ def _stops(asked: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _messages(asked: Mapping[str, Any]) -> list[dict[str, str]]:
-  """The messages of a chat, content joined to one text."""
+  """The messages of a chat, with the content of each as a single string."""
   given = asked.get("messages")
   if not isinstance(given, list) or not given:
     raise Refused(
@@ -395,7 +395,7 @@ def _prompts(asked: Mapping[str, Any]) -> list[Any]:
 def _control(
   asked: Mapping[str, Any], model: Model
 ) -> tuple[bool, float, np.ndarray | None]:
-  """Whether and how the exploration control acts."""
+  """Whether the exploration control acts, its epsilon and the state."""
   given = asked.get("exploration_control")
   if given is None:
     return model.controlled, model.epsilon * model.controlled, None
@@ -416,15 +416,15 @@ def _control(
   return enabled, float(epsilon) if enabled else 0.0, signal
 
 
-# JSON knows no infinity.
+# JSON has no infinity.
 _INFINITIES = {"inf": math.inf, "-inf": -math.inf}
 
 
 def read_state(state: Any, size: int) -> np.ndarray:
-  """What `write_state` wrote.
+  """Reads the output of `write_state`.
 
   Raises:
-    Refused: if it is anything else.
+    Refused: if it is invalid.
   """
   good = isinstance(state, list) and len(state) == size
   numbers = []
@@ -442,7 +442,7 @@ def read_state(state: Any, size: int) -> np.ndarray:
 
 
 def write_state(signal: np.ndarray | None) -> list[float | str] | None:
-  """What the uncertainty signal carries, as JSON."""
+  """The state of the uncertainty signal, as JSON."""
   if signal is None:
     return None
   return [
@@ -452,13 +452,13 @@ def write_state(signal: np.ndarray | None) -> list[float | str] | None:
 
 
 def cut(text: str, stops: Sequence[str]) -> int | None:
-  """Where a text is cut off, or None if no stop string is in it."""
+  """The position of the first stop string in a text; None without one."""
   found = [text.find(stop) for stop in stops if stop in text]
   return min(found, default=None)
 
 
 def held_back(text: str, stops: Sequence[str]) -> int:
-  """How many characters at the end may still become a stop string."""
+  """The number of characters at the end that may begin a stop string."""
   longest = 0
   for stop in stops:
     for size in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -474,13 +474,13 @@ def token_entries(
   token_bytes: Sequence[bytes],
   first: int = 0,
 ) -> list[dict[str, Any]]:
-  """The chosen tokens from `first` on with what was measured of them.
+  """The chosen tokens from `first` on, with their measurements.
 
   Args:
     attempt: the response.
     pieces: the text of each token that is returned.
     token_bytes: what each token id adds to the text.
-    first: number of the first token.
+    first: index of the first token.
   """
   entries = []
   for i in range(first, len(pieces)):
@@ -502,7 +502,7 @@ def token_entries(
 
 
 def control_entry(completion: samplers.Completion) -> dict[str, Any]:
-  """What the exploration control says of a response."""
+  """The exploration control's report on a response."""
   attempt = completion.attempt
   return {
     "phi": attempt.phi if math.isfinite(attempt.phi) else None,
@@ -513,7 +513,7 @@ def control_entry(completion: samplers.Completion) -> dict[str, Any]:
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-  """The account of a request."""
+  """The usage object of a response."""
   return {
     "prompt_tokens": prompt_tokens,
     "completion_tokens": completion_tokens,
@@ -522,7 +522,7 @@ def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 
 def text_logprobs(entries: Sequence[Mapping[str, Any]], offset: int) -> dict:
-  """`logprobs` of the completion protocol."""
+  """The `logprobs` object of the completion API."""
   offsets, at = [], offset
   for entry in entries:
     offsets.append(at)

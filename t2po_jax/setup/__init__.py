@@ -1,1 +1,1 @@
-"""From a configuration to the parts of a run."""
+"""Builds the parts of a run from its configuration."""

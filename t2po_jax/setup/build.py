@@ -1,7 +1,7 @@
-"""From the configuration to the parts of a run.
+"""Builds the parts of a run from its configuration.
 
-The only translation between config keys and plain arguments; `validate.py`
-has looked at them before.
+The only place that translates config keys into plain arguments; `validate.py`
+has checked them before.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,12 +52,12 @@ from t2po_jax.rollout import (
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# How the episodes are sampled that an estimator compares with.
+# How an estimator's baseline episodes are sampled.
 GREEDY = draw.Sampling(temperature=0.0)
 
 
 def cache_dir(config: settings.Config) -> pathlib.Path:
-  """Where cold starts, indexes and compiled programs are kept."""
+  """The folder of cold starts, indexes and compiled programs."""
   given = config.cache_dir or os.environ.get("T2PO_CACHE", "")
   place = pathlib.Path(given or "~/.cache/t2po_jax").expanduser()
   try:
@@ -71,14 +71,14 @@ def cache_dir(config: settings.Config) -> pathlib.Path:
 
 
 def keep_programs(config: settings.Config) -> None:
-  """Lets JAX keep compiled programs in `cache_dir`, and find them there."""
+  """Turns on JAX's persistent compilation cache, inside `cache_dir`."""
   place = str(cache_dir(config) / "compiled")
   jax.config.update("jax_compilation_cache_dir", place)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def fingerprint(*parts: Any) -> str:
-  """A short name for settings: equal for equal settings."""
+  """A short hash of settings."""
 
   def plain(part: Any):
     return settings.to_dict(part) if dataclasses.is_dataclass(part) else part
@@ -88,10 +88,10 @@ def fingerprint(*parts: Any) -> str:
 
 
 def benchmark(config: settings.Config) -> base.Benchmark:
-  """The benchmark that `config.env` describes.
+  """Makes the benchmark that `config.env` describes.
 
-  A benchmark that keeps files of its own keeps them in the run's cache unless
-  `env.cache_dir` says otherwise.
+  Files that the benchmark creates go to the run's cache, unless `env.cache_dir`
+  is set.
 
   Raises:
     ValueError: if a split is missing or empty.
@@ -108,14 +108,14 @@ def benchmark(config: settings.Config) -> base.Benchmark:
 
 
 def agent(config: settings.Config, made: base.Benchmark | None) -> agents.Agent:
-  """The policy that `config.model` describes, before any training here.
+  """Makes the policy that `config.model` describes, before any training.
 
   A model from scratch gets a tokenizer trained on the benchmark's own text;
-  both are the same for the same configuration.
+  both are determined by the configuration.
 
   Args:
     config: the run's configuration.
-    made: the benchmark; only a model from scratch asks it for text.
+    made: the benchmark; only a model from scratch needs it, for its text.
   """
   model, params = config.model, None
   tokens = tokenizer_of(config, made)
@@ -139,7 +139,7 @@ def agent(config: settings.Config, made: base.Benchmark | None) -> agents.Agent:
 def tokenizer_of(
   config: settings.Config, made: base.Benchmark | None
 ) -> tokenizer.Tokenizer:
-  """The policy's tokenizer alone; arguments as in `agent`."""
+  """Makes only the policy's tokenizer; arguments as in `agent`."""
   model = config.model
   if model.source != "scratch":
     return tokenizer.load(model.source, template_arguments(config, made))
@@ -157,10 +157,10 @@ def tokenizer_of(
 def template_arguments(
   config: settings.Config, made: base.Benchmark | None
 ) -> dict[str, Any]:
-  """What the chat template is told: `model.template_arguments`, and tools.
+  """Arguments of the chat template: `model.template_arguments`, and tools.
 
   Raises:
-    ValueError: if the key holds no JSON object.
+    ValueError: if the key is not a JSON object.
   """
   text = config.model.template_arguments
   try:
@@ -177,7 +177,7 @@ def template_arguments(
 
 
 def control(config: settings.Config) -> slots.Control:
-  """Settings of the exploration control inside the decode loop."""
+  """The exploration control's settings for the decode loop."""
   c = config.control
   signal = uncertainty.SIGNALS[c.signal]
   return slots.Control(
@@ -199,7 +199,7 @@ def control(config: settings.Config) -> slots.Control:
 def actor(
   config: settings.Config, made: base.Benchmark, which: agents.Agent
 ) -> actors.Actor:
-  """Slots and environments; the sampler still lacks parameters."""
+  """Makes sampler and environments; the sampler has no parameters yet."""
   tokens = which.tokenizer
   text = config.control.thinking.closing or made.grammar.closing
   closing = tuple(tokens.encode(text))
@@ -231,7 +231,7 @@ def device_sampler(
   *,
   abstract: bool = False,
 ) -> sampler.Sampler:
-  """The device side of sampling; `abstract` allocates nothing."""
+  """Makes the sampler; with `abstract` nothing is allocated."""
   rollout = config.rollout
   return sampler.Sampler(
     policy,
@@ -258,9 +258,9 @@ def device_sampler(
 def sampling_mesh(
   config: settings.Config, devices: Sequence[jax.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """The mesh of the sampler: as many of a process's devices as can share.
+  """The sampler's mesh: as many of the process's devices as can be used.
 
-  Groups of `rollout.tensor` devices share the slots evenly.
+  Groups of `rollout.tensor` devices divide the slots evenly.
 
   Args:
     config: the run's.
@@ -289,10 +289,11 @@ def sampling_mesh(
 def environment_pool(
   config: settings.Config, made: base.Benchmark
 ) -> environments.Pool:
-  """The environments: on the spot, in threads, or in worker processes.
+  """Makes the environments: in this thread, in threads or worker processes.
 
   Raises:
-    ValueError: if threads were asked for that the environment cannot bear.
+    ValueError: if threads were requested and the environment is not
+      thread-safe.
   """
   rollout = config.rollout
   if rollout.env_workers:
@@ -318,7 +319,7 @@ def environment_pool(
 
 
 def recipe(config: settings.Config) -> Callable[[], base.Benchmark]:
-  """What makes the benchmark, here or in a worker process; can be pickled."""
+  """A picklable function that makes the benchmark, here or in a worker."""
   arguments = dict(config.env.arguments)
   if arguments.get("cache_dir") == "":
     arguments["cache_dir"] = str(cache_dir(config))
@@ -326,19 +327,19 @@ def recipe(config: settings.Config) -> Callable[[], base.Benchmark]:
 
 
 def train_sampling(config: settings.Config) -> draw.Sampling:
-  """How tokens are drawn for training."""
+  """Sampling settings of training."""
   r = config.rollout
   return draw.Sampling(r.temperature, r.top_k, r.top_p, r.min_p)
 
 
 def eval_sampling(config: settings.Config) -> draw.Sampling:
-  """How tokens are drawn for evaluation."""
+  """Sampling settings of evaluation."""
   e = config.eval
   return draw.Sampling(e.temperature, e.top_k, e.top_p)
 
 
 def samplings(config: settings.Config) -> list[draw.Sampling]:
-  """All ways of drawing that a run uses, to compile them ahead."""
+  """All sampling settings that a run uses, to compile them in advance."""
   found = [train_sampling(config), eval_sampling(config)]
   if "baselines" in estimator(config).needs:
     found.append(GREEDY)
@@ -352,7 +353,7 @@ def rules(
   epsilon: float = 0.0,
   eta: float = 0.0,
 ) -> collect.Rules:
-  """How episodes are played, at the given thresholds."""
+  """The rules of episodes, with the given thresholds."""
   return collect.Rules(
     context=config.rollout.context,
     env_calls=config.rollout.env_calls,
@@ -429,7 +430,7 @@ def _optimizer(
 def adapters(
   config: settings.Config, policy: decoder.Policy
 ) -> lora.Adapters | None:
-  """The low-rank adapters that are trained, None to train the policy whole."""
+  """The low-rank adapters to train; None to train all weights."""
   if not config.lora.rank:
     return None
   return lora.Adapters(
@@ -442,7 +443,7 @@ def adapters(
 
 
 def objective(config: settings.Config) -> objectives.PolicyObjective:
-  """What the policy-gradient update minimises."""
+  """The objective of the policy-gradient update."""
   loss = config.loss
   return objectives.PolicyObjective(
     kind=loss.kind,
@@ -513,7 +514,7 @@ def watch(config: settings.Config) -> collapse_guard.Guard:
 
 
 def caution(config: settings.Config, rollbacks: int) -> collapse_guard.Caution:
-  """How a run goes on after so many rollbacks."""
+  """How cautiously a run continues after a number of rollbacks."""
   return collapse_guard.escalate(
     rollbacks,
     rate_factor=config.guard.rate_factor,
@@ -528,7 +529,7 @@ def estimator(config: settings.Config) -> episodes.Estimator:
 
 
 def turn_discount(config: settings.Config) -> float:
-  """How the configured estimator discounts from turn to turn."""
+  """The configured estimator's discount from turn to turn."""
   if "discount" in estimator(config).keys:
     return getattr(config.advantage, "discount")  # noqa: B009
   return 1.0
@@ -537,7 +538,7 @@ def turn_discount(config: settings.Config) -> float:
 def estimate(
   config: settings.Config, data: episodes.Episodes
 ) -> episodes.Advantages:
-  """Advantages of a rollout by the configured estimator."""
+  """Advantages of a rollout, from the configured estimator."""
   found = estimator(config).estimate(data, config.advantage)
   return modulation.apply(
     config.advantage.modulation, data, found, config.advantage

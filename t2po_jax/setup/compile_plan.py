@@ -1,9 +1,9 @@
-"""Compiles the programs of a run ahead, for chips that need not be here.
+"""Ahead-of-time compilation of a run's programs, for chips not present.
 
-XLA's compiler for TPUs comes with libtpu and runs on any x86 host: from the
-shapes and layouts of all arrays it makes the programs that a slice would run,
-and tells what they hold and exchange. No weight is read and nothing is
-allocated. Of a vocabulary only its size matters, so tokens are made up.
+XLA's TPU compiler is part of libtpu and runs on any x86 host: from the shapes
+and layouts of all arrays it compiles the programs that a slice would run, and
+reports their memory and communication. No weights are read and nothing is
+allocated. Only the size of the vocabulary matters, so its tokens are made up.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ from t2po_jax.models import tokenizer as tokenizers
 from t2po_jax.rollout import sampler
 from t2po_jax.setup import build, memory_plan, roofline
 
-# What libtpu asks of its host's name and kind, which nobody here can answer.
+# Stand-ins for the metadata that libtpu asks a TPU host for.
 _HOST = {
   "TPU_SKIP_MDS_QUERY": "1",
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -42,14 +42,14 @@ _INSTALL = "pip install libtpu (Linux x86-64, the release of jax[tpu])"
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """What programs are compiled for.
+  """The target of compilation.
 
   Attributes:
     name: of the topology.
     devices: all of them.
-    local: of one process, for its sampler.
-    chip: their peaks; None if unknown.
-    limit: bytes of a device that programs may use; 0 if unknown.
+    local: those of one process, for its sampler.
+    chip: its peak rates; None if unknown.
+    limit: bytes of device memory that programs may use; 0 if unknown.
   """
 
   name: str
@@ -60,29 +60,29 @@ class Target:
 
   @property
   def shared(self) -> bool:
-    """Whether one process has all devices."""
+    """Whether a single process has all devices."""
     return len(self.devices) == len(self.local)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled program of a run; bytes are those of one device.
+  """A compiled program of a run; bytes are per device.
 
   Attributes:
     name: kind and size.
     arguments: bytes.
-    results: bytes that reuse no argument.
+    results: bytes not aliased with arguments.
     temporaries: bytes.
-    peak: most bytes at once, arguments included.
-    total: the same with all that the run holds besides.
+    peak: peak bytes, arguments included.
+    total: peak bytes plus everything else that the run holds.
     moved: bytes read from and written to main memory.
-    flops: of matrix products; both of one turn where a loop has no known
-      length, which is one token when decoding and a part of the rows when
+    flops: of matrix products. Loops of unknown trip count are counted once,
+      here and in `moved`: one token when decoding, one micro-batch when
       learning.
     kernels: names of its Pallas kernels.
     exchanged: `kind over axes` -> bytes of results.
-    bound: the least time; None without a known chip.
-    compile_seconds: what compiling took here.
+    bound: the lower bound on its time; None without a known chip.
+    compile_seconds: compilation time on this host.
   """
 
   name: str
@@ -101,7 +101,7 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-  """A program to compile: `held` are its arguments that outlive it, bytes."""
+  """A program to compile; `held`: bytes of the arguments that outlive it."""
 
   name: str
   trace: Callable[[], Any]
@@ -114,14 +114,14 @@ class _Job:
 
 
 class DoesNotFit(ValueError):
-  """A program needs more memory than a device has."""
+  """A program needs more memory than the device has."""
 
 
 def target(topology: str) -> Target:
   """The devices of a topology.
 
   Args:
-    topology: e.g. `v5e:4x4`, or `cpu` or `gpu` for the devices that are here.
+    topology: e.g. `v5e:4x4`, or `cpu` or `gpu` for the devices present.
 
   Raises:
     ValueError: if the name is unknown, or libtpu is not installed.
@@ -155,7 +155,7 @@ def target(topology: str) -> Target:
   devices = _describe(name, bounds, host)
   local = devices
   if any(d.process_index for d in devices):
-    # Its programs number the devices of one process from 0.
+    # Its programs number the devices of each process from 0.
     local = _describe(name, host, host)
   limit = int(chip.memory - roofline.RESERVED)
   return Target(topology, devices, local, chip, limit)
@@ -181,7 +181,7 @@ def model_shape(config: settings.Config) -> model_config.ModelConfig:
   """The sizes of the configured model, without its weights.
 
   Raises:
-    ValueError: if nothing here tells them.
+    ValueError: if they cannot be determined locally.
   """
   model = config.model
   if model.source == "scratch":
@@ -209,11 +209,11 @@ class Plan:
     target: the target.
     policy: the network.
     learner: of the update.
-    memory: what a run would print of its memory.
+    memory: the memory plan that a run would print.
   """
 
   def __init__(self, config: settings.Config, where: Target):
-    """Describes all arrays; compiles nothing yet."""
+    """Describes all arrays, without compiling anything yet."""
     self.config, self.target = config, where
     shape = model_shape(config)
     self.policy = decoder.Policy(
@@ -222,7 +222,7 @@ class Plan:
       remat=config.model.remat,
       scan_layers=config.model.scan_layers,
     )
-    # No text is read here: the learner asks for sizes alone.
+    # No text is needed here: the learner only asks for sizes.
     nobody = cast(tokenizers.Tokenizer, None)
     agent = agents.Agent(self.policy, decoder.shapes(shape), nobody)
     self._mesh = build.mesh(config, where.devices)
@@ -251,13 +251,13 @@ class Plan:
     progress: Callable[[str], None],
     kinds: Collection[str] = (),
   ) -> Iterator[Program]:
-    """Compiles the programs, one after the other.
+    """Compiles the programs one after the other, yielding each.
 
     Args:
-      every_size: all sizes of prompts, rows and caches, or of each kind only
-        the largest.
-      progress: told the name of what comes next.
-      kinds: of programs, as their names begin; empty for all.
+      every_size: whether to compile all sizes of prompts, rows and caches, or
+        only the largest program of each kind.
+      progress: called with the name of the next program.
+      kinds: prefixes of program names; empty for all.
 
     Raises:
       ValueError: for a kind that does not exist.
@@ -278,13 +278,13 @@ class Plan:
       yield self._compile(job)
 
   def measured(self, programs: Collection[Program]) -> memory_plan.Plan:
-    """The memory plan as a run near its limit prints it.
+    """The memory plan as printed by a run close to its limit.
 
     Args:
       programs: those compiled so far.
 
     Returns:
-      The plan, with the compiler's figure for the update if it is among them.
+      The plan, with the compiler's figure for the update if that is among them.
     """
     update = [one for one in programs if one.name.startswith("update")]
     if not update:
@@ -298,7 +298,7 @@ class Plan:
     return dataclasses.replace(self.memory, parts=parts)
 
   def lasting(self) -> int:
-    """Bytes that a device holds as long as the run lasts."""
+    """Bytes that a device holds for the whole run."""
     parts = self.memory.parts
     return sum(parts[name] for name in memory_plan.LASTING)
 
@@ -342,7 +342,7 @@ class Plan:
     )
 
   def _moving_jobs(self) -> Iterator[_Job]:
-    """What brings new weights to the sampler."""
+    """The programs that transfer new weights to the sampler."""
     learner = self.learner
     params = learner.abstract_base() or learner.abstract_state().params
     yield _Job(
@@ -352,7 +352,7 @@ class Plan:
       memory_plan.device_bytes(params),
     )
     if not self.target.shared:
-      # Between processes every array is first made whole, one at a time.
+      # Across processes every array is first replicated, one at a time.
       leaves = jax.tree.leaves(params)
       array = max(leaves, key=lambda leaf: leaf.size)
       array = jax.ShapeDtypeStruct(
@@ -444,7 +444,7 @@ class Plan:
     )
 
   def largest(self, count: int = 3) -> list[tuple[str, int]]:
-    """Path and bytes of the largest arrays on a device."""
+    """Paths and sizes of the largest arrays on a device."""
     state = self.learner.abstract_state()
     trees = {
       "parameters": state.params,
@@ -457,7 +457,7 @@ class Plan:
       for name, tree in trees.items()
       for path, leaf in jax.tree.leaves_with_path(tree)
     ]
-    # One of a kind: the cache has as many equal arrays as there are layers.
+    # One per kind: the cache has an equal array for every layer.
     kinds: dict[str, tuple[str, int]] = {}
     for path, size in sorted(sizes, key=lambda pair: pair[1]):
       kinds[re.sub(r"\d+", "*", path)] = (path, size)
@@ -465,7 +465,7 @@ class Plan:
 
 
 def _made_up(size: int) -> sampler.Vocabulary:
-  """A vocabulary of a size, with tags as long as real ones."""
+  """A made-up vocabulary of some size, with tags as long as real ones."""
   return sampler.Vocabulary(
     token_bytes=[bytes([number % 256]) for number in range(size)],
     eos=(0,),
@@ -475,7 +475,7 @@ def _made_up(size: int) -> sampler.Vocabulary:
 
 
 def table(programs: list[Program], where: Target) -> str:
-  """The programs for people, one line each."""
+  """A readable table of the programs."""
   head = (
     "program",
     "arguments",
@@ -522,7 +522,7 @@ def table(programs: list[Program], where: Target) -> str:
 
 
 def to_json(plan: Plan, programs: list[Program]) -> dict[str, Any]:
-  """Everything that was found, for other programs."""
+  """All results, as JSON."""
   return {
     "topology": plan.target.name,
     "devices": len(plan.target.devices),

@@ -1,11 +1,12 @@
-"""What a run needs of every device, told before it starts.
+"""The memory that a run needs on every device, computed before it starts.
 
-Arrays that live as long as the run are counted from their shapes and layouts,
-to the byte. What an update holds for a moment is first estimated: the values
-that the forward pass keeps for the backward, asked of JAX without computing
-anything, and the gradients. Only where the sum comes near the limit is the
-update compiled ahead and XLA's own figure taken; a run that cannot fit ends
-with one line. On CPUs the limit is the host's memory, shared by its devices.
+Arrays that live as long as the run are counted exactly, from their shapes and
+layouts. The temporaries of an update are first estimated: the residuals that
+the forward pass keeps for the backward pass, which JAX reports without
+computing anything, and the gradients. Only if the sum comes close to the limit
+is the update compiled in advance and XLA's own figure used; a run that cannot
+fit ends with one line. On CPUs the limit is the host's memory, shared by its
+devices.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,12 +27,12 @@ from t2po_jax.learning import lora, networks
 from t2po_jax.models import attention, decoder
 from t2po_jax.setup import build
 
-# Above this part of the limit the estimate is replaced by XLA's figure.
+# Above this fraction of the limit, XLA's figure replaces the estimate.
 NEAR = 0.5
 GB = 1e9
 
-# Of the lasting and of the passing; an update and sampling take turns, unless
-# rollouts run ahead.
+# Permanent and temporary parts; update and sampling alternate, unless rollouts
+# run ahead.
 LASTING = (
   "parameters",
   "base parameters",
@@ -52,7 +53,7 @@ class Plan:
   Attributes:
     parts: bytes by name: of `LASTING`, `UPDATE` and `SAMPLING`.
     limit: bytes the device has; 0 if unknown.
-    devices: what is planned for, in words.
+    devices: a description of the devices.
     overlap: whether sampling and an update happen at the same time.
   """
 
@@ -63,7 +64,7 @@ class Plan:
 
   @property
   def total(self) -> int:
-    """Bytes held at the same time, at the worst moment."""
+    """Peak bytes."""
 
     def add(names: Iterable[str]) -> int:
       return sum(self.parts.get(name, 0) for name in names)
@@ -72,7 +73,7 @@ class Plan:
     return add(LASTING) + (sum(passing) if self.overlap else max(passing))
 
   def table(self) -> str:
-    """The plan for people, one line per part."""
+    """A readable table, one line per part."""
     rows = [
       (name, f"{size / GB:.3f}") for name, size in self.parts.items() if size
     ]
@@ -85,10 +86,10 @@ class Plan:
     )
 
   def require(self) -> None:
-    """Refuses a plan that cannot fit.
+    """Raises an error if the plan does not fit.
 
     Raises:
-      ValueError: one line with the largest parts and what makes them smaller.
+      ValueError: one line with the largest parts and how to reduce them.
     """
     if not self.limit or self.total <= self.limit:
       return
@@ -127,16 +128,16 @@ def plan(
   limit: int = 0,
   exact: bool = True,
 ) -> Plan:
-  """Adds up what a run will hold; allocates nothing.
+  """Adds up the memory of a run; allocates nothing.
 
   Args:
     config: the run's configuration.
     policy: the network.
     learner: the update's.
     sampling: the sampler's mesh; by default of this process's devices.
-    limit: bytes of a device; 0 to ask it.
-    exact: whether to compile the update where the estimate is above `NEAR` of
-      the limit, and take XLA's figure.
+    limit: bytes of a device; 0: ask the device.
+    exact: whether to compile the update and use XLA's figure if the estimate
+      exceeds `NEAR` of the limit.
 
   Returns:
     The plan.
@@ -153,10 +154,11 @@ def plan(
         rollout.slots, rollout.max_prompt + rollout.max_response
       )
     )
-  # New parameters of the sampler stand beside the old ones for a moment, and
-  # merged adapters beside both.
+  # The sampler's new parameters briefly coexist with the old ones, and merged
+  # adapters with both.
   loading = decode_bytes + device_bytes(learner.abstract_base())
-  with jax.set_mesh(learner.mesh):  # Its backend decides the attention.
+  # The backend determines the attention kernel.
+  with jax.set_mesh(learner.mesh):
     activations = activation_bytes(
       policy,
       build.adapters(config, policy),
@@ -169,20 +171,20 @@ def plan(
     "base parameters": device_bytes(learner.abstract_base()),
     "optimizer state": device_bytes(state.opt_state),
     "reference policy": params if compares else 0,
-    # Those that play rollouts still to come, and one that is being published.
+    # Those for pending rollouts, and one that is being published.
     "policies of rollouts": (
       (rollout.ahead + 2) * params if rollout.ahead else 0
     ),
     "sampler's parameters": decode_bytes,
     "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
-    # Summed over micro-batches: those so far and those of one more.
+    # Accumulated gradients, and those of one micro-batch.
     "gradients": 2 * (params + device_bytes(state.critic)),
     "activations": activations,
     "sampling": max(_sampling_bytes(config, policy, mesh), loading),
   }
   if config.critic.kind == "separate" and state.critic is not None:
     parts["activations"] *= 2
-  # Of devices that are only described none is local.
+  # Devices that are only described are not local.
   device = (learner.mesh.local_devices or list(learner.mesh.devices.flat))[0]
   shape = " x ".join(f"{n} {size}" for n, size in learner.mesh.shape.items())
   found = Plan(
@@ -216,18 +218,18 @@ def activation_bytes(
   length: int,
   chunk: int | None,
 ) -> int:
-  """Estimates what the backward pass of one micro-batch finds and makes.
+  """Estimates the temporaries of one micro-batch's backward pass.
 
   Args:
     policy: the network.
-    adapters: what is trained instead, if not None.
+    adapters: the adapters that are trained; None to train all weights.
     rows: rows of the micro-batch on a device.
     length: tokens of a row, T.
-    chunk: response positions per row whose logits exist at once; None for T.
+    chunk: response positions per row whose logits exist at once; None: T.
 
   Returns:
-    Bytes: what the layers keep, what one layer computes (again, with remat) or
-    its gradients, and three times the logits of a chunk.
+    Bytes: the residuals of all layers, the activations of one layer (recomputed
+      with remat) or its gradients, and three times the logits of a chunk.
   """
   kept = _kept_bytes(policy, adapters, rows, length)
   alone = dataclasses.replace(
@@ -247,7 +249,7 @@ def activation_bytes(
 def _kept_bytes(
   policy: decoder.Policy, adapters: lora.Adapters | None, rows: int, length: int
 ) -> int:
-  """Bytes that `hidden` keeps between its forward and its backward pass."""
+  """Bytes that `hidden` keeps from its forward for its backward pass."""
   base = decoder.shapes(policy.config)
   trained = base
   if adapters is not None:
@@ -265,7 +267,7 @@ def _kept_bytes(
     return jax.vjp(hidden, trained)[1]
 
   kept = jax.tree.leaves(jax.eval_shape(pull_back, trained, base, tokens))
-  # Parameters are kept as well, but they are there anyway.
+  # Parameters are residuals too, but they exist anyway.
   there = [(x.shape, x.dtype) for x in jax.tree.leaves((trained, base))]
   total = 0
   for leaf in kept:
@@ -279,7 +281,7 @@ def _kept_bytes(
 def _sampling_bytes(
   config: settings.Config, policy: decoder.Policy, mesh: jax.sharding.Mesh
 ) -> int:
-  """Estimates what prefill and a decode step hold for a moment."""
+  """Estimates the temporaries of prefill and of a decode step."""
   rollout, shape = config.rollout, policy.config
   slots = rollout.slots // sharding.row_shards(mesh)
   length = rollout.max_prompt + rollout.max_response
@@ -296,7 +298,7 @@ def _sampling_bytes(
 
 
 def _bytes(tree: Any) -> int:
-  """Bytes of a tree of shapes, held whole."""
+  """Bytes of a tree of shapes, unsplit."""
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
@@ -309,7 +311,7 @@ def _shard_bytes(
 
 
 def batch_shape(config: settings.Config, rows: int) -> types.Batch:
-  """Two micro-batches that only respond, as shapes."""
+  """Shapes of two micro-batches in which every position is a response."""
   height, length = 2 * rows, config.train.row_tokens
 
   def shape(dtype: Any):
@@ -323,7 +325,7 @@ def batch_shape(config: settings.Config, rows: int) -> types.Batch:
 
 
 def limit_bytes(device: jax.Device) -> int:
-  """The memory of a device; of a CPU its share of the host's.
+  """The memory of a device; for a CPU device, its share of the host's.
 
   Args:
     device: one of this process.

@@ -1,10 +1,11 @@
-"""What accelerators can do at most, and what a program asks of them.
+"""Peak rates of accelerators, and the work of a program.
 
-Peaks are the vendors' own, per chip: dense bfloat16, memory, and what goes out
-over all its links at once. Times from them are bounds; no program reaches them.
-Sources: Google Cloud's pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e"
-(cloud.google.com/tpu/docs/v4 and so on); NVIDIA's data sheets "H100 Tensor Core
-GPU" and "H200 Tensor Core GPU" (SXM, without sparsity).
+Peaks are the vendors' figures per chip: dense bfloat16, memory bandwidth, and
+outgoing bandwidth over all links together. Times computed from them are lower
+bounds that no program reaches. Sources: Google Cloud's pages "TPU v4", "TPU
+v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v4 and so on); NVIDIA's
+data sheets "H100 Tensor Core GPU" and "H200 Tensor Core GPU" (SXM, without
+sparsity).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,16 +23,16 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One accelerator, as JAX's device sees it.
+  """An accelerator, as JAX sees a device of it.
 
   Attributes:
-    name: in the names of topologies.
-    kind: begins the device's `device_kind`.
+    name: its name in topologies.
+    kind: prefix of the device's `device_kind`.
     memory: bytes.
     bandwidth: of the memory, bytes per second.
     flops: bfloat16 operations per second.
-    interconnect: bytes per second that leave it, all links together.
-    host: chips of one host, as bounds of a grid; empty for GPUs.
+    interconnect: outgoing bytes per second, all links together.
+    host: chips of one host, as the bounds of a grid; empty for GPUs.
   """
 
   name: str
@@ -43,7 +44,7 @@ class Chip:
   host: tuple[int, ...] = ()
 
 
-# A v4 chip is two devices, of which each has half of everything.
+# A v4 chip is two devices, each with half of everything.
 CHIPS = (
   Chip("v4", "TPU v4", 16 * GIB, 600e9, 137.5e12, 150e9, (2, 2, 1)),
   Chip("v5e", "TPU v5 lite", 16 * GIB, 819e9, 197e12, 200e9, (2, 2, 1)),
@@ -52,22 +53,22 @@ CHIPS = (
   Chip("H100", "NVIDIA H100", 80e9, 3350e9, 989e12, 450e9),
   Chip("H200", "NVIDIA H200", 141e9, 4800e9, 989e12, 450e9),
 )
-# What XLA's compiler for TPUs keeps for itself of a chip's memory.
+# The part of a chip's memory that XLA's TPU compiler reserves.
 RESERVED = GIB // 4
 
 
 def of_device(device: jax.Device) -> Chip | None:
-  """The chip of a device; None for one that is not in the table."""
+  """The chip of a device; None if it is not in the table."""
   kind = device.device_kind.lower()
   known = sorted(CHIPS, key=lambda chip: -len(chip.kind))
   return next((c for c in known if kind.startswith(c.kind.lower())), None)
 
 
 def count_flops(jaxpr: core.Jaxpr) -> float:
-  """Operations of all matrix products of a traced function, on all devices.
+  """FLOPs of all matrix products of a traced function, over all devices.
 
-  A loop without a known length counts once, of branches the costliest. A kernel
-  counts what it says it costs, or its body for each point of its grid.
+  A loop of unknown length counts once; of several branches, the costliest
+  counts. A kernel counts its declared cost, or its body once per grid point.
 
   Args:
     jaxpr: of the function, before partitioning.
@@ -103,7 +104,7 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
 
 
 def _inner(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
-  """The functions that an equation calls."""
+  """The jaxprs that an equation calls."""
   for value in params.values():
     for item in value if isinstance(value, tuple | list) else (value,):
       item = getattr(item, "jaxpr", item)
@@ -112,14 +113,14 @@ def _inner(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
 
 
 def sent_bytes(found: collectives.Collective, mesh: Any) -> float:
-  """Bytes that leave each device for a collective, on a ring.
+  """Bytes that each device sends for a collective, on a ring.
 
   Args:
     found: the collective.
-    mesh: on which it runs.
+    mesh: the mesh it runs on.
 
   Returns:
-    Bytes of one call of the program.
+    Bytes per call of the program.
   """
   size = math.prod(mesh.shape[axis] for axis in found.axes)
   if size == 1:
@@ -131,12 +132,12 @@ def sent_bytes(found: collectives.Collective, mesh: Any) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """The least seconds of a program on a chip, by what takes them.
+  """Lower bounds on the seconds of a program on a chip, by resource.
 
   Attributes:
     compute: matrix products.
-    memory: what it reads and writes there.
-    exchange: what goes to other devices.
+    memory: reads and writes of main memory.
+    exchange: transfers to other devices.
   """
 
   compute: float
@@ -145,12 +146,12 @@ class Bound:
 
   @property
   def seconds(self) -> float:
-    """The largest: all three may go on at the same time."""
+    """The largest: all three may overlap."""
     return max(self.compute, self.memory, self.exchange)
 
   @property
   def by(self) -> str:
-    """What bounds the program."""
+    """The resource that bounds the program."""
     parts = dataclasses.asdict(self)
     return max(parts, key=parts.__getitem__)
 
@@ -161,9 +162,9 @@ def bound(
   """The bound of a program.
 
   Args:
-    chip: where it runs.
-    flops: on one device.
-    read: bytes that its memory reads and writes.
+    chip: the chip it runs on.
+    flops: per device.
+    read: bytes read from and written to memory.
     sent: bytes that leave a device.
 
   Returns:

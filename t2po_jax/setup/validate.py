@@ -1,10 +1,10 @@
-"""Refuses configurations whose settings do not go together.
+"""Refuses configurations whose settings do not fit together.
 
-What a key may be by itself stands beside the key (`configs/base.py`) and is
-checked when a configuration is read; here are the rules between keys. A
-setting that nothing reads is refused as well when it differs from its default:
-whoever set it expected an effect. All of it happens before anything is
-compiled or a long job starts.
+The allowed values of a single key stand beside the key (`configs/base.py`) and
+are checked when a configuration is read; the rules between keys are here. A
+setting without effect is also refused if it differs from its default: whoever
+set it expected an effect. All this happens before anything is compiled or a
+long job starts.
 """
 
 from collections.abc import Iterable
@@ -20,15 +20,15 @@ from t2po_jax.learning.estimators import modulation
 from t2po_jax.setup import build
 
 _GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
-# Keys of the guard that only a rollback reads.
+# Keys of the guard that are only used by a rollback.
 _ROLLBACK = ("rate_factor", "reuse_factor", "kl_coefficient", "rollbacks")
 
-# Whether keys have no effect, why not, and which.
+# Whether keys have no effect, the reason, and the keys.
 _Idle = tuple[bool, str, list[str]]
 
 
 def read(config: settings.ConfigDict) -> settings.Config:
-  """The frozen record of a configuration, checked.
+  """Reads and checks a configuration.
 
   Raises:
     ValueError: naming the key, what was found and what would be right.
@@ -39,7 +39,7 @@ def read(config: settings.ConfigDict) -> settings.Config:
 
 
 def check(config: settings.Config) -> None:
-  """Refuses what is wrong in combination, or without effect.
+  """Refuses settings that do not fit together or have no effect.
 
   Raises:
     ValueError: naming the key, what was found and what would be right.
@@ -59,7 +59,7 @@ def _refuse(config: settings.Config, key: str, expected: str) -> None:
 
 
 def _check_loss(config: settings.Config) -> None:
-  """The clip, and what a loss is averaged over."""
+  """The clip range, and the aggregation of the loss."""
   loss = config.loss
   source = policy_losses.POLICY_LOSSES[loss.kind]
   if "dual_clip" in source.keys and 0 < getattr(loss, "dual_clip") <= 1:  # noqa: B009
@@ -111,7 +111,7 @@ def _check_control(config: settings.Config) -> None:
 
 
 def _check_kl(config: settings.Config) -> None:
-  """A kind of KL without a coefficient, or the other way round."""
+  """A kind of KL without a coefficient, or a coefficient without a kind."""
   for name, section in (("loss", config.loss), ("reward", config.reward)):
     kind, key = section.kl, f"{name}.kl_coefficient"
     if kind == "off" and section.kl_coefficient:
@@ -124,7 +124,7 @@ def _check_kl(config: settings.Config) -> None:
 
 
 def _check_drops(config: settings.Config) -> None:
-  """What is left out of the update has no values and no KL either."""
+  """What is dropped from the update has neither values nor a KL."""
   reward, estimator = config.reward, config.advantage.estimator
   drops = {"drop_void": reward.drop_void, "drop_overlong": reward.drop_overlong}
   for name in (name for name, drop in drops.items() if drop):
@@ -141,7 +141,7 @@ def _check_drops(config: settings.Config) -> None:
 
 
 def _check_lora(config: settings.Config) -> None:
-  """What is adapted, and what adapters do not go together with."""
+  """Adapted modules, and settings that are incompatible with adapters."""
   lora.parse_targets(config.lora.targets)
   if not config.lora.rank:
     return
@@ -154,7 +154,7 @@ def _check_lora(config: settings.Config) -> None:
 
 
 def _unused_options(config: settings.Config) -> dict[str, str]:
-  """Options of other estimators, losses and signals, and what lacks them."""
+  """Options of estimators, losses and signals that are not selected."""
   advantage, loss = config.advantage, config.loss
   estimator = build.estimator(config)
   used = {f"advantage.{key}" for key in estimator.keys}
@@ -180,7 +180,7 @@ def _unused_options(config: settings.Config) -> dict[str, str]:
 
 
 def _idle_learning(config: settings.Config) -> Iterable[_Idle]:
-  """What the settings of learning leave without effect."""
+  """Keys without effect under the settings of learning."""
   advantage, loss = config.advantage, config.loss
   return (
     (
@@ -219,7 +219,7 @@ def _idle_learning(config: settings.Config) -> Iterable[_Idle]:
 
 
 def _idle_elsewhere(config: settings.Config) -> Iterable[_Idle]:
-  """What all other settings leave without effect."""
+  """Keys without effect under all other settings."""
   return (
     (
       config.reward.kl == "off",
@@ -286,7 +286,7 @@ def _idle_elsewhere(config: settings.Config) -> Iterable[_Idle]:
 
 
 def _check_unused(config: settings.Config) -> None:
-  """Settings that differ from their default and that nothing reads."""
+  """Refuses settings that differ from their default but have no effect."""
   reasons = _unused_options(config)
   for idle, why, names in (*_idle_learning(config), *_idle_elsewhere(config)):
     if idle:

@@ -1,1 +1,1 @@
-"""Pages over what runs wrote: the trace viewer and reports."""
+"""The trace viewer and reports, built from the files of runs."""

@@ -1,8 +1,8 @@
-"""A report of a run, or of several: what was set, what came out, what it cost.
+"""Reports on one run or several: settings, results and costs.
 
-Built as a list of blocks that Markdown and HTML draw alike. Everything is read
-from what runs wrote, so a report can be made while a run goes on, and of runs
-of another machine.
+A report is a list of blocks, rendered as Markdown or HTML. Everything is read
+from the files of the runs, so a report can be made while a run is in progress,
+or from runs of another machine.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +28,7 @@ CURVES = {
   "train/resample_rate": "turns sampled again",
   "learn/entropy": "entropy, nats per token",
 }
-# Episodes whose tokens are read, at most.
+# The most episodes whose tokens are read.
 MOST_EPISODES = 2000
 _BINS = 10
 _COLOURS = ("#2f6fd0", "#d9731a", "#2c9460", "#a04fc4", "#c23b4e", "#7a7a2e")
@@ -50,7 +50,7 @@ class Lines:
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-  """Lines over updates: label -> (update, mean, low, high) each."""
+  """Curves over updates: label -> (update, mean, low, high) of each point."""
 
   title: str
   lines: Mapping[str, tuple[tuple[float, float, float, float], ...]]
@@ -63,7 +63,7 @@ def build(runs: Sequence[runs_lib.Run]) -> list[Block]:
   """All blocks of a report.
 
   Args:
-    runs: those of equal label are repetitions, with other seeds.
+    runs: those with the same label are repetitions with different seeds.
 
   Raises:
     ValueError: if none of them has metrics.
@@ -107,7 +107,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _machines(runs: Sequence[runs_lib.Run]) -> list[Block]:
-  """Commit and hardware, as the runs noted them."""
+  """Commit and hardware, as recorded by the runs."""
   found: dict[str, list[str]] = {}
   for run in runs:
     path = run.folder / "machine.json"
@@ -122,7 +122,7 @@ def _machines(runs: Sequence[runs_lib.Run]) -> list[Block]:
 
 
 def _settings(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
-  """Every key whose value is not the default in some run."""
+  """Every key whose value differs from the default in some run."""
   default = settings.flatten(settings.to_dict(settings.Config()))
   noted = {
     label: [_config(run.folder) for run in group]
@@ -211,7 +211,7 @@ def _categories(groups: Mapping[str, Sequence[runs_lib.Run]]) -> list[Block]:
 def _curve(
   group: Sequence[runs_lib.Run], name: str
 ) -> tuple[tuple[float, float, float, float], ...]:
-  """(update, mean, low, high) over the runs that have this number there."""
+  """(update, mean, low, high) over the runs that have this metric there."""
   values: dict[float, list[float]] = {}
   for run in group:
     for line in run.metrics():
@@ -225,10 +225,10 @@ def _curve(
 
 
 def _stages(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
-  """Seconds by stage of work, summed over a run; means over runs."""
+  """Seconds per stage, summed over a run; means over runs."""
   sums = {label: _sums(group, "seconds/") for label, group in groups.items()}
   for row in sums.values():
-    row.pop("rollout", None)  # It runs beside the stages, or is one of them.
+    row.pop("rollout", None)  # It overlaps with the stages, or is one of them.
   names = sorted({name for row in sums.values() for name in row})
   rows = []
   for label, row in sums.items():
@@ -242,7 +242,7 @@ def _stages(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
 
 
 def _sums(group: Sequence[runs_lib.Run], prefix: str) -> dict[str, float]:
-  """Sums over a run of every number with a prefix; means over runs."""
+  """Sums over a run of all metrics with a prefix; means over runs."""
   found: dict[str, list[float]] = {}
   for run in group:
     sums: dict[str, float] = {}
@@ -257,7 +257,7 @@ def _sums(group: Sequence[runs_lib.Run], prefix: str) -> dict[str, float]:
 
 
 def _tokens(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
-  """What was sampled, reused and learned from, in thousands of tokens."""
+  """Thousands of tokens sampled, reused and learned from."""
   rows = []
   for label, group in groups.items():
     work = _sums(group, "sampler/")
@@ -297,7 +297,7 @@ def _tokens(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
 
 
 def _exploration(groups: Mapping[str, Sequence[runs_lib.Run]]) -> list[Block]:
-  """Where the control intervened, and what sampling again brought."""
+  """How often the control intervened, and what resampling achieved."""
   positions: list[tuple[str, ...]] = []
   outcomes: list[tuple[str, ...]] = []
   edges: list[float] = []
@@ -356,7 +356,7 @@ def _turns(run: runs_lib.Run) -> list[tuple[dict[str, Any], bool]]:
 def _resampling(
   turns: Sequence[tuple[Mapping[str, Any], bool]],
 ) -> tuple[str, ...]:
-  """One row of what sampling again brought."""
+  """One row of the table on resampling."""
   again = [(turn, success) for turn, success in turns if turn["discarded"]]
   return (
     str(len(turns)),
@@ -369,7 +369,7 @@ def _resampling(
 
 
 def _alarms(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
-  """Updates at which the collapse guard spoke."""
+  """Updates at which the collapse guard raised an alarm."""
   said = []
   for label, group in groups.items():
     for run in group:
@@ -438,7 +438,7 @@ svg text { fill: #888; font: 10px system-ui, sans-serif; }
 
 
 def to_html(blocks: Sequence[Block]) -> str:
-  """The report as one HTML file that needs nothing else."""
+  """The report as a single self-contained HTML file."""
   parts, level, charts = [], 1, []
   for block in [*blocks, Heading("")]:
     if isinstance(block, Curve):
@@ -478,7 +478,7 @@ def _html_table(table: tables.Table) -> str:
 
 
 def _svg(curve: Curve) -> str:
-  """A curve as a picture, with its band."""
+  """A curve with its interval band, as SVG."""
   points = [p for line in curve.lines.values() for p in line]
   left, top, width, height = 44, 8, 280, 120
   x0, x1 = min(p[0] for p in points), max(p[0] for p in points)

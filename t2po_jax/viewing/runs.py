@@ -1,7 +1,7 @@
-"""Runs as the viewer reads them: their episodes' index and their metrics.
+"""Runs as the viewer reads them: the index of their episodes, and metrics.
 
-Nothing is loaded that is not looked at. The index is read once and then only
-what has been added to it, so that a run that is still going on can be watched.
+Nothing is loaded before it is displayed. The index is read once, and after that
+only what has been added to it, so that a run in progress can be watched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from typing import Any
 from t2po_jax import records
 from t2po_jax.training import metrics
 
-# Numbers of which an index line has some or none.
+# Counts that an index line may have.
 COUNTS = ("resampled", "intervened", "cut_off")
 
 
@@ -22,7 +22,7 @@ class Run:
   """One run's folder, or the folder of an evaluation.
 
   Attributes:
-    label: for people.
+    label: its displayed name.
     folder: where it is.
   """
 
@@ -30,7 +30,7 @@ class Run:
     """Opens a folder.
 
     Raises:
-      ValueError: if it holds neither episodes nor metrics.
+      ValueError: if it contains neither episodes nor metrics.
     """
     self.label = label
     self.folder = folder
@@ -47,14 +47,14 @@ class Run:
       )
 
   def entries(self) -> list[dict[str, Any]]:
-    """The index, up to date."""
+    """The up-to-date index."""
     path = self.folder / records.FOLDER / records.INDEX
     with self._lock:
       try:
         size = path.stat().st_size
       except OSError:
         return self._entries
-      if size < self._read:  # It was written anew.
+      if size < self._read:  # The file was rewritten.
         self._entries, self._by_id, self._read = [], {}, 0
       if size > self._read:
         with path.open("rb") as file:
@@ -66,10 +66,10 @@ class Run:
       return self._entries
 
   def episode(self, name: str) -> dict[str, Any]:
-    """One episode with its line of the index.
+    """One episode together with its index entry.
 
     Raises:
-      ValueError: if there is none, or it cannot be read.
+      ValueError: if it does not exist or cannot be read.
     """
     self.entries()
     entry = self._by_id.get(name)
@@ -79,7 +79,7 @@ class Run:
     return entry | {"episode": record}
 
   def metrics(self) -> list[dict[str, Any]]:
-    """The lines of the metrics file, as JSON may hold them."""
+    """The lines of the metrics file, made safe for JSON."""
     path = self.folder / metrics.FILE
     with self._lock:
       try:
@@ -95,7 +95,7 @@ class Run:
       return self._metrics[1]
 
   def summary(self) -> dict[str, Any]:
-    """What the page needs to know before it asks for anything."""
+    """What the page needs at first."""
     entries = self.entries()
     return {
       "label": self.label,
@@ -108,10 +108,10 @@ class Run:
 
 
 def open_runs(names: Sequence[str]) -> list[Run]:
-  """The runs that a command line names, as `folder` or `label=folder`.
+  """Opens the runs named on a command line, as `folder` or `label=folder`.
 
   Raises:
-    ValueError: if one of them is no run.
+    ValueError: if one of them is not a run.
   """
   found = []
   for name in names:
@@ -127,14 +127,14 @@ def select(
   """The episodes that pass all filters.
 
   Args:
-    entries: lines of an index.
-    wanted: `kind`, `category` and `task_id` as they are; `update` a number or
-      a range `3-7`; `success` and `aborted` `yes` or `no`; `resampled`,
-      `intervened` and `cut_off` `yes` for some, `no` for none. Empty values
-      and other keys ask for nothing.
+    entries: of an index.
+    wanted: `kind`, `category` and `task_id` must match exactly; `update` is a
+      number or a range `3-7`; `success` and `aborted` are `yes` or `no`;
+      `resampled`, `intervened` and `cut_off` are `yes` for at least one, `no`
+      for none. Empty values and other keys are ignored.
 
   Raises:
-    ValueError: for a value that means nothing.
+    ValueError: for an invalid value.
   """
   low, high = _range(wanted.get("update", ""))
   wishes = {
@@ -163,7 +163,7 @@ def _yes(key: str, value: str) -> bool:
 
 
 def _range(text: str) -> tuple[float, float]:
-  """The ends of `3` or `3-7`; everything for an empty text."""
+  """The bounds of `3` or `3-7`; an empty text means everything."""
   if not text:
     return -math.inf, math.inf
   low, _, high = text.partition("-")
@@ -186,9 +186,9 @@ def same_task(runs: Sequence[Run], task_id: str) -> list[dict[str, Any]]:
 
 
 def to_json(value: Any) -> bytes:
-  """Compact JSON that may stand inside a script element."""
+  """Compact JSON that is safe inside a script element."""
   text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-  # Inside a string these mean the same; outside they cannot occur.
+  # Inside strings the escapes are equivalent; elsewhere these never occur.
   for letter in "<>&\u2028\u2029":
     text = text.replace(letter, f"\\u{ord(letter):04x}")
   return text.encode()

@@ -1,8 +1,8 @@
-"""The trace viewer's web site, for this machine alone; and its one-file copy.
+"""The trace viewer's local web server, and its export to a single file.
 
-It listens on 127.0.0.1 and answers only requests that were made to that name,
-so that no page of another site can read it. The page builds everything from
-text nodes: what a model or an environment wrote stays text.
+It listens on 127.0.0.1 and only answers requests for that host name, so that no
+other web site can read it. The page builds everything from text nodes: the
+output of a model or an environment is never interpreted as HTML.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from urllib import parse
 from t2po_jax.viewing import runs as runs_lib
 
 ADDRESS = "127.0.0.1"
-# Rows of a list, at most.
+# The most rows of a list.
 PAGE = 200
 _FILES = {
   "/": ("page.html", "text/html"),
@@ -36,21 +36,21 @@ def asset(name: str) -> str:
 
 
 class Site:
-  """Answers the page's questions about some runs."""
+  """Answers the page's requests about some runs."""
 
   def __init__(self, runs: Sequence[runs_lib.Run]):
     self.runs = list(runs)
 
   def answer(self, path: str, query: dict[str, str]) -> Any:
-    """The answer to one question.
+    """The response to one request.
 
     Args:
-      path: what is asked, e.g. `/api/runs`.
-      query: with what.
+      path: of the request, e.g. `/api/runs`.
+      query: its parameters.
 
     Raises:
-      KeyError: if there is no such question.
-      ValueError: if it makes no sense.
+      KeyError: for an unknown path.
+      ValueError: for invalid parameters.
     """
     if path == "/api/runs":
       return [run.summary() for run in self.runs]
@@ -60,7 +60,7 @@ class Site:
     if path == "/api/episodes":
       found = runs_lib.select(run.entries(), query)
       offset = _whole(query.get("offset", "0"))
-      # The newest first.
+      # Newest first.
       rows = found[::-1][offset : offset + PAGE]
       return {"total": len(found), "rows": rows}
     if path == "/api/episode":
@@ -83,7 +83,7 @@ def _whole(text: str) -> int:
 
 
 def make_server(site: Site, port: int) -> server.ThreadingHTTPServer:
-  """The server, listening; `serve_forever` runs it.
+  """A listening server; call `serve_forever` to run it.
 
   Args:
     site: what it shows.
@@ -148,19 +148,19 @@ def make_server(site: Site, port: int) -> server.ThreadingHTTPServer:
 def export(
   site: Site, path: pathlib.Path, wanted: dict[str, str], limit: int
 ) -> int:
-  """Writes the page with some episodes as one file that needs nothing else.
+  """Writes the page with some episodes as a single self-contained file.
 
   Args:
     site: what it shows.
     path: the file.
     wanted: filters, see `runs.select`.
-    limit: most episodes of a run, the newest.
+    limit: the most episodes per run; the newest are taken.
 
   Returns:
-    The number of episodes inside.
+    The number of exported episodes.
 
   Raises:
-    ValueError: if a filter makes no sense or an episode cannot be read.
+    ValueError: if a filter is invalid or an episode cannot be read.
   """
   data: list[dict[str, Any]] = []
   for run in site.runs:
