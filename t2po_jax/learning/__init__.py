@@ -1,1 +1,1 @@
-"""Improving: advantages, losses, batches and the sharded update."""
+"""Learning: advantages, losses, batches and the sharded update."""

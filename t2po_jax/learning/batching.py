@@ -1,17 +1,16 @@
-"""From trajectories to packed rows of a fixed shape.
+"""Packs trajectories into rows of a fixed shape.
 
-A turn is one training sequence, prompt | response; here it is called a
-segment. Several segments share a row, first-fit decreasing, kept apart by
-segment ids, so that little of a row is padding. A turn whose prompt starts
-with the whole previous turn (a dialogue that only grows) extends the previous
-segment instead of repeating it: attention is causal, so nothing changes but
-the work.
+A turn is one training sequence, prompt | response; here it is called a segment.
+Several segments share a row (first-fit decreasing), kept apart by segment ids,
+so that little of a row is padding. A turn whose prompt starts with the whole
+previous turn (a growing dialogue) extends the previous segment instead of
+repeating it: attention is causal, so only the amount of work changes.
 
-Shapes come from few buckets, and every optimizer step of one rollout has the
-same shape: the number of programs that get compiled is bounded. Rows that are
-left over are empty, have mask 0 and stand at the end, where the learner skips
-whole micro-batches of them. Rows are never repeated to fill a batch: that
-would weigh some turns twice.
+Shapes come from a few buckets, and all optimizer steps of a rollout have the
+same shape, so the number of compiled programs is bounded. Unused rows are
+empty, have mask 0 and come last, where the learner skips whole micro-batches of
+them. Rows are never repeated to fill a batch: that would count some turns
+twice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -21,12 +20,12 @@ import numpy as np
 
 from t2po_jax import types
 
-# The response positions R of a row are a multiple of a sixteenth of its length.
+# The response positions R of a row are a multiple of 1/16 of its length.
 RESPONSE_STEPS = 16
 # Response room per row above the average need, so that rows can fill up.
 RESPONSE_SLACK = 1.125
 
-# Of one turn: a number for all response tokens, or one number per token.
+# Of one turn: one value for all response tokens, or one per token.
 TurnAdvantage = float | np.ndarray
 # The segments of every row.
 _Rows = list[list["Segment"]]
@@ -34,7 +33,7 @@ _Rows = list[list["Segment"]]
 
 @dataclasses.dataclass(frozen=True)
 class Segment:
-  """Tokens that attend to each other, and what is trained on them.
+  """Tokens that attend to each other, and their training targets.
 
   Attributes:
     tokens: [T] int32.
@@ -60,7 +59,7 @@ class Packed:
   """One rollout, ready for the learner.
 
   Attributes:
-    batches: one batch of numpy arrays per optimizer step, of equal shapes.
+    batches: one batch of NumPy arrays per optimizer step, all of one shape.
     stats: `rows`, `row_length`, `tokens` (not padding), `segments`, `padding`
       (fraction of the computed token positions), and `response_padding` (the
       same for response positions).
@@ -93,9 +92,9 @@ def trajectory_segments(
 
   Args:
     trajectories: the rollout.
-    advantages: per trajectory one entry per turn: a number, or [T] numbers
-      for the tokens of the response. None for 0, where they come later.
-    max_length: tokens of the longest row; a growing dialogue is cut there.
+    advantages: per trajectory one entry per turn: one value, or [T] values for
+      the tokens of the response. None: 0, to be filled in later.
+    max_length: tokens of the longest row; a growing dialogue is split there.
     drop_void: whether to leave out trajectories with any turn that has no
       valid action (void turn filtering, a baseline).
     drop_overlong: whether to leave out responses that were cut off at the
@@ -197,25 +196,25 @@ def pack(
 ) -> Packed:
   """Packs segments into rows, and rows into batches.
 
-  The row length is the shortest bucket that keeps padding under
-  `max_padding`, else the one with the least padding.
+  The row length is the shortest bucket that keeps padding below `max_padding`,
+  or else the one with the least padding.
 
   Args:
     segments: what to train on.
     lengths: allowed row lengths in tokens, each a multiple of 16.
     rows: rows of a micro-batch over the whole mesh, >= 1.
-    minibatches: optimizer steps to split the segments over, >= 1; they may
-      differ by a micro-batch.
-    max_padding: fraction in [0, 1] at which a shorter row is good enough.
-    seed: a number or several; draws which segment goes to which mini-batch,
-      if there are several.
+    minibatches: number of optimizer steps to split the segments over, >= 1;
+      their sizes may differ by a micro-batch.
+    max_padding: the acceptable fraction of padding, from 0 to 1.
+    seed: one number or several; for the random assignment of segments to
+      mini-batches, if there are several.
 
   Returns:
-    The batches, fewer than `minibatches` if there are fewer segments, none if
-    there is no segment. The number of rows is a power of two micro-batches.
+    The batches; fewer than `minibatches` if there are fewer segments, none
+    without segments. The number of micro-batches is a power of two.
 
   Raises:
-    ValueError: if a segment is longer than the longest row, or a number is
+    ValueError: if a segment is longer than the longest row, or an argument is
       out of range.
   """
   lengths = _check(lengths, rows, minibatches)
@@ -251,7 +250,7 @@ def pack(
 def to_turns(
   batches: Sequence[types.Batch], values: Sequence[np.ndarray], *, turns: int
 ) -> list[np.ndarray]:
-  """Takes a quantity of packed rows apart into turns.
+  """Splits values of packed rows into turns.
 
   Args:
     batches: packed batches.
@@ -260,12 +259,12 @@ def to_turns(
       discarded attempts, is left out.
 
   Returns:
-    Per turn [T] numbers, one per response token, forced ones included; empty
-    for turns that are in no batch.
+    Per turn [T] values, one per response token, forced ones included; empty for
+    turns that are in no batch.
   """
   number = np.concatenate([np.ravel(batch.turn) for batch in batches])
   flat = np.concatenate([np.ravel(value) for value in values])
-  # A turn's tokens stand in one row, in order.
+  # A turn's tokens are in one row, in order.
   order = np.argsort(number, kind="stable")
   order = order[np.count_nonzero(number < 0) :]
   counts = np.bincount(number[order], minlength=turns)
@@ -273,11 +272,11 @@ def to_turns(
 
 
 def from_turns(batch: types.Batch, values: Sequence[np.ndarray]) -> np.ndarray:
-  """Lays a quantity of turns out as a packed batch is; undoes `to_turns`.
+  """Arranges values of turns like a packed batch; the inverse of `to_turns`.
 
   Args:
     batch: a packed batch.
-    values: per turn of the rollout [T] numbers, one per response token.
+    values: per turn of the rollout [T] values, one per response token.
 
   Returns:
     [B, R] float32, 0 on padding.
@@ -301,7 +300,7 @@ def _segment(
   advantages: TurnAdvantage,
   logprobs: TurnAdvantage,
 ):
-  """One turn; the last three are a number or one number per token."""
+  """One turn; the last three arguments are one value or one per token."""
   if not len(prompt):
     raise ValueError(
       f"turn {number} has an empty prompt; its first response token cannot be "
@@ -367,7 +366,7 @@ def _extend(before: Segment, after: Segment):
 
 
 def _check(lengths: Sequence[int], rows: int, minibatches: int):
-  """Returns the row lengths in ascending order, or says what is wrong."""
+  """Returns the row lengths in ascending order; raises if one is invalid."""
   lengths = sorted(lengths)
   if not lengths or lengths[0] < 1:
     raise ValueError(f"row lengths are {lengths}; at least one is needed")
@@ -386,7 +385,7 @@ def _check(lengths: Sequence[int], rows: int, minibatches: int):
 def _split(
   segments: Sequence[Segment], minibatches: int, rng: np.random.Generator
 ):
-  """Deals the segments to at most `minibatches` parts of equal count."""
+  """Distributes the segments over at most `minibatches` parts of equal size."""
   order = np.arange(len(segments))
   if minibatches > 1:
     order = rng.permutation(len(segments))
@@ -422,11 +421,11 @@ def _first_fit(segments: Sequence[Segment], shape: _Shape):
 
 
 def _join_loose(bins: list[_Rows], rows: int, rng: np.random.Generator):
-  """Makes whole micro-batches of rows that would fill parts of several.
+  """Merges rows from incomplete micro-batches into complete ones.
 
-  Every part keeps its whole micro-batches, or all it has if that is less than
-  one, and gives up the rows beyond them, drawn at random. Together they go
-  back, a micro-batch each to the parts with the fewest rows.
+  Every part keeps its complete micro-batches (or everything, if it has less
+  than one) and gives up the remaining rows, chosen at random. These are pooled
+  and returned, one micro-batch each, to the parts with the fewest rows.
   """
   if len(bins) == 1:
     return bins
@@ -445,7 +444,7 @@ def _join_loose(bins: list[_Rows], rows: int, rng: np.random.Generator):
 def _measure(
   segments: Sequence[Segment], bins: list[_Rows], shape: _Shape, rows: int
 ):
-  """The numbers of one packing; only micro-batches in use are computed."""
+  """Statistics of a packing, over the micro-batches that are computed."""
   used = sum(-(-len(filled) // rows) for filled in bins) * rows
   tokens = sum(len(segment.tokens) for segment in segments)
   responses = sum(len(segment.index) for segment in segments)

@@ -1,10 +1,10 @@
-"""Demonstrations that users bring: chats, one JSON object a line.
+"""User-supplied demonstrations: chats, one JSON object per line.
 
   {"messages": [{"role": "user", "content": "..."},
                 {"role": "assistant", "content": "..."}, ...]}
 
-Every message of the assistant is one thing to learn, given all messages
-before it in the model's own chat template.
+Every message of the assistant is one training example, given all messages
+before it in the model's chat template.
 """
 
 from collections.abc import Sequence
@@ -29,16 +29,16 @@ def read_pairs(
 
   Args:
     path: a JSON Lines file; empty lines are skipped.
-    tokenizer: of the model that learns.
-    max_length: most tokens of a prompt and its response.
+    tokenizer: of the model to train.
+    max_length: the most tokens of a prompt and its response.
 
   Returns:
     (prompt ids [T], response ids [T]) of every message of the assistant, in
-    order; a response ends with the tokenizer's end token.
+    order; a response ends with the end-of-sequence token.
 
   Raises:
-    ValueError: for a line that is not such a chat or is too long, or a file
-      without any message of the assistant, with file and line.
+    ValueError: naming file and line, if a line is not a valid chat or is too
+      long, or if the file has no message of the assistant.
     OSError: if the file cannot be read.
   """
   path, pairs = pathlib.Path(path), []
@@ -55,7 +55,7 @@ def read_pairs(
 
 
 def _parse(line: str, place: str) -> list[tokenizer_lib.Message]:
-  """The messages of one line, checked."""
+  """Parses and checks the messages of one line."""
   try:
     messages = json.loads(line)["messages"]
   except (ValueError, KeyError, TypeError):
@@ -88,7 +88,7 @@ def _pairs(
   max_length: int,
   place: str,
 ) -> list[Pair]:
-  """What to learn from one chat."""
+  """The training examples of one chat."""
   pairs = []
   for turn, message in enumerate(messages):
     if message["role"] != "assistant":
@@ -97,7 +97,7 @@ def _pairs(
       raise ValueError(f"{place}: begins with a message of the assistant")
     try:
       prompt = tokenizer.render_chat(messages[:turn])
-    except Exception as error:  # Templates raise what they like.
+    except Exception as error:  # Templates raise errors of any kind.
       reason = " ".join(str(error).split())
       raise ValueError(f"{place}: the chat template says: {reason}") from None
     response = [*tokenizer.encode(message["content"]), tokenizer.eos_ids[0]]

@@ -1,13 +1,13 @@
-"""Notices when training collapses, and says how to go on more carefully.
+"""Detects training collapse, and decides how to continue more cautiously.
 
-Multi-turn training fails in known ways. Two kinds of limits look for them in
-the metrics of every update:
+Multi-turn training fails in known ways. Two kinds of limits detect them in the
+metrics of every update:
 
-`LIMITS` are fixed: entropy runs to zero or away, steps grow too large,
-responses repeat themselves, the format is lost, sampler and trainer drift
-apart. A limit that is passed in several updates in a row is an alarm.
+`LIMITS` are fixed: entropy vanishes or explodes, steps become too large,
+responses repeat themselves, the format is lost, sampler and trainer diverge. A
+limit violated in several consecutive updates raises an alarm.
 
-`FALLS` compare with the run's own best:
+`FALLS` compare with the best values of the run:
   `eval/success`            the held-out score is lost,
   `train/return`            the training return is,
   `train/group_std`         returns of a group become alike although they are
@@ -16,10 +16,11 @@ apart. A limit that is passed in several updates in a row is an alarm.
   `train/prompt_dependence` responses no longer depend on their prompt, which
                             entropy does not see (template collapse, RAGEN-2,
                             arXiv 2604.06268; ours is a cheaper proxy).
-Metrics of training are noisy, so they are averaged over a window of updates,
-and a fall counts only if it is beyond the noise. The best of many noisy values
-is too high, so that takes more standard errors than a single comparison would:
-as many as keep a simulated run that is well from alarms (docs/study.md).
+Training metrics are noisy, so they are averaged over a window of updates, and a
+fall counts only if it exceeds the noise. The best of many noisy values is
+biased upwards, so more standard errors are required than for a single
+comparison: enough to keep a simulated healthy run free of alarms
+(docs/study.md).
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,7 @@ from typing import Any
 
 ACTIONS = ("off", "warn", "stop", "rollback")
 
-# Option -> metric, and whether the metric must stay above the option's value.
+# Option -> metric, and whether the option is a lower bound on the metric.
 LIMITS = {
   "min_entropy": ("learn/entropy", True),
   "max_entropy": ("learn/entropy", False),
@@ -41,33 +42,33 @@ LIMITS = {
   "max_mismatch": ("learn/mismatch_mean", False),
   "max_skipped": ("learn/skipped", False),
 }
-# Option -> metric that must not fall so far below its own best.
+# Option -> metric whose fall below its own best the option limits.
 FALLS = {
   "max_score_fall": "eval/success",
   "max_return_fall": "train/return",
   "max_deviation_fall": "train/group_std",
   "max_dependence_fall": "train/prompt_dependence",
 }
-# What a fall of the return is measured in.
+# The unit in which a fall of the return is measured.
 _SCALES = ("train/return_std", "train/return_error")
-# Standard errors that a held-out score must have fallen, of the difference.
+# Standard errors of the difference by which a held-out score must fall.
 _SCORE_ERRORS = 4.0
-# Likewise the training return, of one window's mean; and while groups become
-# alike, which they also do when tasks are solved.
+# Likewise for the training return, in standard errors of one window's mean; and
+# while groups become uniform, which also happens when tasks are solved.
 _RETURN_ERRORS = 5.0
 _DIP_ERRORS = 4.0
-# A best dependence below this is noise: responses never depended on prompts.
+# A best value below this is noise: responses never depended on prompts.
 _LEAST_DEPENDENCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What one update looked like.
+  """The guard's assessment of one update.
 
   Attributes:
-    violations: one line for every limit that this update violates.
-    alarms: those of them that were violated `patience` times in a row, and
-      again at every multiple of it.
+    violations: one line per limit that this update violates.
+    alarms: those violated `patience` times in a row, repeated at every multiple
+      of it.
   """
 
   violations: tuple[str, ...]
@@ -76,12 +77,12 @@ class Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class Caution:
-  """How a run goes on after it was rolled back.
+  """How a run continues after a rollback.
 
   Attributes:
-    rate: multiplies the learning rate, in (0, 1].
-    reuse: multiplies optimizer steps per rollout, in (0, 1].
-    kl: nats of KL to the good policy cost this much reward, >= 0.
+    rate: factor of the learning rate, in (0, 1].
+    reuse: factor of the optimizer steps per rollout, in (0, 1].
+    kl: reward charged per nat of KL to the last good policy, >= 0.
   """
 
   rate: float = 1.0
@@ -89,19 +90,19 @@ class Caution:
   kl: float = 0.0
 
   def steps(self, configured: int) -> int:
-    """Passes or mini-batches that are left of so many, at least 1."""
+    """Scales a number of epochs or mini-batches; at least 1."""
     return max(1, int(configured * self.reuse))
 
 
 def escalate(
   rollbacks: int, *, rate_factor: float, reuse_factor: float, kl: float
 ) -> Caution:
-  """What follows so many rollbacks: smaller steps, fewer, closer by.
+  """The caution after n rollbacks: smaller and fewer steps, a KL penalty.
 
     rate = rate_factor^n,  reuse = reuse_factor^n,  kl = n kl.
 
   Args:
-    rollbacks: n, so far.
+    rollbacks: n, the number so far.
     rate_factor: of the learning rate, per rollback.
     reuse_factor: of optimizer steps per rollout, per rollback.
     kl: coefficient of the KL to the good policy, per rollback.
@@ -114,7 +115,7 @@ def escalate(
 
 
 class Guard:
-  """Compares the metrics of every update with limits and the run's best."""
+  """Compares the metrics of every update with limits and earlier values."""
 
   def __init__(
     self,
@@ -123,19 +124,20 @@ class Guard:
     patience: int,
     window: int = 3,
   ):
-    """Starts without a memory.
+    """Creates a guard without history.
 
     Args:
-      limits: values by names of `LIMITS` and `FALLS`, >= 0; 0 turns one off.
-        `max_return_fall` is in standard deviations of episodes' returns at
-        the best; the other falls are fractions of the best.
-      patience: updates in a row, >= 1, until a violated limit is an alarm. A
-        held-out score needs none: it is measured every few updates only.
-      window: updates, >= 1, over which falling metrics of training are
+      limits: values by the names of `LIMITS` and `FALLS`, >= 0; 0 disables one.
+        `max_return_fall` is in standard deviations of the episode returns at
+        the best update; the other falls are fractions of the best value.
+      patience: consecutive updates, >= 1, before a violated limit raises an
+        alarm. It does not apply to the held-out score, which is only measured
+        every few updates.
+      window: updates, >= 1, over which the training metrics of `FALLS` are
         averaged.
 
     Raises:
-      ValueError: for an unknown limit, or a number out of range.
+      ValueError: for an unknown limit or a value out of range.
     """
     known = [*LIMITS, *FALLS]
     unknown = sorted(set(limits) - set(known))
@@ -153,13 +155,13 @@ class Guard:
     self.forget()
 
   def forget(self) -> None:
-    """Begins anew, after a rollback; only the best held-out score stays."""
+    """Resets the guard after a rollback; keeps only the best held-out score."""
     self._streaks = dict.fromkeys(self._limits, 0)
     self._recent: dict[str, list[float]] = {}
     self._best: dict[str, float] = {}
 
   def check(self, scalars: Mapping[str, float]) -> Verdict:
-    """Looks at one update; a metric that is missing or NaN says nothing."""
+    """Checks one update; metrics that are missing or NaN are ignored."""
     self._remember(scalars)
     violations, alarms = [], []
     for name, limit in self._limits.items():
@@ -180,7 +182,7 @@ class Guard:
     return Verdict(tuple(violations), tuple(alarms))
 
   def _remember(self, scalars: Mapping[str, float]) -> None:
-    """Takes what falls are measured on into the windows and the bests."""
+    """Updates the windows and the best values that falls are measured by."""
     for metric in (*FALLS.values(), *_SCALES):
       value = scalars.get(metric, math.nan)
       if metric == "eval/success" or math.isnan(value):
@@ -194,7 +196,7 @@ class Guard:
       if mean > self._best.get(metric, -math.inf):
         self._best[metric] = mean
         if metric == "train/return":
-          # What a fall is measured in: as it was at the best.
+          # The unit of a fall, as it was at the best update.
           self._best |= {n: self._mean(n) for n in _SCALES if n in self._recent}
 
   def _mean(self, metric: str) -> float:
@@ -204,7 +206,7 @@ class Guard:
   def _score_fall(
     self, limit: float, scalars: Mapping[str, float]
   ) -> str | None:
-    """A line if the held-out score is lost; None if it was not measured."""
+    """A line if the held-out score fell; None if it was not measured."""
     score = scalars.get("eval/success", math.nan)
     episodes = scalars.get("eval/episodes", math.nan)
     if math.isnan(score) or math.isnan(episodes) or episodes < 1:
@@ -220,7 +222,7 @@ class Guard:
   def _fall(
     self, name: str, limit: float, scalars: Mapping[str, float]
   ) -> str | None:
-    """A line if a metric of training fell; None if nothing can be said."""
+    """A line if a training metric fell; None if that cannot be decided."""
     metric = FALLS[name]
     missing = math.isnan(scalars.get(metric, math.nan))
     if missing or metric not in self._best:
@@ -239,11 +241,11 @@ class Guard:
     return _fallen(metric, name, mean, best, limit, best > _LEAST_DEPENDENCE)
 
   def _dips(self, errors: float) -> bool:
-    """Whether the return is below its best by so many standard errors."""
+    """Whether the return is this many standard errors below its best."""
     if "train/return" not in self._best:
       return False
     loss = self._best["train/return"] - self._mean("train/return")
-    # A best is the better the smaller its error happens to look.
+    # A best value looks better the smaller its error happens to be.
     now = self._mean("train/return_error") if self._has_error() else 0.0
     error = max(self._best.get("train/return_error", 0.0), now)
     return loss > errors * error / math.sqrt(self._window)
@@ -252,7 +254,7 @@ class Guard:
     return "train/return_error" in self._recent
 
   def state_dict(self) -> dict[str, Any]:
-    """Everything that `load` needs to go on exactly from here."""
+    """Everything that `load` needs to resume exactly from here."""
     return {
       "streaks": dict(self._streaks),
       "recent": {name: list(values) for name, values in self._recent.items()},
@@ -261,7 +263,7 @@ class Guard:
     }
 
   def load(self, state: Mapping[str, Any]) -> None:
-    """Goes on from a `state_dict`; limits that are new begin at 0."""
+    """Restores a `state_dict`; new limits start at 0."""
     streaks = state.get("streaks", {})
     self._streaks = {name: streaks.get(name, 0) for name in self._limits}
     self._recent = {k: list(v) for k, v in state.get("recent", {}).items()}
@@ -272,7 +274,7 @@ class Guard:
 def _passes(
   name: str, limit: float, scalars: Mapping[str, float]
 ) -> str | None:
-  """A line if a fixed limit is passed, "" if not, None without a value."""
+  """A line if a fixed limit is violated, "" if not, None without a value."""
   metric, above = LIMITS[name]
   value = scalars.get(metric, math.nan)
   if math.isnan(value):
@@ -290,7 +292,7 @@ def _fallen(
   limit: float,
   counts: bool,
 ) -> str:
-  """A line if a value is below its best by more than a fraction of it."""
+  """A line if a value is more than a fraction of its best below it."""
   if counts and value < (1.0 - limit) * best:
     return (
       f"{metric} is {value:.4g}, its best was {best:.4g}; guard.{name} is "

@@ -2,9 +2,9 @@
 
 `expert` learns from demonstrations (`batching.pair_segments`), `rft`
 (rejection-sampling fine-tuning) from the policy's own successful trajectories
-(`successful_segments`). Both take the road of the policy update: packed rows
-and a `Learner`, here with a `LikelihoodObjective`. Only response tokens are
-learned, and of those only the ones that were sampled or demonstrated.
+(`successful_segments`). Both share the machinery of the policy update: packed
+rows and a `Learner`, here with a `LikelihoodObjective`. Only response tokens
+are learned, and of those only the ones that were sampled or demonstrated.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,14 +15,14 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.learning import batching, learner
 
-# Called after every step with its number from 1, their total, and metrics.
+# Called after every step with its number (from 1), the total, and metrics.
 Progress = Callable[[int, int, dict[str, float]], None]
 
 
 def successful_segments(
   trajectories: Sequence[types.Trajectory], *, max_length: int
 ) -> list[batching.Segment]:
-  """The turns worth imitating: of solved trajectories, with a valid format.
+  """The turns to imitate: those of solved trajectories, with a valid format.
 
   Args:
     trajectories: a rollout.
@@ -44,7 +44,7 @@ def successful_segments(
 
 
 def count_steps(segments: int, *, batch_size: int, epochs: int) -> int:
-  """The optimizer steps that `finetune` takes, for the schedule."""
+  """The number of optimizer steps of `finetune`, for the schedule."""
   return epochs * -(-segments // batch_size)
 
 
@@ -59,23 +59,23 @@ def finetune(
   seed: int = 0,
   progress: Progress | None = None,
 ) -> tuple[types.TrainState, list[dict[str, float]]]:
-  """Goes through the segments, shuffled anew in every epoch.
+  """Trains on the segments, reshuffled in every epoch.
 
   Args:
-    trainer: with a `LikelihoodObjective`.
+    trainer: a learner with a `LikelihoodObjective`.
     state: donated.
-    segments: what to learn.
+    segments: the training examples.
     lengths: allowed row lengths in tokens, see `batching.pack`.
     batch_size: segments per optimizer step, >= 1.
     epochs: passes over the segments, >= 1.
-    seed: of the order; the same seed gives the same steps.
+    seed: of the shuffling; equal seeds give equal steps.
     progress: called after every step.
 
   Returns:
     The new state and the metrics of each epoch: means over its steps.
 
   Raises:
-    ValueError: if there is nothing to learn, or a segment is too long.
+    ValueError: if there are no segments, or one is too long.
   """
   if not segments:
     raise ValueError(

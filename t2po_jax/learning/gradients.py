@@ -1,8 +1,8 @@
 """The gradient of a batch, micro-batch by micro-batch.
 
-The weight of every token is computed from the whole batch first, so the sum
-over micro-batches is the gradient of the big batch, whatever their size, the
-packing or the mesh. Micro-batches without content are not computed.
+Token weights are computed from the whole batch first, so the sum over
+micro-batches is the gradient of the whole batch, whatever their size, the
+packing or the mesh. Empty micro-batches are skipped.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,13 +23,13 @@ def batch_gradient(
   base: types.Params | None,
   batch: types.Batch,
 ) -> tuple[Mapping[str, types.Params], dict[str, types.Array]]:
-  """Gradient of the objective, and its metrics.
+  """The gradient of the objective, and its metrics.
 
   Args:
     nets: the networks.
     objective: what is minimised.
     trained: parameters by name, see `layout.join`.
-    base: what adapters build on; None without.
+    base: frozen parameters under the adapters; None without adapters.
     batch: [micro-batches, rows, ...].
 
   Returns:
@@ -78,7 +78,7 @@ def agreement(
     nets: the networks.
     objective: what is minimised.
     trained: parameters by name, see `layout.join`.
-    base: what adapters build on; None without.
+    base: frozen parameters under the adapters; None without adapters.
     batch: [micro-batches, rows, ...].
 
   Returns:
@@ -112,7 +112,7 @@ def _part_gradient(
   base: types.Params,
   batch: types.Batch,
 ):
-  """The function from a micro-batch's number to its gradient and metrics."""
+  """Returns a function: index of a micro-batch -> its gradient and metrics."""
   weights = batch_weights(objective, batch)
 
   def loss(
@@ -162,15 +162,16 @@ def _part_loss(
 def batch_weights(
   objective: objectives.Objective, batch: types.Batch
 ) -> tuple[types.Array, types.Array, types.Array]:
-  """Weights of all tokens, each [micro-batches, rows, R] with sum 1 or less.
+  """Three weights per token, each [micro-batches, rows, R], summing to <= 1.
 
   Returns:
-    Of the loss, as the objective aggregates; of every token alike, for the
-    metrics; and of every token with a value target alike, for the critic.
+    Weights of the loss, as the objective aggregates; equal weights of all
+    tokens, for metrics; equal weights of all tokens with a value target, for
+    the critic.
   """
 
   def flat(x: types.Array):
-    # Rows first: this keeps them on their devices.
+    # Rows first, so that they stay on their devices.
     return jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])
 
   def back(x: types.Array):
@@ -190,7 +191,7 @@ def batch_weights(
 def map_parts(
   score: Callable[[types.Batch], types.Array], batch: types.Batch
 ) -> types.Array:
-  """Applies a score [rows, R] to every micro-batch with content; else 0."""
+  """Applies `score` to every non-empty micro-batch; 0 for empty ones."""
 
   def put(i: types.Array, scores: jax.Array):
     part = jax.tree.map(lambda x: x[i], batch)
@@ -201,6 +202,6 @@ def map_parts(
 
 
 def count_filled(batch: types.Batch) -> types.Array:
-  """The number of leading micro-batches that hold everything."""
+  """The number of leading non-empty micro-batches."""
   used = jnp.any(batch.segments > 0, axis=(1, 2))
   return jnp.max(jnp.where(used, jnp.arange(used.shape[0]) + 1, 0))

@@ -1,11 +1,11 @@
-"""Importance weights between sampler and trainer: constants per token.
+"""Importance weights between sampler and trainer: one constant per token.
 
-When the log-probs of the old policy are recomputed, those recorded by the
-sampler differ from them a little: other kernels, another precision. The ratio
-w = exp(logp_trainer - logp_sampler) corrects for it; the loss of a token is
-multiplied by its weight. Weights outside sensible bounds are truncated or
-leave their token out; a whole turn can be rejected. What is left out still
-counts in the divisor of an average.
+When the log-probs of the old policy are recomputed, they differ slightly from
+those recorded by the sampler, because of different kernels and precision. The
+ratio w = exp(logp_trainer - logp_sampler) corrects for this: it multiplies the
+loss of its token. Weights outside sensible bounds are truncated, or their token
+is left out; a whole turn can be rejected. Tokens left out still count in the
+denominator of averages.
 
 Sources: truncated weights (Yao et al. 2025, "Your efficient RL framework
 secretly brings you off-policy RL training"), masked weights (IcePop, Ling team
@@ -37,11 +37,11 @@ def truncated(
   """w = min(exp(logp_trainer - logp_sampler), cap).
 
   Args:
-    trainer_logprobs: [B, R] float32, of the old policy as the trainer sees it.
+    trainer_logprobs: [B, R] float32, of the old policy, from the trainer.
     sampler_logprobs: [B, R] float32, as recorded while sampling.
     mask: [B, R], 1 for sampled tokens.
-    turn: not used; every importance weight takes it.
-    low: not used; every importance weight takes it.
+    turn: unused; part of the common signature.
+    low: unused; part of the common signature.
     cap: C, above 0.
 
   Returns:
@@ -63,13 +63,13 @@ def bounded(
 ) -> types.Array:
   """w = exp(logp_trainer - logp_sampler) in [low, cap], elsewhere 0 (IcePop).
 
-  Tokens on which trainer and sampler disagree too much take no part at all.
+  Tokens on which trainer and sampler disagree too much are left out.
 
   Args:
     trainer_logprobs: as in `truncated`.
     sampler_logprobs: as in `truncated`.
     mask: as in `truncated`.
-    turn: not used; every importance weight takes it.
+    turn: unused; part of the common signature.
     low: at least 0; 0 means 1 / cap.
     cap: C, above 1.
 
@@ -91,14 +91,14 @@ def turn_truncated(
   low: float = 0.0,
   cap: float = 2.0,
 ) -> types.Array:
-  """w = min(product of a turn's ratios, cap), the same at all its tokens.
+  """w = min(product of a turn's ratios, cap), equal for all its tokens.
 
   Args:
     trainer_logprobs: as in `truncated`.
     sampler_logprobs: as in `truncated`.
     mask: as in `truncated`.
     turn: [B, R] int32; a turn's positions are neighbours in one row.
-    low: not used; every importance weight takes it.
+    low: unused; part of the common signature.
     cap: C, above 0; 2 to 10 are usual.
 
   Returns:
@@ -118,7 +118,7 @@ IMPORTANCE: dict[str, Callable[..., types.Array]] = {
   "turn_truncate": turn_truncated,
 }
 
-# What decides about a turn, and the bounds that are usual.
+# Rejection criteria, with their usual bounds.
 REJECTIONS: dict[str, tuple[float, float]] = {
   "geometric": (0.99, 1.01),
   "product": (0.5, 2.0),
@@ -136,7 +136,7 @@ def accepted(
   low: float,
   high: float,
 ) -> types.Array:
-  """Which turns trainer and sampler agree on well enough.
+  """Selects the turns on which trainer and sampler agree well enough.
 
   geometric: the geometric mean of a turn's ratios lies in [low, high];
   product: their product does; token: all of them do.
@@ -151,7 +151,7 @@ def accepted(
     high: at least `low`.
 
   Returns:
-    [B, R] float32, 1 at the sampled tokens of accepted turns, elsewhere 0.
+    [B, R] float32, 1 at the sampled tokens of accepted turns, 0 elsewhere.
 
   Raises:
     ValueError: for an unknown kind.

@@ -1,4 +1,4 @@
-"""The coefficient of a KL penalty, fixed or steered towards a target.
+"""The coefficient of a KL penalty, fixed or adapted to a target KL.
 
 The proportional controller of Ziegler et al. 2019, "Fine-tuning language
 models from human preferences" (arXiv 1909.08593), section 2.2.
@@ -10,7 +10,7 @@ import numpy as np
 
 MEANS = ("token", "turn")
 
-# The relative error is clipped to this before it acts.
+# The relative error is clipped to this.
 _ERROR_BOUND = 0.2
 
 
@@ -21,20 +21,20 @@ def measure(
   mean: str,
   trajectories: int,
 ) -> tuple[float, int]:
-  """The KL that a controller follows, and how much was measured.
+  """The KL that a controller follows, and the number of samples.
 
-  token (ours): a mean over all tokens, so that a turn weighs by its length;
-  what counts are trajectories. turn (the reference's): the mean of the turns'
-  own means; what counts are turns.
+  token (ours): the mean over all tokens, so that turns are weighted by length;
+  n counts trajectories. turn (the reference's): the mean of per-turn means; n
+  counts turns.
 
   Args:
     sums: KL of each turn, summed over its sampled tokens, nats.
     tokens: sampled tokens of each turn; turns without any are left out.
     mean: one of `MEANS`.
-    trajectories: how many the turns belong to.
+    trajectories: the number of trajectories that the turns belong to.
 
   Returns:
-    nats per token, 0 without any token, and n of `KLController.advance`.
+    nats per token (0 without tokens), and n for `KLController.advance`.
 
   Raises:
     ValueError: for an unknown mean.
@@ -51,15 +51,15 @@ class KLController:
   """Holds the coefficient beta of KL(policy || reference) in the reward.
 
   Attributes:
-    coefficient: beta now.
+    coefficient: the current beta.
   """
 
   def __init__(self, coefficient: float, *, target: float, horizon: float):
-    """Starts at the given coefficient.
+    """Creates a controller.
 
     Args:
-      coefficient: beta to begin with, >= 0.
-      target: KL per token to steer towards, nats; 0 keeps beta fixed.
+      coefficient: the initial beta, >= 0.
+      target: target KL per token, nats; 0 keeps beta fixed.
       horizon: trajectories, or turns, over which an error of 1 doubles beta,
         above 0.
     """
@@ -69,13 +69,13 @@ class KLController:
     self._horizon = horizon
 
   def advance(self, kl: float, count: int) -> None:
-    """Takes what was measured.
+    """Updates beta with a measurement.
 
     beta <- beta (1 + clip(kl / target - 1, -0.2, 0.2) n / horizon).
 
     Args:
       kl: mean KL of the rollout, nats.
-      count: n, how many trajectories or turns were measured.
+      count: n, the number of trajectories or turns.
     """
     if not self._target:
       return
@@ -83,14 +83,14 @@ class KLController:
     self.coefficient *= 1.0 + error * count / self._horizon
 
   def state_dict(self) -> dict[str, float]:
-    """Everything that `load` needs to go on exactly from here."""
+    """Everything that `load` needs to resume exactly from here."""
     return {"initial": self._initial, "coefficient": self.coefficient}
 
   def load(self, state: Mapping[str, float]) -> None:
-    """Goes on from a `state_dict`.
+    """Restores a `state_dict`.
 
-    A coefficient that is fixed, or that now begins elsewhere, stays as
-    configured.
+    If the coefficient is now fixed, or has a new initial value, the
+    configuration takes precedence.
     """
     if self._target and state["initial"] == self._initial:
       self.coefficient = state["coefficient"]

@@ -1,4 +1,4 @@
-"""Shapes and places of what the learner keeps, planned before it exists."""
+"""Shapes and shardings of the learner's state, before it is allocated."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def plan(
   axes: sharding.Axes,
   settings: Mapping[str, optimizers.OptimizerConfig],
 ) -> tuple[types.Params | None, types.TrainState]:
-  """The base, if there are adapters, and the state, as shapes and shardings.
+  """Shapes and shardings of the base (if there are adapters) and the state.
 
   Args:
     nets: the networks.
@@ -76,7 +76,7 @@ def init_optimizers(
   settings: Mapping[str, optimizers.OptimizerConfig],
   trained: Mapping[str, types.Params],
 ) -> dict[str, optax.OptState]:
-  """The optimizer states of everything that is trained, by name."""
+  """The optimizer states of all trained parameters, by name."""
   return {
     name: optimizers.create(config).init(trained[name])
     for name, config in settings.items()
@@ -86,6 +86,6 @@ def init_optimizers(
 def join(
   params: types.Params, critic: types.Params | None
 ) -> dict[str, types.Params]:
-  """What is trained, by name: `policy`, and `critic` if there is one."""
+  """The trained parameters by name: `policy`, and `critic` if there is one."""
   parts = {"policy": params, "critic": critic}
   return {name: part for name, part in parts.items() if part is not None}

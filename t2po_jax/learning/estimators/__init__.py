@@ -1,13 +1,14 @@
 """Advantage estimators by name.
 
-Every estimator is one pure function on the host, from `episodes.Episodes` to
+Every estimator is a pure function on the host, from `episodes.Episodes` to
 `episodes.Advantages`, with a record of its options and needs beside it. Most
-give one number per turn that all its tokens share; `gae` gives one per token.
+compute one advantage per turn, shared by all its tokens; `gae` computes one per
+token.
 
-A module of this folder lists its estimators in a table `ESTIMATORS`, and that
-is all: the tables are found and joined here. Elsewhere an estimator is added
-with `register`, or named in a configuration as `package.module:NAME` if its
-options are keys that others have too.
+A module of this folder lists its estimators in a table `ESTIMATORS`; the tables
+are discovered and merged here. Outside this package an estimator is added with
+`register`, or named in a configuration as `package.module:NAME` if it only has
+options of existing estimators.
 """
 
 import importlib
@@ -20,7 +21,7 @@ ESTIMATORS: dict[str, episodes.Estimator] = {}
 
 
 def register(name: str, estimator: episodes.Estimator) -> None:
-  """Makes an estimator known; its keys appear in configurations from then on.
+  """Registers an estimator; its options become configuration keys.
 
   Args:
     name: for `advantage.estimator`.
@@ -47,13 +48,13 @@ def option_keys() -> dict[str, keys.Key]:
 
 
 def find(name: str) -> episodes.Estimator:
-  """The estimator of a name.
+  """Finds an estimator by name.
 
   Args:
-    name: a known one, or `package.module:NAME` of a record.
+    name: of a registered one, or `package.module:NAME` of a record.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is no such estimator.
   """
   if name in ESTIMATORS:
     return ESTIMATORS[name]

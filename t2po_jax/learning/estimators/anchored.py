@@ -1,4 +1,4 @@
-"""Estimators that compare turns which start from the same observation."""
+"""Estimators that compare turns starting from the same observation."""
 
 from collections.abc import Hashable, Sequence
 import dataclasses
@@ -37,7 +37,7 @@ class HgpoOptions(groups.Normed, episodes.Discounted, episodes.Penalized):
     2, "h, most observations before the current one that are compared.", least=0
   )
   context_exponent: float = keys.key(
-    1.0, "alpha, how much more a longer common context weighs.", least=0
+    1.0, "alpha, how much more a longer shared context weighs.", least=0
   )
   context_base: bool = keys.key(
     False, "Whether the episode advantage is the level below all."
@@ -59,8 +59,8 @@ def gigpo(
 
   A = A_episode + w A_step. A_episode is `grpo`. For A_step the turns of a task
   group that start from the same observation form a cluster, and a turn's
-  return-to-go is compared with its cluster's mean; divided by the standard
-  deviation + 1e-6 or not, as A_episode is.
+  return-to-go is compared with the mean of its cluster; like A_episode it may
+  be divided by the standard deviation + 1e-6.
 
   Args:
     data: the episodes, with anchors.
@@ -73,7 +73,7 @@ def gigpo(
     penalty: of both parts, see `episodes.Penalized`.
 
   Returns:
-    One value per turn; 0 for the step part of a turn alone in its cluster.
+    One value per turn; the step part of a turn alone in its cluster is 0.
 
   Raises:
     ValueError: for an unknown norm, or missing anchors.
@@ -120,16 +120,16 @@ def cluster_anchors(
 ) -> np.ndarray:
   """Labels anchors with their cluster.
 
-  Greedy in the given order: an anchor joins the first cluster whose first
-  member it resembles, with a `difflib` ratio of at least `similarity`, else it
-  begins a new cluster.
+  Greedy, in the given order: an anchor joins the first cluster whose first
+  member has a `difflib` ratio of at least `similarity` to it, or else starts a
+  new cluster.
 
   Args:
     anchors: observations; strings if similarity is below 1.
     similarity: from 0 to 1; 1 means equality.
-    autojunk: difflib's shortcut for texts of 200 characters or more, which
-      ignores frequent characters: of two observations that differ in a word
-      the ratio may fall below a half. The reference code uses it.
+    autojunk: difflib's heuristic that ignores frequent characters in texts of
+      200 characters or more: the ratio of two observations that differ in a
+      single word may fall below 0.5. The reference code uses it.
 
   Returns:
     [len(anchors)] int labels, 0, 1, ... in order of first appearance.
@@ -143,7 +143,7 @@ def cluster_anchors(
   leaders: list[difflib.SequenceMatcher] = []
   clusters = 0
   for anchor in anchors:
-    # Equal anchors always join the same cluster: it stays the first match.
+    # Equal anchors always join the same cluster, their first match.
     if anchor in seen:
       continue
     text = str(anchor)
@@ -172,18 +172,18 @@ def hgpo(
 
   Level l, from 1 to h + 1, clusters the turns of a task group whose last l
   observations are equal. In every cluster of two or more A_l = (R^k - mean) /
-  (std + 1e-6), with the population's deviation; A = sum_l w_l A_l with w_l =
-  (l + 1)^alpha over the sum of these of all levels whose A_l is not 0. There
-  is no episode part beside it.
+  (std + 1e-6), with the population's deviation; A = sum_l w_l A_l with w_l = (l
+  + 1)^alpha over the sum of these of all levels whose A_l is not 0. There is no
+  separate episode part.
 
   Args:
     data: the episodes, with anchors.
     discount: beta of the return-to-go R^k.
-    context_turns: h, the observations of the past that a prompt shows.
+    context_turns: h, the number of past observations in a prompt.
     context_exponent: alpha.
-    context_base: whether the episode advantage (ddof 1, a turn counting once)
-      is level 0, with weight 1.
-    norm: `mean_norm` leaves the division out.
+    context_base: whether to add the episode advantage (ddof 1, over turns) as
+      level 0, with weight 1.
+    norm: `mean_norm` omits the division.
     penalty: see `episodes.Penalized`; the reference charges the return.
 
   Returns:

@@ -1,8 +1,8 @@
-"""Episodes as the estimators see them, and what all of them share.
+"""Episodes as the estimators see them, and the statistics they share.
 
-Group statistics are over the trajectories of one task, standard deviations
-are unbiased (ddof 1). Aborted trajectories, and those without a turn, take
-part in no statistic and get advantage 0.
+Group statistics are over the trajectories of one task, standard deviations are
+unbiased (ddof 1). Aborted trajectories and those without turns are excluded
+from all statistics and get advantage 0.
 
 Deliberate differences from the paper's reference code (arXiv 2605.02178):
 penalties are part of the reward of their turn, before discounting, unless an
@@ -26,23 +26,23 @@ Tokens = tuple[tuple[np.ndarray, ...], ...]  # One [T] array per turn of each.
 
 @dataclasses.dataclass(frozen=True)
 class Episodes:
-  """What the estimators need to know of E trajectories.
+  """What the estimators need to know about E trajectories.
 
   Attributes:
     groups: [E] int, the task group of each.
     rewards: per trajectory [K] float, reward less penalties of each turn.
-    aborted: [E] bool, left out of everything.
+    aborted: [E] bool, excluded from everything.
     anchors: per trajectory K strings, the observation before each turn; for
       `gigpo`.
     values: per turn [T] float, the critic's value before each response token;
       for `gae` and `gae_turn`.
-    sampled: per turn [T] bool, response tokens that the policy chose; None
-      means all. Only whitening looks at it.
+    sampled: per turn [T] bool, response tokens that the policy sampled; None
+      means all. Only used for whitening.
     entropies: per trajectory [K] float nats, mean token entropy of each turn;
       for `empg`.
     baselines: [E] float, return of a greedy rollout of the task; for `remax`.
-    penalties: per trajectory [K] float, what `rewards` already lack; needed to
-      charge them to returns.
+    penalties: per trajectory [K] float, already subtracted in `rewards`; needed
+      to charge them to returns instead.
   """
 
   groups: np.ndarray
@@ -73,7 +73,7 @@ class Episodes:
 
   @property
   def counted(self) -> np.ndarray:
-    """[E] bool, the trajectories that take part in the statistics."""
+    """[E] bool, the trajectories included in the statistics."""
     lengths = np.array([len(r) for r in self.rewards], int)
     return ~np.asarray(self.aborted, bool) & (lengths > 0)
 
@@ -108,15 +108,15 @@ class Episodes:
 
 @dataclasses.dataclass(frozen=True)
 class Advantages:
-  """What an estimator found.
+  """The output of an estimator.
 
   Attributes:
-    turns: per trajectory [K] float64; the mean over its tokens for an
-      estimator that works on tokens.
-    metrics: numbers to log.
-    tokens: per turn [T] float64, for estimators that work on tokens.
-    targets: per turn [T] float64, what the critic should have said; turn-level
-      estimators with a critic fill the first token only, the rest is NaN.
+    turns: per trajectory [K] float64; for token-level estimators the mean over
+      the turn's tokens.
+    metrics: values to log.
+    tokens: per turn [T] float64, for token-level estimators.
+    targets: per turn [T] float64, the critic's targets; turn-level estimators
+      with a critic only fill the first token, the rest is NaN.
   """
 
   turns: Ragged
@@ -127,16 +127,16 @@ class Advantages:
 
 @dataclasses.dataclass(frozen=True)
 class Estimator:
-  """An advantage estimator: its function and what goes with it.
+  """An advantage estimator: its function and everything that goes with it.
 
   Attributes:
-    function: from `Episodes` and the options, as keyword arguments of the
-      same names, to `Advantages`.
+    function: maps `Episodes` to `Advantages`; the options are keyword arguments
+      of the same names.
     options: a dataclass of `keys.key` fields, the keys of the configuration's
       section `advantage` that it reads.
-    needs: fields of `Episodes` beyond rewards that must be there: `anchors`
-      and `entropies` always are, `values` ask for a critic and `baselines`
-      for a greedy episode per task.
+    needs: fields of `Episodes` required beyond rewards: `anchors` and
+      `entropies` are always available, `values` require a critic and
+      `baselines` a greedy episode per task.
     grouped: whether it compares the episodes of a task with each other.
   """
 
@@ -161,11 +161,11 @@ class Estimator:
     """Advantages of a rollout.
 
     Args:
-      data: the episodes, with all that the estimator needs.
+      data: the episodes, with every field that the estimator needs.
       settings: anything with the options as attributes.
 
     Raises:
-      ValueError: if something is missing from the episodes.
+      ValueError: if a field is missing from the episodes.
     """
     for name in sorted(self.needs):
       required(getattr(data, name), name, self.function.__name__)
@@ -180,7 +180,7 @@ class NoOptions:
 
 @dataclasses.dataclass(frozen=True)
 class Discounted:
-  """Rewards of later turns count less."""
+  """Options of estimators that discount rewards."""
 
   discount: float = keys.key(
     0.95, "Of the next turn's reward, per turn.", least=0, most=1
@@ -192,18 +192,18 @@ PENALTIES = ("reward", "return")
 
 @dataclasses.dataclass(frozen=True)
 class Penalized:
-  """Where a turn's penalty is charged."""
+  """Options of estimators that can charge penalties to returns."""
 
   penalty: str = keys.key(
     "reward",
-    "Penalties are part of their turn's `reward`, so that earlier turns share "
-    "them, or come off its `return`, so that they cost their own turn alone.",
+    "Whether penalties are subtracted from their turn's `reward`, so that "
+    "earlier turns share them, or from its `return`, so that they do not.",
     choices=PENALTIES,
   )
 
 
 def episodes(trajectories: Sequence[types.Trajectory]) -> Episodes:
-  """Reads what the critic-free estimators need from trajectories."""
+  """Extracts what the critic-free estimators need from trajectories."""
   return Episodes(
     groups=np.array([t.group for t in trajectories], int),
     rewards=tuple(
@@ -244,7 +244,7 @@ def returns_to_go(rewards: np.ndarray, *, discount: float) -> np.ndarray:
 
 
 def equal_groups(data: Episodes) -> set[int]:
-  """Groups that teach nothing, see `teaches`; one with none left is one."""
+  """The number of groups without signal, see `teaches`; empty ones included."""
   counted, returns = data.counted, data.returns
   return {
     int(group)
@@ -254,11 +254,11 @@ def equal_groups(data: Episodes) -> set[int]:
 
 
 def mixed_groups(trajectories: Sequence[types.Trajectory]) -> float:
-  """Fraction of the groups that teach; NaN without a group.
+  """The fraction of groups with a signal; NaN without groups.
 
   Args:
-    trajectories: of any number of groups; aborted ones are left out, and so
-      are groups with no others.
+    trajectories: of any number of groups; aborted ones are left out, as are
+      groups with no others.
   """
   returns: dict[int, list[float]] = {}
   for trajectory in trajectories:
@@ -271,16 +271,16 @@ def mixed_groups(trajectories: Sequence[types.Trajectory]) -> float:
 
 
 def teaches(returns: Sequence[float] | np.ndarray) -> bool:
-  """Whether a group's returns are not all equal, to six decimals.
+  """Whether a group gives a signal: its returns differ, to six decimals.
 
-  Dynamic sampling (DAPO, arXiv 2503.14476) replaces groups that do not teach
-  with fresh ones. A group of one does not.
+  Dynamic sampling (DAPO, arXiv 2503.14476) replaces groups without a signal by
+  new ones. A group of one has none.
   """
   return len(np.unique(np.round(returns, 6))) > 1
 
 
 def groups(data: Episodes, *, least: int = 2) -> Iterable[np.ndarray]:
-  """The counted members of every group that has at least `least`."""
+  """The counted members of every group with at least `least` of them."""
   counted = data.counted
   for group in np.unique(data.groups):
     members = np.flatnonzero(counted & (data.groups == group))
@@ -289,7 +289,7 @@ def groups(data: Episodes, *, least: int = 2) -> Iterable[np.ndarray]:
 
 
 def paired(data: Episodes) -> np.ndarray:
-  """[E] bool, trajectories that can be compared with another of their group."""
+  """[E] bool, trajectories with at least one other in their group."""
   result = np.zeros(len(data.rewards), bool)
   for members in groups(data):
     result[members] = True
@@ -297,7 +297,7 @@ def paired(data: Episodes) -> np.ndarray:
 
 
 def group_metrics(data: Episodes) -> dict[str, float]:
-  """Counts of groups that give no signal."""
+  """Counts of groups without signal."""
   sizes = [len(members) for members in groups(data, least=1)]
   return {
     "advantage/lone_groups": float(sum(size == 1 for size in sizes)),
@@ -306,7 +306,7 @@ def group_metrics(data: Episodes) -> dict[str, float]:
 
 
 def broadcast(values: np.ndarray, data: Episodes) -> Ragged:
-  """One value per trajectory -> that value at each of its turns."""
+  """Repeats one value per trajectory at each of its turns."""
   return tuple(
     np.full(len(r), value)
     for r, value in zip(data.rewards, values, strict=True)
@@ -314,7 +314,7 @@ def broadcast(values: np.ndarray, data: Episodes) -> Ragged:
 
 
 def whiten_tokens(tokens: Tokens, data: Episodes) -> Tokens:
-  """Shifts and scales by the statistics of all counted, sampled tokens."""
+  """Whitens by the statistics of all counted, sampled tokens."""
   kept = [
     turn[np.asarray(data.sampled[e][k], bool)] if data.sampled else turn
     for e in np.flatnonzero(data.counted)
@@ -331,7 +331,7 @@ def whiten_tokens(tokens: Tokens, data: Episodes) -> Tokens:
 
 
 def whiten_turns(turns: Ragged, data: Episodes, counted: np.ndarray) -> Ragged:
-  """As `whiten_tokens`, a turn counting as often as it has sampled tokens."""
+  """As `whiten_tokens`, with turns weighted by their sampled tokens."""
   kept = [
     np.repeat(
       turns[e],
@@ -347,14 +347,14 @@ def whiten_turns(turns: Ragged, data: Episodes, counted: np.ndarray) -> Ragged:
 
 
 def required(field: T | None, name: str, estimator: str) -> T:
-  """The field, if the episodes have it."""
+  """Returns a field of the episodes; raises if it is missing."""
   if field is None:
     raise ValueError(f"{name}: found None, expected what {estimator} needs")
   return field
 
 
 def _check_length(name: str, field: Any, count: int) -> None:
-  """Refuses a field that does not have one entry per trajectory."""
+  """Raises an error unless a field has one entry per trajectory."""
   if field is not None and len(field) != count:
     raise ValueError(
       f"{name}: found {len(field)} trajectories, expected {count} as in rewards"
@@ -362,13 +362,13 @@ def _check_length(name: str, field: Any, count: int) -> None:
 
 
 def _sampled_entropy(response: types.Attempt) -> float:
-  """Mean entropy of a response's sampled tokens, 0 if there are none."""
+  """Mean entropy of a response's sampled tokens; 0 without any."""
   kept = response.entropy[~response.forced]
   return float(np.mean(kept)) if len(kept) else 0.0
 
 
 def _moments(values: np.ndarray) -> tuple[float, float]:
-  """Mean and unbiased deviation + 1e-6; (0, 1) without any value."""
+  """Mean and unbiased deviation + 1e-6; (0, 1) without values."""
   if len(values) == 0:
     return 0.0, 1.0
   spread = np.std(values, ddof=1) if len(values) > 1 else 0.0

@@ -13,10 +13,10 @@ class TurnOptions(episodes.Discounted):
   """Options of `gae_turn`."""
 
   gae_lambda: float = keys.key(
-    0.95, "lambda from a turn to the next.", least=0, most=1
+    0.95, "lambda from one turn to the next.", least=0, most=1
   )
   whiten: bool = keys.key(
-    True, "Bring the advantages to mean 0 and deviation 1."
+    True, "Whiten the advantages."
   )
 
 
@@ -43,19 +43,19 @@ def gae(
 ) -> episodes.Advantages:
   """Generalised advantage of every token, across turns (arXiv 1506.02438).
 
-  A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t
-  over the response tokens of the whole episode in order. A turn's reward
-  arrives at its last token; gamma and lambda have values of their own for the
-  step from there to the next turn. The value after the last turn is 0.
+  A_t = delta_t + gamma lambda A_{t+1}, delta_t = r_t + gamma V_{t+1} - V_t over
+  the response tokens of the whole episode in order. A turn's reward arrives at
+  its last token; the step from there to the next turn has its own gamma and
+  lambda. The value after the last turn is 0.
 
   Args:
     data: the episodes, with values.
-    discount: gamma from a turn to the next.
-    gae_lambda: lambda from a turn to the next.
+    discount: gamma from one turn to the next.
+    gae_lambda: lambda from one turn to the next.
     token_discount: gamma inside a turn.
     token_gae_lambda: lambda inside a turn.
-    whiten: whether to bring the advantages of all sampled tokens to mean 0
-      and deviation 1; the targets are not changed by it.
+    whiten: whether to whiten the advantages over all sampled tokens; the
+      targets are not affected.
 
   Returns:
     One value per token, and the critic's targets A + V.
@@ -96,16 +96,16 @@ def gae_turn(
   gae_lambda: float = 0.95,
   whiten: bool = True,
 ) -> episodes.Advantages:
-  """Generalised advantage with a turn as one action.
+  """Generalised advantage with a whole turn as one action.
 
-  The value of a turn is the critic's at its first response token, before
-  anything was said; discount and lambda are per turn.
+  The value of a turn is the critic's value at its first response token;
+  discount and lambda are per turn.
 
   Args:
     data: the episodes, with values.
     discount: gamma, per turn.
     gae_lambda: lambda, per turn.
-    whiten: whether to bring the advantages to mean 0 and deviation 1.
+    whiten: whether to whiten the advantages.
 
   Returns:
     One value per turn, and a target at the first token of each turn.
@@ -154,5 +154,5 @@ def _accumulate(
 
 
 def _split(flat: np.ndarray, border: np.ndarray) -> tuple[np.ndarray, ...]:
-  """Cuts the tokens of an episode into its turns."""
+  """Splits the tokens of an episode into its turns."""
   return tuple(np.split(flat, border[:-1])) if len(border) else ()

@@ -1,4 +1,4 @@
-"""Estimators without a critic that give a whole episode, or turn, one number.
+"""Critic-free estimators with one advantage per episode or per turn.
 
 A trajectory counts once in its group's statistics by default; `per="turn"`
 lets every turn count, as the reference code of arXiv 2605.02178 does.
@@ -19,12 +19,12 @@ NORMS = ("mean_std_norm", "mean_norm")
 
 @dataclasses.dataclass(frozen=True)
 class Normed:
-  """How returns are scaled."""
+  """Options of estimators that normalise returns."""
 
   norm: str = keys.key(
     "mean_std_norm",
-    "Returns less the mean of their group, or that over its standard "
-    "deviation as well; in `gigpo` and `hgpo` the same for their clusters.",
+    "Subtract the group's mean from returns, or divide by its standard "
+    "deviation as well; in `gigpo` and `hgpo` likewise for their clusters.",
     choices=NORMS,
   )
 
@@ -45,10 +45,10 @@ class EmpgOptions(Normed):
   """Options of `empg`."""
 
   entropy_scale: float = keys.key(
-    1.0, "k, how much more sure turns learn than others."
+    1.0, "k, how much more confident turns learn."
   )
   clarity_scale: float = keys.key(
-    1.0, "k', how fast the bonus for a sure next turn falls."
+    1.0, "k', how fast the bonus for a confident next turn decays."
   )
   clarity_weight: float = keys.key(0.05, "zeta, of that bonus.")
 
@@ -69,8 +69,8 @@ def grpo(
     norm: `mean_std_norm`, or `mean_norm` not to divide by the deviation: Dr.
       GRPO (arXiv 2503.20783).
     per: `trajectory` counts each trajectory once, `turn` once per turn.
-    penalty: see `episodes.Penalized`; charged to `return`, a trajectory that
-      counts once counts with its first turn, as in the reference code.
+    penalty: see `episodes.Penalized`; with `return`, a trajectory that counts
+      once is represented by its first turn, as in the reference code.
 
   Returns:
     One value per turn; the same at all turns of a trajectory unless penalties
@@ -105,9 +105,9 @@ def check_norm(norm: str) -> None:
 def maxrl(data: episodes.Episodes) -> episodes.Advantages:
   """Advantages of maximum likelihood RL (MaxRL, arXiv 2602.02710).
 
-  A = (R - mean) / (mean + 1e-6) of the episode return R in its group: the
-  rarer success is, the more it teaches. Meant for returns of at least 0;
-  groups whose mean is not positive get 0.
+  A = (R - mean) / (mean + 1e-6) of the episode return R in its group: the rarer
+  success is, the larger its advantage. Meant for non-negative returns; groups
+  whose mean is not positive get 0.
   """
   returns = data.returns
   values = np.zeros(len(data.rewards))
@@ -126,8 +126,9 @@ def opo(data: episodes.Episodes) -> episodes.Advantages:
   """Optimal baseline on policy (OPO, arXiv 2505.23585).
 
   A_i = R_i - sum_j l_j R_j / sum_j l_j over the group, l the number of sampled
-  tokens of a trajectory (its turns where `sampled` is missing): the baseline
-  of least variance if a trajectory's squared gradient grows with its length.
+  tokens of a trajectory (of turns if `sampled` is missing): the
+  minimum-variance baseline if a trajectory's squared gradient norm is
+  proportional to its length.
   """
   returns = data.returns
   values = np.zeros(len(data.rewards))
@@ -167,8 +168,8 @@ def reinforce_pp(
     discount: per turn, from 0 to 1.
 
   Returns:
-    One value per turn, mean 0 and deviation 1 over all tokens that `sampled`
-    keeps, or over all turns without it.
+    One value per turn, whitened over all sampled tokens, or over all turns if
+    `sampled` is missing.
   """
   to_go = tuple(
     episodes.returns_to_go(r, discount=discount) for r in data.rewards
@@ -180,7 +181,7 @@ def reinforce_pp(
 def reinforce_pp_baseline(data: episodes.Episodes) -> episodes.Advantages:
   """Group mean as baseline, then whitened (REINFORCE++ with baseline).
 
-  As `reinforce_pp`, of the episode return less the mean of its group.
+  As `reinforce_pp`, with the episode return minus the mean of its group.
   """
   returns = data.returns
   values = np.zeros(len(data.rewards))
@@ -195,7 +196,7 @@ def reinforce_pp_baseline(data: episodes.Episodes) -> episodes.Advantages:
 def remax(
   data: episodes.Episodes, *, discount: float = 1.0
 ) -> episodes.Advantages:
-  """Return-to-go less the return of a greedy rollout (arXiv 2310.10505).
+  """Return-to-go minus the return of a greedy rollout (arXiv 2310.10505).
 
   Args:
     data: the episodes, with baselines.
@@ -229,8 +230,8 @@ def empg(
 
   A^k = A_grpo g(H^k) + zeta f(H^{k+1}), minus its mean over the batch, with
   g(H) = exp(-k h) / mean(exp(-k h)), f(H) = exp(-k' h), and h the turn's
-  entropy brought to [0, 1] over the batch: sure turns learn more, and turns
-  that lead to a sure next turn earn a bonus. The last turn has no bonus.
+  entropy scaled to [0, 1] over the batch: confident turns learn more, and turns
+  leading to a confident next turn earn a bonus. The last turn has no bonus.
 
   Args:
     data: the episodes, with entropies.
@@ -284,7 +285,7 @@ ESTIMATORS = {
 
 
 def _length(data: episodes.Episodes, e: int) -> int:
-  """Sampled tokens of a trajectory, or its turns."""
+  """The number of sampled tokens of a trajectory, or of its turns."""
   if data.sampled is None:
     return len(data.rewards[e])
   return int(sum(np.sum(turn) for turn in data.sampled[e]))

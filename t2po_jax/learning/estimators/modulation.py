@@ -1,4 +1,4 @@
-"""Modulations: factors on the advantages that any estimator has found."""
+"""Modulations: factors applied to the advantages of any estimator."""
 
 from collections.abc import Callable
 import dataclasses
@@ -9,7 +9,7 @@ import numpy as np
 from t2po_jax import keys
 from t2po_jax.learning.estimators import episodes
 
-# Groups whose turns differ less in entropy are left alone, nats.
+# Groups whose turns differ less in entropy are not modulated, nats.
 _LEAST_RANGE = 0.1
 
 
@@ -18,7 +18,7 @@ class AemOptions:
   """Options of `aem`."""
 
   modulation_strength: float = keys.key(
-    1.0, "aem: lambda, how much more sure turns learn than others.", least=0
+    1.0, "aem: lambda, how much more confident turns learn.", least=0
   )
 
 
@@ -28,18 +28,19 @@ def aem(
   """Adaptive entropy modulation (AEM, arXiv 2605.00425).
 
   Over all turns of a task group, with H the mean token entropy of a turn and h
-  its place between the group's smallest and largest: alpha = exp(-lambda h) /
-  mean exp(-lambda h), and 1 where these differ by less than 0.1 nats. The
-  advantage of a turn is multiplied by its alpha. Unlike `empg`, which compares
-  over the batch, it adds no bonus and shifts nothing.
+  its position between the group's minimum (0) and maximum (1): alpha =
+  exp(-lambda h) / mean exp(-lambda h), and 1 where these differ by less than
+  0.1 nats. The advantage of a turn is multiplied by its alpha. Unlike `empg`,
+  which compares turns over the batch, it neither adds a bonus nor subtracts a
+  mean.
 
   Args:
     data: the episodes, with entropies.
     modulation_strength: lambda, at least 0.
 
   Returns:
-    Per trajectory [K] factors of mean 1 in every group; 1 for trajectories
-    that do not count.
+    Per trajectory [K] factors of mean 1 in every group; 1 for excluded
+    trajectories.
 
   Raises:
     ValueError: if the entropies are missing.
@@ -63,8 +64,8 @@ class Modulation:
   """A modulation: its function and its options.
 
   Attributes:
-    function: from `Episodes` and the options, as keyword arguments of the
-      same names, to one factor per turn.
+    function: maps `Episodes` to one factor per turn; the options are keyword
+      arguments of the same names.
     options: a dataclass of `keys.key` fields, keys of the configuration's
       section `advantage`.
   """
@@ -87,7 +88,7 @@ def apply(
   Args:
     name: one of `MODULATIONS`, or `off`.
     data: the episodes.
-    estimate: what an estimator found; the critic's targets stay.
+    estimate: the output of an estimator; the critic's targets are unchanged.
     settings: anything with the modulation's options as attributes.
   """
   if name == "off":
