@@ -8,7 +8,7 @@ Axes, used in every docstring and einsum:
   R response positions of a row                 N query heads
   M key/value heads                             H head width
 
-Turns and trajectories live on the host and hold numpy arrays; `Batch` and
+Turns and trajectories live on the host and hold NumPy arrays; `Batch` and
 `TrainState` are pytrees that live on the devices.
 """
 
@@ -34,7 +34,7 @@ class Attempt:
     uncertainty: [T] float32, M_t in [0, 1] (for `released`, unbounded).
     entropy: [T] float32, nats.
     confidence: [T] float32, nats.
-    forced: [T] bool, tokens put there by the thinking intervention.
+    forced: [T] bool, tokens forced by the thinking intervention.
     text: the decoded response.
     finish: "stop", "length" or "eos".
     fired_at: token index of the intervention, -1 if it did not fire.
@@ -58,22 +58,22 @@ class Attempt:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-  """One turn: what the policy saw, said and got.
+  """One turn: prompt, response and outcome.
 
   Attributes:
     prompt: [T] int32, prompt token ids.
     response: the attempt that was executed.
-    anchor: the raw observation the turn started from.
+    anchor: the raw observation that the turn started from.
     action: the action as executed; empty if there was none.
     reward: the environment's reward of this turn.
-    penalty: what format and validity cost, >= 0; subtracted for learning.
+    penalty: for an invalid format or action, >= 0; subtracted for learning.
     format_valid: whether the response followed the grammar.
     action_valid: whether the action was well formed and possible.
-    phi_change: |Phi^k - Phi^{k-1}|, NaN at the first turn.
-    prompt_shortened: whether memory or observation had to be cut.
-    version: the update that left the parameters that spoke; 0 at the start.
-    discarded: attempts that turn-level resampling threw away.
-    info: the environment's numbers of this step.
+    phi_change: |Phi^k - Phi^{k-1}|, NaN in the first turn.
+    prompt_shortened: whether memory or observation had to be truncated.
+    version: the update that produced the sampling parameters; 0 at the start.
+    discarded: attempts discarded by turn-level resampling.
+    info: metrics of the environment for this step.
   """
 
   prompt: np.ndarray
@@ -92,7 +92,7 @@ class Turn:
 
   @property
   def net_reward(self) -> float:
-    """What is learned from: the reward less the penalty."""
+    """The reward used for learning: reward minus penalty."""
     return self.reward - self.penalty
 
 
@@ -107,7 +107,7 @@ class Trajectory:
     member: index inside the group, 0 to G - 1.
     turns: the K turns in order.
     success: whether the task was solved.
-    aborted: whether the infrastructure failed; then masked from the loss.
+    aborted: whether the infrastructure failed; excluded from the loss.
   """
 
   task_id: str
@@ -120,7 +120,7 @@ class Trajectory:
 
   @property
   def episode_return(self) -> float:
-    """Undiscounted sum of rewards less penalties."""
+    """Undiscounted sum of rewards minus penalties."""
     return float(sum(turn.net_reward for turn in self.turns))
 
 
@@ -144,9 +144,8 @@ class Batch(flax.struct.PyTreeNode):
     sampler_logprobs: [B, R] float32, as recorded while sampling.
     old_logprobs: [B, R] float32, of the policy that the ratio is against.
     ref_logprobs: [B, R] float32, of the reference policy; 0 when unused.
-    old_values: [B, R] float32, of the critic before the update; 0 without one.
-    value_targets: [B, R] float32, what it should have said; NaN where nothing
-      is asked of it.
+    old_values: [B, R] float32, by the critic before the update; 0 without one.
+    value_targets: [B, R] float32, the critic's targets; NaN without one.
   """
 
   tokens: Array
@@ -165,7 +164,7 @@ class Batch(flax.struct.PyTreeNode):
 
 
 class TrainState(flax.struct.PyTreeNode):
-  """What the learner carries from update to update.
+  """The learner's state, carried from update to update.
 
   Attributes:
     step: number of optimizer steps taken.

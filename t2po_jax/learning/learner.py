@@ -1,4 +1,4 @@
-"""The update: rows in, better parameters out.
+"""The update of the parameters, compiled for a mesh.
 
 `Learner` compiles its functions for a mesh: one optimizer step, the log-probs
 of a batch, and the values of a batch if there is a critic. Where other code
@@ -6,13 +6,13 @@ bases of this field use `jax.pmap`, here it is `jax.jit` with explicit shardings
 (see `sharding.py`): parameters, optimizer state and rows are laid out by name,
 and the state is donated.
 
-A step walks over the micro-batches of its batch and adds up gradients. The
-weight of every token is computed from the whole batch first, so the sum is the
-gradient of the big batch, whatever the micro-batch size, packing or mesh.
-Micro-batches without content are not computed. Only response positions are
-projected to the vocabulary, a chunk at a time, and a chunk's logits are
-computed again in the backward pass: [B, T, V] never exists. Nothing is
-transferred between host and devices inside a step.
+A step loops over the micro-batches of its batch and accumulates gradients.
+Token weights are computed from the whole batch first, so the sum is the
+gradient of the whole batch, whatever the micro-batch size, packing or mesh.
+Empty micro-batches are skipped. Only response positions are projected to the
+vocabulary, a chunk at a time, and the logits of a chunk are recomputed in the
+backward pass: [B, T, V] never exists. Nothing is transferred between host and
+devices inside a step.
 """
 
 import collections
@@ -49,16 +49,16 @@ def micro_batches(batch: types.Batch, rows: int) -> types.Batch:
 class Learner:
   """Compiled updates of one policy on one mesh.
 
-  With adapters these are what is trained: wherever parameters come in or go
-  out, of the state or of a reference, they are the adapters'. The policy's own
-  parameters, the base, are given once, are part of no state, and never change.
+  With adapters, only these are trained: all parameters passed in or out, of the
+  state or of a reference, are the adapters'. The policy's own parameters, the
+  base, are loaded once, are not part of the state, and never change.
 
   Attributes:
     mesh: the mesh.
     rows: rows of a micro-batch over the whole mesh.
     chunk: response positions per row whose logits exist at once, or None.
-    traces: how often each function was traced; more than once per shape of a
-      batch means recompilation.
+    traces: how often each function was traced; more than once per batch shape
+      means recompilation.
   """
 
   def __init__(
@@ -75,21 +75,19 @@ class Learner:
     critic_optimizer: optimizers.OptimizerConfig | None = None,
     adapters: networks.Adapters | None = None,
   ):
-    """Plans the layout; nothing is compiled or allocated yet.
+    """Plans the layout, without compiling or allocating anything yet.
 
     Args:
       policy: the network.
       axes: tuples of logical axis names in the structure of the parameters.
       mesh: from `sharding.create_mesh`.
       optimizer: of the update.
-      objective: what is minimised.
+      objective: to be minimised.
       rows: rows of a micro-batch over the whole mesh.
       chunk: see `scoring.target_logprobs`.
-      critic: learns values beside the policy, in the same steps; None for
-        none.
-      critic_optimizer: of the critic's own parameters; by default as the
-        policy's.
-      adapters: are trained in place of the policy's parameters; None for none.
+      critic: trained in the same steps as the policy; None for none.
+      critic_optimizer: of the critic's parameters; default: the policy's.
+      adapters: trained instead of the policy's parameters; None for none.
 
     Raises:
       ValueError: if the rows do not divide over the mesh.
@@ -101,7 +99,7 @@ class Learner:
         f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
       )
     self.mesh = mesh
-    # What is trained, by name: each part with its own optimizer and norm.
+    # Trained parts by name, each with its own optimizer and gradient norm.
     self._optimizers = {"policy": optimizer}
     if critic is not None:
       self._optimizers["critic"] = critic_optimizer or optimizer
@@ -126,7 +124,7 @@ class Learner:
       )
 
   def _prepare_programs(self) -> None:
-    """Names what is compiled at its first use, with layouts and donations."""
+    """Sets up the jitted functions, with layouts and donations."""
     whole, by_row = sharding.replicated(self.mesh), self._batch_sharding
     base = self._base_sharding
     self._step = jax.jit(
@@ -162,21 +160,21 @@ class Learner:
     self._merge = jax.jit(_merge_metrics, out_shardings=whole)
 
   def abstract_state(self) -> types.TrainState:
-    """The state as shapes, dtypes and shardings, to restore into."""
+    """Shapes, dtypes and shardings of the state, for restoring."""
     return self._state
 
   def abstract_base(self) -> types.Params | None:
-    """The frozen base likewise; None without adapters."""
+    """The same for the frozen base; None without adapters."""
     return self._abstract_base
 
   def temporary_bytes(self, batch: types.Batch) -> int | None:
-    """What one optimizer step holds besides its arguments, by XLA's account.
+    """Temporary memory of one optimizer step, as reported by XLA.
 
     Args:
       batch: the shapes of a batch, as `jax.ShapeDtypeStruct`.
 
     Returns:
-      Bytes on a device; None where the compiler does not tell.
+      Bytes per device; None if the compiler does not report it.
     """
 
     lowered = self.lower_update(micro_batches(batch, self.rows))
@@ -184,15 +182,15 @@ class Learner:
     return None if found is None else found.temp_size_in_bytes
 
   def place_params(self, params: types.Params) -> types.Params:
-    """Copies parameters to the devices, laid out as the state's are."""
+    """Copies parameters to the devices, with the layout of the state's."""
     return sharding.put(params, self._state_sharding.params, alias=False)
 
   def place_reference(self, params: types.Params) -> types.Params:
-    """The reference policy, as `update` and `logprobs` take it.
+    """The reference policy, in the form that `update` and `logprobs` take.
 
     Args:
-      params: the policy's own. With adapters they are the base already, and
-        adapters that change nothing stand for them.
+      params: the policy's. With adapters these are already loaded as the base,
+        and the result is adapters that change nothing.
 
     Returns:
       Parameters on the devices.
@@ -202,7 +200,7 @@ class Learner:
     return self.place_params(params)
 
   def load_base(self, params: types.Params) -> None:
-    """Takes the parameters that adapters build on; nothing without adapters."""
+    """Loads the base under the adapters; no effect without adapters."""
     if self._nets.adapters is None:
       return
     frozen = jax.eval_shape(self._nets.adapters.freeze, params)
@@ -210,14 +208,14 @@ class Learner:
     self._base = sharding.put(params, self._base_sharding, alias=False)
 
   def snapshot(self, state: types.TrainState) -> types.Params:
-    """A copy of what is trained, that the next update leaves alone."""
+    """A copy of the trained parameters, unaffected by the next update."""
     return self._copy(state.params)
 
   def policy_params(self, trained: types.Params) -> types.Params:
     """The policy's parameters, for sampling.
 
     Args:
-      trained: a state's `params`; adapters are merged into the base.
+      trained: `params` of a state; adapters are merged into the base.
     """
     if self._nets.adapters is None:
       return trained
@@ -231,8 +229,8 @@ class Learner:
         copied, because the state is donated by the first update.
 
     Returns:
-      The state: float32 master weights of what is trained, laid out over the
-      mesh.
+      The state: float32 master weights of the trained parameters, laid out over
+      the mesh.
     """
     if self._nets.adapters is not None:
       self.load_base(params)
@@ -253,9 +251,9 @@ class Learner:
     )
 
   def renew_optimizer(self, state: types.TrainState) -> types.TrainState:
-    """The state with an optimizer that has seen no gradient.
+    """The state with a freshly initialised optimizer.
 
-    Its schedule begins anew too; `step` goes on counting.
+    Its schedule restarts too; `step` keeps counting.
     """
     fresh = self._fresh_optimizers(state.params, state.critic)
     return state.replace(opt_state=fresh)
@@ -272,23 +270,23 @@ class Learner:
   ) -> tuple[types.TrainState, dict[str, types.Array]]:
     """One optimizer step per batch and epoch.
 
-    A step whose gradient is not finite changes nothing and is counted.
+    A step with a non-finite gradient is skipped and counted.
 
     Args:
       state: donated: not usable afterwards.
       batches: from `batching.pack`, numpy arrays of equal shapes.
-      epochs: how often to go through the batches, >= 1.
+      epochs: passes over the batches, >= 1.
       ref_params: of the reference policy, from `place_reference`; only if the
         objective needs them and the batches lack them.
       lr_scale: multiplies the learning rate, above 0.
-      agreement: whether to measure how much the micro-batches of the first
-        batch agree, before the first step, as `grad_agreement`.
+      agreement: whether to measure, before the first step, how much the
+        micro-batches of the first batch agree, as `grad_agreement`.
 
     Returns:
-      The new state, and metrics as scalars on the device: means over the
-      steps; `tokens`, `skipped` and `steps` are sums, `*_max` maxima, and
-      `mismatch_*` is of the first step, when the policy is still the one that
-      sampled. Empty without batches.
+      The new state, and metrics as scalars on the device: means over the steps;
+      `tokens`, `skipped` and `steps` are sums, `*_max` maxima, and `mismatch_*`
+      is from the first step, when the policy still equals the sampler's. Empty
+      without batches.
     """
     with jax.set_mesh(self.mesh):
       placed = [self._place(batch) for batch in batches]
@@ -317,23 +315,23 @@ class Learner:
       return state, (self._merge(steps) if steps else {}) | noise
 
   def lower_update(self, batch: types.Batch) -> jax.stages.Lowered:
-    """One optimizer step as a program, to be read instead of run.
+    """Lowers one optimizer step, to inspect it instead of running it.
 
     Args:
       batch: shapes [micro-batches, rows, ...] as `jax.ShapeDtypeStruct`.
 
     Returns:
-      The lowered step; its `compile()` tells text, memory and cost.
+      The lowered step; its `compile()` gives text, memory and cost.
     """
     with jax.set_mesh(self.mesh):
       return self.trace("update", batch).lower()
 
   def trace(self, name: str, batch: types.Batch) -> jax.stages.Traced:
-    """A program, traced, to be compiled instead of run; inside of the mesh.
+    """Traces a function inside the mesh, for compilation ahead of time.
 
     Args:
       name: `update`, one optimizer step, or `logprobs`.
-      batch: as `lower_update` takes it.
+      batch: as in `lower_update`.
     """
     if name == "logprobs":
       return self._score.trace(self._state.params, self._abstract_base, batch)
@@ -451,7 +449,7 @@ class Learner:
   def _batch_logprobs(
     self, params: types.Params, base: types.Params, batch: types.Batch
   ):
-    """[micro-batches, rows, R] log-probs; those without content are 0."""
+    """[micro-batches, rows, R] log-probs; 0 for empty micro-batches."""
     self.traces["logprobs"] += 1
     params = self._nets.complete(base, params)
 
@@ -474,7 +472,7 @@ class Learner:
     base: types.Params,
     batch: types.Batch,
   ):
-    """[micro-batches, rows, R] values; those without content are 0."""
+    """[micro-batches, rows, R] values; 0 for empty micro-batches."""
     self.traces["values"] += 1
     params = self._nets.complete(base, params)
 
@@ -485,7 +483,7 @@ class Learner:
 
 
 def _merge_metrics(steps: list[dict[str, Any]]) -> dict[str, types.Array]:
-  """The metrics of several steps as one; see `Learner.update`."""
+  """Combines the metrics of several steps; see `Learner.update`."""
 
   def merge(name: str):
     values = jnp.stack([metrics[name] for metrics in steps])

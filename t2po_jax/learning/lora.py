@@ -1,10 +1,10 @@
 """Low-rank adapters over projections of a frozen policy (arXiv 2106.09685).
 
 W' = W + s A B with A [inputs, r], B [r, outputs] and s = alpha / r. Only A and
-B are trained; B begins at zero, so the adapted policy begins as the base and
-the base, which never changes, is the reference policy. While training the
-adapter runs beside its projection, x W + s (x A) B: the gradient of W, as
-large as W, is never formed. For sampling and export it is merged.
+B are trained. B starts at zero, so the adapted policy starts as the base; the
+base never changes and serves as the reference policy. During training the
+adapter runs beside its projection, x W + s (x A) B, so that the gradient of W,
+as large as W, is never formed. For sampling and export it is merged.
 
 `save` writes the files of the PEFT library, which stores both factors
 transposed: lora_A [r, inputs], lora_B [outputs, r].
@@ -25,7 +25,7 @@ from t2po_jax import types
 from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder, families
 
-# Projection -> its place in the parameters.
+# Projection -> its path in the parameters.
 TARGETS = {
   "query": "layers/attention/query",
   "key": "layers/attention/key",
@@ -68,17 +68,17 @@ def parse_targets(text: str) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Adapters:
-  """Which projections of a policy are adapted, and how.
+  """The adapted projections of a policy, and their settings.
 
-  Adapter parameters mirror those of the policy: beside where a kernel would
-  be stand `lora_a` and `lora_b`, stacked over layers as the kernels are.
+  Adapter parameters mirror those of the policy, with `lora_a` and `lora_b`
+  where the policy has a kernel, stacked over layers like the kernels.
 
   Attributes:
-    policy: the network that is adapted.
+    policy: the adapted network.
     rank: r, >= 1.
-    alpha: strength; the product of the factors is multiplied by alpha / r.
+    alpha: strength; the product of the factors is scaled by alpha / r.
     targets: names from `TARGETS`.
-    seed: of the first values of A.
+    seed: of the initial values of A.
   """
 
   policy: decoder.Policy
@@ -106,20 +106,20 @@ class Adapters:
 
   @property
   def _present(self) -> tuple[str, ...]:
-    """The projections of the layers that the policy has."""
+    """The projections in the policy's layers."""
     lacking = ("gate", "up", "down") if self.policy.config.experts else ()
     return tuple(name for name in IN_LAYERS if name not in lacking)
 
   @property
   def adapted(self) -> tuple[str, ...]:
-    """The targets that the policy has: `all` leaves experts as they are."""
+    """The targets present in the policy: `all` does not include experts."""
     return tuple(
       name for name in self.targets if name in ("head", *self._present)
     )
 
   @property
   def scale(self) -> float:
-    """s, what the product of the factors is multiplied by."""
+    """s, the scale of the product of the factors."""
     return self.alpha / self.rank
 
   def init(self) -> types.Params:
@@ -142,18 +142,18 @@ class Adapters:
     return decoder.logical_axes(jax.eval_shape(self.init))
 
   def freeze(self, params: types.Params) -> types.Params:
-    """The base as it is kept: matrices in the dtype of the computation."""
+    """The base in its stored form: matrices in the dtype of the computation."""
     return self.policy.cast_matrices(params)
 
   def attach(self, base: types.Params, adapters: types.Params) -> types.Params:
-    """What the policy applies in training; differentiable in the adapters.
+    """The parameters for training; differentiable in the adapters.
 
     Args:
       base: parameters of the policy.
       adapters: as from `init`.
 
     Returns:
-      The base with the factors beside its kernels, s inside `lora_b`.
+      The base with the factors beside its kernels; `lora_b` includes s.
     """
     for path, linear in self._linears(adapters):
       scaled = {**linear, "lora_b": self.scale * linear["lora_b"]}
@@ -168,7 +168,7 @@ class Adapters:
       adapters: as from `init`, of the same kind of arrays.
 
     Returns:
-      Parameters of a plain policy; what is not adapted is not copied.
+      Parameters of a plain policy; those not adapted are not copied.
     """
     for path, linear in self._linears(adapters):
       kernel = _at(base, path)["kernel"]
@@ -180,7 +180,7 @@ class Adapters:
   def _linears(
     self, adapters: types.Params
   ) -> Iterator[tuple[str, types.Params]]:
-    """Place and factors of every adapted projection."""
+    """Path and factors of every adapted projection."""
     for name in self.adapted:
       yield TARGETS[name], _at(adapters, TARGETS[name])
 
@@ -193,13 +193,13 @@ def _at(tree: types.Params, path: str) -> types.Params:
 
 
 def _set(tree: types.Params, path: str, value: types.Params) -> types.Params:
-  """The tree with another subtree at a path; the given one is unchanged."""
+  """A copy of the tree with the subtree at a path replaced."""
   key, _, rest = path.partition("/")
   return {**tree, key: _set(tree.get(key, {}), rest, value) if rest else value}
 
 
 def _module_names(policy: decoder.Policy) -> dict[str, str]:
-  """Place of a projection -> name of its module in a checkpoint."""
+  """Path of a projection -> name of its module in a checkpoint."""
   return {
     tensor.path.removesuffix("/kernel"): tensor.name.removesuffix(".weight")
     for tensor in families.of(policy.config).tensors
@@ -214,12 +214,12 @@ def save(
   *,
   base: str,
 ) -> None:
-  """Writes adapters as the PEFT library does.
+  """Writes adapters in the format of the PEFT library.
 
   Args:
-    spec: what they adapt.
+    spec: describes the adapters.
     adapters: as from `spec.init`.
-    directory: where `adapter_config.json` and `adapter_model.safetensors` go.
+    directory: for `adapter_config.json` and `adapter_model.safetensors`.
     base: directory or hub id of the model they belong to.
   """
   names, tensors = _module_names(spec.policy), {}

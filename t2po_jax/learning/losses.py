@@ -1,10 +1,10 @@
 """Weights, sums and penalties on the response positions of a batch.
 
-Every loss here and in `policy_losses` is per token. What becomes of the tokens
-is decided once for the whole batch by `token_weights`; `aggregate` then is a
-plain weighted sum, so micro-batches, packings and shards add up to exactly the
-loss of the big batch. Masks are 1 for tokens that the policy sampled: forced
-tokens and padding take part in nothing, whatever their entries hold.
+Every loss here and in `policy_losses` is per token. `token_weights` fixes the
+aggregation once for the whole batch; `aggregate` is then a plain weighted sum,
+so that micro-batches, packings and shards add up exactly to the loss of the
+whole batch. Masks are 1 for tokens that the policy sampled: forced tokens and
+padding are excluded from everything, whatever their values.
 
 A turn is one sequence. KL estimators: Schulman, "Approximating KL divergence",
 2020.
@@ -23,7 +23,7 @@ AGGREGATIONS = (
 )
 KL_KINDS = ("k1", "k2", "k3", "k1+", "k3+")
 
-# exp() of a log-ratio beyond this is of no use and soon infinite.
+# Beyond this, exp() of a log-ratio is meaningless and soon infinite.
 _LOG_RATIO_BOUND = 20.0
 _K3_BOUND = 10.0
 
@@ -37,7 +37,7 @@ def token_weights(
   mode: str,
   horizon: int | None = None,
 ) -> types.Array:
-  """The weight of every token in the loss, from the WHOLE batch.
+  """The weight of every token in the loss, computed from the WHOLE batch.
 
   token_mean: 1 / tokens of the batch; seq_mean_token_mean: 1 / (tokens of the
   turn x turns); seq_mean_token_sum: 1 / turns; seq_mean_token_sum_norm: 1 /
@@ -64,7 +64,7 @@ def token_weights(
   if mode == "token_mean":
     return kept / jnp.maximum(jnp.sum(kept), 1.0)
   length = jnp.maximum(turn_sum(kept, turn), 1.0)
-  # Every turn adds up to one; rounded, because 1/n added n times is not exact.
+  # Every turn sums to 1; rounded, because n times 1/n is not exact.
   turns = jnp.maximum(jnp.round(jnp.sum(kept / length)), 1.0)
   if mode == "seq_mean_token_mean":
     return kept / length / turns
@@ -98,7 +98,7 @@ def turn_sum(values: types.Array, turn: types.Array) -> types.Array:
     turn: [B, R] int32; a turn's positions are neighbours in one row.
 
   Returns:
-    [B, R] float32, the same number at all tokens of a turn.
+    [B, R] float32, equal for all tokens of a turn.
   """
   begins = jnp.diff(turn, axis=1, prepend=turn[:, :1]) != 0
   segment = jnp.cumsum(begins, axis=1)
@@ -158,7 +158,7 @@ def mismatch(
   sampler_logprobs: types.Array,
   mask: types.Array,
 ) -> Stats:
-  """How far trainer and sampler disagree on the same tokens.
+  """The disagreement of trainer and sampler on the same tokens.
 
   Args:
     trainer_logprobs: [B, R] float32.
@@ -189,7 +189,7 @@ def value_loss(
   *,
   clip: float | None = 0.5,
 ) -> tuple[types.Array, Stats]:
-  """Squared error of the critic, clipped around its old prediction.
+  """The critic's squared error, clipped around its old prediction.
 
   L = max((V - y)^2, (clip(V, V_old - clip, V_old + clip) - y)^2) / 2.
 

@@ -1,9 +1,8 @@
-"""What is trained, as pure functions: a policy, and a critic or adapters.
+"""The trained networks as pure functions: policy, critic, adapters.
 
-`Networks` puts the parts together for one mesh. With adapters these are what
-is trained, and the policy's own parameters are the base that they build on.
-Only response positions reach the vocabulary, a chunk at a time: [B, T, V]
-never exists.
+`Networks` combines the parts for one mesh. With adapters only these are
+trained, on top of the policy's own, frozen parameters, the base. Only response
+positions reach the vocabulary, a chunk at a time: [B, T, V] never exists.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from t2po_jax.learning import scoring
 
 
 class Policy(Protocol):
-  """What the learner needs of a network; see `models.decoder.Policy`."""
+  """The interface of a policy; see `models.decoder.Policy`."""
 
   def init(self, key: types.Array) -> types.Params: ...
 
@@ -38,7 +37,7 @@ class Policy(Protocol):
 
 
 class Critic(Protocol):
-  """What the learner needs of a critic; see `models.critic.Critic`."""
+  """The interface of a critic; see `models.critic.Critic`."""
 
   def init(self, params: types.Params) -> types.Params: ...
 
@@ -59,7 +58,7 @@ class Critic(Protocol):
 
 
 class Adapters(Protocol):
-  """What the learner needs to train adapters; see `lora.Adapters`."""
+  """The interface of adapters; see `lora.Adapters`."""
 
   def init(self) -> types.Params: ...
 
@@ -81,11 +80,11 @@ class Networks:
   """The networks of a learner on its mesh.
 
   Attributes:
-    policy: the network that acts.
-    mesh: what its rows are laid out over.
+    policy: the policy network.
+    mesh: the mesh that rows are laid out over.
     chunk: response positions per row whose logits exist at once, or None.
-    critic: learns values beside the policy; None for none.
-    adapters: are trained in place of the policy's parameters; None for none.
+    critic: the value network; None for none.
+    adapters: trained instead of the policy's parameters; None for none.
   """
 
   policy: Policy
@@ -95,7 +94,7 @@ class Networks:
   adapters: Adapters | None = None
 
   def complete(self, base: types.Params, trained: types.Params) -> types.Params:
-    """The parameters that the policy applies."""
+    """The complete parameters of the policy."""
     if self.adapters is None:
       return trained
     return self.adapters.attach(base, trained)

@@ -1,12 +1,12 @@
-"""What an update minimises: a weighted sum over the tokens of a batch.
+"""Objectives of an update: weighted sums over the tokens of a batch.
 
 An objective is a frozen record of options and a function of per-token arrays.
 `PolicyObjective` is the loss of T2PO and its baselines (clipped surrogate, KL
 to a reference, entropy bonus, importance weights against the sampler);
 `LikelihoodObjective` is supervised fine-tuning. Both return the loss of any
 part of a batch, given the weights that `losses.token_weights` computed for the
-whole, so that parts simply add up. Metrics are per-token means over the whole
-batch, which add up in the same way, and maxima.
+whole batch, so that parts simply add up. Metrics are per-token means over the
+whole batch, which add up in the same way, and maxima.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class Parts:
   Attributes:
     loss: scalar; the parts of a batch add up to the loss of the whole.
     means: scalars that add up to token means over the whole batch.
-    maxima: scalars whose largest is the maximum over the whole batch.
+    maxima: scalars whose maximum is that of the whole batch.
   """
 
   loss: types.Array
@@ -41,13 +41,13 @@ class Parts:
 
 
 class Objective(Protocol):
-  """What the learner asks of an objective.
+  """The interface of an objective.
 
   Attributes:
     aggregation: one of `losses.AGGREGATIONS`.
     horizon: tokens, for `seq_mean_token_sum_norm`.
-    temperature: logits are divided by it, as while sampling.
-    entropy_coefficient: if 0, entropy is measured but not differentiated.
+    temperature: of sampling; divides the logits.
+    entropy_coefficient: if 0, the entropy is measured but not differentiated.
     needs_reference: whether `ref_logprobs` must be filled.
     recomputes_old: whether the learner replaces `old_logprobs` by its own.
   """
@@ -79,7 +79,7 @@ class Objective(Protocol):
   def evaluate_values(
     self, values: types.Array, batch: types.Batch, weights: types.Array
   ) -> tuple[types.Array, dict[str, types.Array]]:
-    """The critic's loss and token means; only asked where there is one."""
+    """The critic's loss and metrics; only called if there is a critic."""
     ...
 
 
@@ -95,19 +95,19 @@ class PolicyObjective:
     kl: `off`, or one of `losses.KL_KINDS` as a loss term.
     kl_coefficient: c_KL, at least 0.
     entropy_coefficient: c_H, at least 0: a bonus.
-    old_logprobs: `sampler` takes the recorded ones; `recompute` runs the
-      policy once more before the first step.
-    importance: how the gap between recomputed and recorded log-probs is
-      weighed: `off`, or one of `importance.IMPORTANCE`.
-    importance_cap: the largest weight, above 1; only when recomputed.
-    importance_low: the smallest, for `mask`; 0 = 1 / cap.
-    rejection: what decides that a turn is left out: `off`, or one of
-      `importance.REJECTIONS`; only when recomputed.
-    rejection_low: smallest ratio; 0 for the usual one.
-    rejection_high: largest ratio; 0 for the usual one.
+    old_logprobs: `sampler` uses the recorded ones; `recompute` runs the policy
+      once more before the first step.
+    importance: the importance weight between recomputed and recorded log-probs:
+      `off`, or one of `importance.IMPORTANCE`.
+    importance_cap: the largest weight, above 1; only with `recompute`.
+    importance_low: the smallest weight, for `mask`; 0 = 1 / cap.
+    rejection: the criterion for leaving out turns: `off`, or one of
+      `importance.REJECTIONS`; only with `recompute`.
+    rejection_low: the smallest ratio; 0 = the usual value.
+    rejection_high: the largest ratio; 0 = the usual value.
     temperature: of sampling, above 0.
     value_coefficient: weight of the critic's loss, above 0.
-    value_clip: range around the critic's old values, above 0; None for none.
+    value_clip: clip range around the critic's old values, above 0; None: none.
   """
 
   kind: str = "ppo"
@@ -146,12 +146,12 @@ class PolicyObjective:
 
   @property
   def needs_reference(self) -> bool:
-    """Whether the loss compares with a reference policy."""
+    """Whether the loss needs a reference policy."""
     return self.kl != "off"
 
   @property
   def recomputes_old(self) -> bool:
-    """Whether the ratio is against the learner's own log-probs."""
+    """Whether the old log-probs are recomputed by the learner."""
     return self.old_logprobs == "recompute"
 
   @property
@@ -172,9 +172,9 @@ class PolicyObjective:
     Args:
       logprobs: [B, R] float32, of the targets; differentiated.
       entropy: [B, R] float32 nats; differentiated if there is a bonus.
-      batch: those rows.
+      batch: the rows.
       weights: [B, R], the rows' part of `losses.token_weights`.
-      shares: [B, R], the same for `token_mean`, for the metrics.
+      shares: [B, R], the same with `token_mean`, for metrics.
 
     Returns:
       The parts; see `Parts`.
@@ -218,11 +218,11 @@ class PolicyObjective:
     Args:
       values: [B, R] float32, differentiated.
       batch: those rows, with `old_values` and `value_targets`.
-      weights: [B, R], the rows' part of weights that are equal wherever the
-        batch has a target, and 0 elsewhere.
+      weights: [B, R], the rows' part of weights that are equal for all targets
+        of the batch and 0 elsewhere.
 
     Returns:
-      The weighted loss, and means over the targets to log.
+      The weighted loss, and means over the targets for logging.
     """
     per_token, stats = losses.value_loss(
       values,
@@ -239,7 +239,7 @@ class PolicyObjective:
     return self.value_coefficient * loss, means
 
   def _trust(self, batch: types.Batch) -> types.Array | None:
-    """[B, R] constants that multiply the loss; None for 1 everywhere."""
+    """[B, R] constants that multiply the loss; None means 1 everywhere."""
     if not self.recomputes_old:
       return None
     pair = (batch.old_logprobs, batch.sampler_logprobs, batch.mask)
@@ -266,7 +266,7 @@ class PolicyObjective:
   def _mismatch(
     self, logprobs: types.Array, batch: types.Batch
   ) -> losses.Stats:
-    """Sampler against trainer, both of the policy that sampled."""
+    """Statistics of sampler against trainer, for the policy that sampled."""
     trainer = batch.old_logprobs if self.recomputes_old else logprobs
     return losses.mismatch(
       jax.lax.stop_gradient(trainer), batch.sampler_logprobs, batch.mask
@@ -300,7 +300,7 @@ class LikelihoodObjective:
     weights: types.Array,
     shares: types.Array,
   ) -> Parts:
-    """As `PolicyObjective.evaluate`; advantages are not looked at."""
+    """As `PolicyObjective.evaluate`; advantages are ignored."""
     del batch
     loss = losses.aggregate(-logprobs, weights)
     means = {"loss": loss, "entropy": losses.aggregate(entropy, shares)}
@@ -309,7 +309,7 @@ class LikelihoodObjective:
   def evaluate_values(
     self, values: types.Array, batch: types.Batch, weights: types.Array
   ) -> tuple[types.Array, dict[str, types.Array]]:
-    """Refused: demonstrations bring no returns.
+    """Not supported: demonstrations have no returns.
 
     Raises:
       NotImplementedError: always.
@@ -318,6 +318,6 @@ class LikelihoodObjective:
 
 
 def _check_choice(name: str, found: str, choices: Sequence[str]) -> None:
-  """Refuses a value that is not one of the choices."""
+  """Raises an error unless a value is one of the choices."""
   if found not in choices:
     raise ValueError(f"{name}: found {found!r}, expected one of {choices}")

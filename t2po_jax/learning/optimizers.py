@@ -1,4 +1,4 @@
-"""AdamW behind gradient clipping, with its schedule, from optax."""
+"""AdamW with gradient clipping and a learning-rate schedule, from optax."""
 
 import dataclasses
 import functools
@@ -22,9 +22,9 @@ class OptimizerConfig:
     warmup_steps: optimizer steps from 0 to the peak.
     total_steps: optimizer steps until the end, for `linear` and `cosine`.
     final_fraction: of the peak, at the end, from 0 to 1.
-    b1: decay of the gradient's mean, from 0 to 1.
-    b2: decay of the gradient's square, from 0 to 1.
-    eps: added to the root of the square.
+    b1: decay of the first moment, from 0 to 1.
+    b2: decay of the second moment, from 0 to 1.
+    eps: added to the root of the second moment.
     weight_decay: per step, times the learning rate; on every parameter.
     max_grad_norm: the gradient's global norm is clipped to this; above 0.
   """
@@ -69,14 +69,14 @@ def learning_rate(config: OptimizerConfig) -> optax.Schedule:
   }[config.schedule]()
   if not config.warmup_steps:
     return after
-  # The first step already moves: 1/n, 2/n, ... of the peak.
+  # The first step is not zero: 1/n, 2/n, ... of the peak.
   first = peak / config.warmup_steps
   warmup = optax.linear_schedule(first, peak, config.warmup_steps - 1)
   return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
 def create(config: OptimizerConfig) -> optax.GradientTransformation:
-  """AdamW behind global-norm clipping."""
+  """AdamW with global-norm clipping."""
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),
     optax.adamw(
@@ -97,22 +97,22 @@ def update(
   *,
   finite: types.Array,
 ) -> tuple[types.Params, optax.OptState]:
-  """One step of `create`, or none at all.
+  """One step of the optimizer of `create`, or none.
 
-  Without a step the moments decay by a factor of 1 and the gradient counts as
-  0. To choose between old and new moments afterwards would need both at once:
-  XLA then copies the whole state of the optimizer first.
+  For a skipped step the moments decay by a factor of 1 and the gradient counts
+  as 0. Selecting between old and new moments afterwards would need both at
+  once: XLA would first copy the whole optimizer state.
 
   Args:
     config: the settings.
     grads: the gradient.
     opt_state: from `create(config).init(params)`.
-    params: what is trained.
-    finite: [] bool, whether to step; where not, updates are 0 and the state
-      stays as it is, to the bit.
+    params: the trained parameters.
+    finite: [] bool, whether to step; otherwise updates are 0 and the state is
+      unchanged, bit for bit.
 
   Returns:
-    What to add to the parameters, and the new state.
+    The updates to add to the parameters, and the new state.
   """
   keep = functools.partial(jnp.where, finite)
   decays = {"b1": keep(config.b1, 1.0), "b2": keep(config.b2, 1.0)}
@@ -120,7 +120,7 @@ def update(
   grads = jax.tree.map(lambda x: keep(x, 0.0), grads)
   updates, moved = optimizer.update(grads, opt_state, params)
   updates = jax.tree.map(lambda x: keep(x, 0.0), updates)
-  # Beside the moments there are only counters of steps.
+  # Apart from the moments there are only step counters.
   moved = jax.tree.map(
     lambda new, old: keep(new, old) if new.ndim == 0 else new, moved, opt_state
   )

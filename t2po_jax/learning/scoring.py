@@ -1,11 +1,11 @@
 """Log-probs of tokens from hidden states, without all the logits at once.
 
-The projection to the vocabulary is the widest thing in an update: [B, R, V]
-in float32 is larger than the rest of it. Here it exists for a chunk of
-positions at a time, in the forward pass and, computed again, in the backward.
-The backward pass is written out: softmax and cotangents make the gradient of
-the logits in one go, where automatic differentiation keeps and visits arrays
-of that size several times.
+The logits are the largest array of an update: [B, R, V] in float32 exceeds
+everything else. Here they only exist for a chunk of positions at a time, in the
+forward pass and, recomputed, in the backward pass. The backward pass is written
+by hand: it computes the gradient of the logits from softmax and cotangents in
+one pass, whereas automatic differentiation would keep and traverse several
+arrays of that size.
 """
 
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def target_logprobs(
 
   Args:
     project: (head, hidden states [..., D]) -> logits [..., V] float32, finite.
-    head: what the projection is differentiated by, besides hidden states.
+    head: parameters of the projection; differentiated, like hidden states.
     hidden: [B, R, D].
     targets: [B, R] int32 token ids.
     temperature: above 0.
@@ -74,7 +74,7 @@ def target_logprobs(
 
 
 def _hits(logits: types.Array, targets: types.Array):
-  """Where the target stands; a comparison splits over devices."""
+  """One-hot targets, by a comparison: that splits over devices."""
   return jnp.arange(logits.shape[-1]) == targets[..., None]
 
 

@@ -15,9 +15,7 @@ class TurnOptions(episodes.Discounted):
   gae_lambda: float = keys.key(
     0.95, "lambda from one turn to the next.", least=0, most=1
   )
-  whiten: bool = keys.key(
-    True, "Whiten the advantages."
-  )
+  whiten: bool = keys.key(True, "Whiten the advantages.")
 
 
 @dataclasses.dataclass(frozen=True)

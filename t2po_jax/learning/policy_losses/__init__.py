@@ -1,9 +1,9 @@
 """Policy losses by name.
 
-Every loss is a pure function of [B, R] arrays with a record of its options
-beside it; see `record`. A module of this folder lists its losses in a table
-`LOSSES`, and that is all: the tables are found and joined here. Elsewhere a
-loss is added with `register`.
+Every loss is a formula on [B, R] arrays with a record of its options beside it;
+see `record`. A module of this folder lists its losses in a table `LOSSES`; the
+tables are discovered and merged here. Outside this package a loss is added with
+`register`.
 """
 
 import importlib
@@ -16,7 +16,7 @@ POLICY_LOSSES: dict[str, record.PolicyLoss] = {}
 
 
 def register(name: str, loss: record.PolicyLoss) -> None:
-  """Makes a loss known; its keys appear in configurations from then on.
+  """Registers a loss; its options become configuration keys.
 
   Args:
     name: for `loss.kind`.

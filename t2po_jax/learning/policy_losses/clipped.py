@@ -84,8 +84,8 @@ def gspo(
   """Clipped surrogate of the ratio of whole turns (GSPO, token form).
 
   s = exp(min(mean over the turn of logp - logp_old, 10)) takes the place of
-  rho; its gradient reaches a token through that token's own log-probability,
-  and is 0 where the cap acts.
+  rho; the gradient of a token flows through its own log-probability, and is 0
+  where the cap acts.
 
   Args:
     tokens: [B, R] each, of some rows.
@@ -97,7 +97,7 @@ def gspo(
   """
   own = tokens.logprobs - tokens.old_logprobs
   mean = losses.turn_sum(own, tokens.turn) / _turn_length(tokens)
-  # The value is the turn's mean, the gradient the token's own.
+  # The value is the turn's mean, the gradient that of the token.
   sequence = jax.lax.stop_gradient(mean) + own - jax.lax.stop_gradient(own)
   ratio = jnp.exp(jnp.minimum(sequence, _TURN_LOG_RATIO_CAP))
   return _clip(ratio, tokens.advantages, clip_low, clip_high, 0.0)
@@ -137,8 +137,8 @@ def sapo(
   """Soft gate in place of the clip (SAPO).
 
   L = -(4 / tau) sigmoid(tau (rho - 1)) A, tau by the sign of A. Its slope at
-  rho = 1 is that of the plain surrogate. Turns weigh the same, whatever their
-  length.
+  rho = 1 is that of the plain surrogate. Turns have equal weight, whatever
+  their length.
 
   Args:
     tokens: [B, R] each, of some rows.
@@ -274,7 +274,7 @@ def _turn_length(tokens: record.Tokens) -> types.Array:
 def _dual_clip(
   loss: types.Array, advantages: types.Array, dual_clip: float
 ) -> tuple[types.Array, types.Array]:
-  """The loss, for A < 0 at most -dual_clip A, and where that stopped it."""
+  """The loss, bounded by -dual_clip A for A < 0, and where the bound acts."""
   if not dual_clip:
     return loss, jnp.zeros(loss.shape, bool)
   if dual_clip <= 1.0:

@@ -1,10 +1,10 @@
-"""Losses that hold back the tokens by which entropy falls (arXiv 2505.22617).
+"""Losses that restrain the tokens behind a fall of entropy (arXiv 2505.22617).
 
 Entropy falls with the covariance between log-probability and advantage, and a
-few tokens carry most of it: Clip-Cov takes the gradient from some of them,
-KL-Cov charges them a KL to the old policy. The covariance is over the tokens
-that are given, so here parts of a batch do not add up to exactly the whole:
-each chooses its own tokens, as in the reference code.
+few tokens carry most of it: Clip-Cov removes the gradient of some of them,
+KL-Cov charges them a KL to the old policy. The covariance is over the given
+tokens, so the parts of a batch do not add up exactly to the whole: each selects
+its own tokens, as in the reference code.
 """
 
 import dataclasses
@@ -54,10 +54,10 @@ def clip_cov(
 ) -> record.PerToken:
   """Clipped surrogate without some tokens of high covariance (Clip-Cov).
 
-  Of the tokens that the clip leaves alone and whose (A - mean A) (logp - mean
-  logp) lies between the bounds, max(1, ratio x all tokens) drawn at random
-  have loss 0. Ours: the draw is a function of the data, so that an update can
-  be repeated exactly.
+  Of the unclipped tokens whose (A - mean A) (logp - mean logp) lies between the
+  bounds, max(1, ratio x all tokens) drawn at random get loss 0. Unlike the
+  reference, the draw is a function of the data, so that an update is
+  reproducible.
 
   Args:
     tokens: [B, R] each, of some rows.
@@ -105,7 +105,7 @@ def kl_cov(
   log_ratio, mask = tokens.log_ratio, tokens.mask
   covariance = jnp.where(mask, _covariance(tokens), -jnp.inf)
   charged = mask & _largest(covariance, _count(mask, kl_cov_ratio))
-  # Not jnp.abs: its gradient at 0 is not 0, and on policy all are there.
+  # Not jnp.abs: its gradient at 0 is not 0, and on-policy all values are 0.
   charge = kl_cov_coefficient * log_ratio * jnp.sign(log_ratio)
   loss = -tokens.ratio * tokens.advantages + jnp.where(charged, charge, 0.0)
   return record.PerToken(loss, clipped=charged)
@@ -128,12 +128,12 @@ def _covariance(tokens: record.Tokens) -> types.Array:
 
 def _count(mask: types.Array, ratio: float) -> types.Array:
   """max(1, ratio x sampled tokens), rounded down."""
-  # The small number makes up for products such as 5000 * 0.0002 < 1.
+  # The small term compensates for products such as 5000 * 0.0002 < 1.
   return jnp.maximum(jnp.floor(jnp.sum(mask) * ratio + 1e-4), 1.0)
 
 
 def _largest(scores: types.Array, count: types.Array) -> types.Array:
-  """Where the `count` largest of all scores lie; the first of equal ones."""
+  """Marks the `count` largest scores; of equal ones, the first."""
   order = jnp.argsort(-scores, axis=None, stable=True)
   rank = (
     jnp.zeros(scores.size, jnp.int32)
@@ -144,7 +144,7 @@ def _largest(scores: types.Array, count: types.Array) -> types.Array:
 
 
 def _lots(old_logprobs: types.Array) -> types.Array:
-  """[B, R] uniform numbers that depend on the data alone."""
+  """[B, R] uniform numbers that depend only on the data."""
   total = jnp.sum(old_logprobs).astype(jnp.float32)
   seed = jax.lax.bitcast_convert_type(total, jnp.uint32)
   return jax.random.uniform(jax.random.key(seed), old_logprobs.shape)

@@ -1,9 +1,9 @@
 """Divergence proximal policy optimisation (DPPO, arXiv 2602.04879).
 
-In place of a range for the ratio, a token is left out where the policy has
-already moved too far in the direction its advantage asks for. How far is
-measured on the two-outcome distribution "this token or any other": a rare
-token may double its probability, a common one may not.
+Instead of clipping the ratio, a token is left out if the policy has already
+moved too far in the direction of its advantage. The distance is that of the
+binary distribution "this token or any other": a rare token may double its
+probability, a common one may not.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _EPSILON = 1e-8
 
 @dataclasses.dataclass(frozen=True)
 class Divergence:
-  """Options of the losses here."""
+  """Options of the losses of this module."""
 
   divergence_low: float = keys.key(
     0.2,
@@ -46,7 +46,7 @@ def dppo_tv(
 
   L = -sg(min(rho, 20)) A logp, and 0 where A > 0 and p - q > divergence_high,
   or A <= 0 and q - p > divergence_low; p is the policy's probability of the
-  token and q the old policy's, preferably as the sampler recorded it.
+  token and q the old policy's, preferably as recorded by the sampler.
 
   Args:
     tokens: [B, R] each, of some rows.
@@ -72,8 +72,8 @@ def dppo_kl(
   """DPPO with KL(q || p) of the two-outcome distribution.
 
   D = q log(q / p) + (1 - q) log((1 - q) / (1 - p)). As `dppo_tv`, but a token
-  is left out where D exceeds its bound and p lies on the side of q that the
-  advantage asks for.
+  is left out where D exceeds its bound and p has moved from q in the direction
+  of the advantage.
 
   Args:
     tokens: [B, R] each, of some rows.

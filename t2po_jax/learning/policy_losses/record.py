@@ -1,10 +1,10 @@
-"""What every policy loss is, and what several of them share.
+"""The definition of a policy loss, and the parts that losses share.
 
-A policy loss is a formula: from the `Tokens` of some rows and its options it
-computes the loss of every token. What goes before and after it is the same for
-all and stands here, in `evaluate`: the log-ratio, the mask and the statistics
-per token, `clip_fraction`, `dual_clip_fraction`, `ratio` and `kl_old` (k3 of
-the old policy against the current one).
+A policy loss is a formula: it computes the loss of every token from the
+`Tokens` of some rows and its options. The steps before and after it are common
+to all losses and implemented here, in `evaluate`: the log-ratio, the mask and
+the statistics per token, `clip_fraction`, `dual_clip_fraction`, `ratio` and
+`kl_old` (k3 of the old policy against the current one).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Result = tuple[types.Array, losses.Stats]
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-  """What a formula computes with, [B, R] each and 0 outside the mask.
+  """The input of a formula, [B, R] each and 0 outside the mask.
 
   Attributes:
     logprobs: of the current policy, nats; differentiated.
@@ -48,13 +48,13 @@ class Tokens:
 
 
 class PerToken(NamedTuple):
-  """What a formula returns, [B, R] each; outside the mask it may be anything.
+  """The output of a formula, [B, R] each; arbitrary outside the mask.
 
   Attributes:
     loss: per token, before any aggregation.
     clipped: bool, tokens that `clip_fraction` counts: those without gradient
       because their ratio is out of range. None: none.
-    stopped: bool, tokens that the dual clip stopped. None: none.
+    stopped: bool, tokens where the dual clip acts. None: none.
   """
 
   loss: types.Array
@@ -72,7 +72,7 @@ def evaluate(
   turn: types.Array | None = None,
   **options: Any,
 ) -> Result:
-  """A policy loss of some rows.
+  """Evaluates a policy loss on some rows.
 
   Args:
     formula: takes `Tokens` and the options.
@@ -114,7 +114,7 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class PolicyLoss:
-  """A policy loss: its formula and what goes with it.
+  """A policy loss: its formula and everything that goes with it.
 
   Attributes:
     formula: computes `PerToken` from `Tokens`; the options are keyword
@@ -180,7 +180,7 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class DualClip(Clip):
-  """Options of the losses that also bound the loss where A < 0."""
+  """Options of the losses with a dual clip, a bound where A < 0."""
 
   dual_clip: float = keys.key(
     3.0,
