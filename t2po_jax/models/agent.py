@@ -8,11 +8,11 @@ from t2po_jax.models import decoder, tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Agent:
-  """What acts: text in, text out.
+  """A policy with everything needed to act: text in, text out.
 
   Attributes:
     policy: the network as pure functions.
-    params: parameters in the training layout, numpy or device arrays.
+    params: parameters in the training layout, NumPy or device arrays.
     tokenizer: its tokenizer.
   """
 

@@ -1,10 +1,10 @@
-"""Grouped-query attention: one reference, and the kernels of accelerators.
+"""Grouped-query attention: a reference, and kernels for accelerators.
 
-`attend` is the reference, plain batched products; decoding uses it everywhere.
-`select` says what whole packed rows use: cuDNN's fused attention on GPUs, JAX's
-Pallas splash attention on TPUs, and where no kernel fits the reference on
-blocks of queries (`attend_rows`). None of them keeps the scores of a row,
-[heads, T, T], for the backward pass.
+`attend` is the reference, plain batched products; decoding always uses it.
+`select` chooses the implementation for whole packed rows: cuDNN's fused
+attention on GPUs, JAX's Pallas splash attention on TPUs, and where no kernel
+fits, the reference on blocks of queries (`attend_rows`). None of them keeps the
+scores of a row, [heads, T, T], for the backward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,20 +25,20 @@ KINDS = ("auto", "einsum")
 # Finite, so that a row without any allowed key still has a gradient.
 MASKED = -1e30
 
-# What `attend_rows` keeps for its backward pass besides its arguments; a name
-# for policies of rematerialisation.
+# Name, for rematerialisation policies, of the residuals that `attend_rows`
+# keeps besides its arguments.
 KEPT = "attention"
 
-# Queries of a block in `attend_rows`: at least so many, and at most so many
-# blocks, each of which is compiled.
+# `attend_rows`: the least queries per block, and the most blocks, each of which
+# is compiled.
 _BLOCK = 128
 _MOST_BLOCKS = 8
 
-# Positions that lie together in a cache of keys. CPUs multiply few queries with
-# a block of keys that fits their vector registers twice as fast.
+# Block size of a key cache. CPUs multiply a few queries with a block of keys
+# that fits their vector registers twice as fast.
 _CACHE_BLOCK = 32
 
-# Positions that a splash kernel takes at once, the largest that fits; a TPU's
+# Block sizes of the splash kernel; the largest that fits is used. A TPU's
 # vector registers have 128 lanes.
 _LANES = 128
 _BLOCKS = (512, 256, _LANES)
@@ -49,8 +49,8 @@ class Attention:
   """How the tokens of whole packed rows attend to each other.
 
   Attributes:
-    context: (segments [B, T] int32, window) -> what `mix` needs of them;
-      computed once for all layers of one window.
+    context: (segments [B, T] int32, window) -> the input of `mix` derived from
+      them; computed once for all layers with that window.
     mix: (queries [B, T, M, N/M, H], keys [B, T, M, H], values [B, T, M, H],
       context) -> [B, T, M, N/M, H].
   """
@@ -69,19 +69,19 @@ def select(
   windowed: bool = False,
   softcap: float = 0.0,
 ) -> Attention:
-  """What rows of one shape use.
+  """Chooses the implementation for rows of one shape.
 
   Args:
-    kind: `auto` takes a kernel where there is one, `einsum` never does.
+    kind: `auto` uses a kernel if there is one, `einsum` never does.
     length: T, tokens of a row.
     head_width: H.
     dtype: of queries, keys and values.
     backend: of the devices, as JAX names it.
-    windowed: whether any layer looks back on a window only.
-    softcap: bound of the scores, 0 for none.
+    windowed: whether any layer has a sliding window.
+    softcap: bound of the scores; 0 for none.
 
   Returns:
-    The attention of such rows.
+    The implementation.
   """
   if softcap:
     mix = functools.partial(attend_rows_capped, softcap=softcap)
@@ -101,7 +101,7 @@ def select(
 
 
 def _product(left: types.Array, right: types.Array) -> types.Array:
-  """Batched matrix product in float32; CPUs lack one of bfloat16."""
+  """Batched matrix product in float32; CPUs have none for bfloat16."""
   if sharding.backend() == "cpu":
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
   return jnp.matmul(left, right, preferred_element_type=jnp.float32)
@@ -116,15 +116,15 @@ def attend(
 ) -> types.Array:
   """Softmax attention of grouped queries, the softmax in float32.
 
-  The queries of a group are rows of one matrix, on the left of both products:
-  what multiplies few rows is several times faster on CPUs than its transpose,
-  which an einsum over all axes becomes.
+  The queries of a group are the rows of one matrix, on the left of both
+  products: with few rows this is several times faster on CPUs than the
+  transposed product that an einsum over all axes compiles to.
 
   Args:
     queries: [B, T, M, N/M, H].
-    keys: [B, M, C, H, S/C], their positions in C blocks.
+    keys: [B, M, C, H, S/C], positions in C blocks.
     values: [B, M, S, H].
-    allowed: [B, T, S] bool, True where a query may look.
+    allowed: [B, T, S] bool, True where a query may attend.
     softcap: scores s become softcap tanh(s / softcap); 0 for none.
 
   Returns:
@@ -134,15 +134,15 @@ def attend(
 
 
 def cache_block(length: int, *, backend: str) -> int:
-  """How many positions S/C a block of cached keys has.
+  """The number of positions S/C in a block of cached keys.
 
   Args:
-    length: positions that the cache must hold.
+    length: the least positions of the cache.
     backend: of the devices, as JAX names it.
 
   Returns:
-    At most the length, and less than a twentieth more in all than asked for;
-    of accelerators one block, of TPUs of whole registers.
+    At most the length, such that rounding up adds less than a twentieth; on
+    accelerators a single block, on TPUs a multiple of the lanes.
   """
   if backend == "tpu":
     return -(-length // _LANES) * _LANES
@@ -160,15 +160,15 @@ def attend_cache(
   window: int = 0,
   softcap: float = 0.0,
 ) -> types.Array:
-  """`attend` for new tokens of a cache, in blocks of queries if there are many.
+  """`attend` for new tokens against a cache, in blocks if there are many.
 
   Args:
     queries: [B, T, M, N/M, H].
     keys: [B, M, C, H, S/C].
     values: [B, M, S, H].
-    slots: [B, T] int32, where the tokens lie; each attends up to there.
-    live: S, or fewer positions, of whole blocks.
-    window: how many of these a token attends to, 0 for all.
+    slots: [B, T] int32, the tokens' cache offsets; each attends up to its own.
+    live: positions to attend to, a multiple of the block size, at most S.
+    window: how many of these a token attends to; 0 for all.
     softcap: as in `attend`.
 
   Returns:
@@ -204,12 +204,12 @@ def attend_cache(
 
 
 def queries_at_once(length: int) -> int:
-  """How many of T new tokens `attend_cache` has scores of at the same time."""
+  """The number of new tokens, of T, in a block of `attend_cache`."""
   return length if sharding.backend() == "cpu" else min(length, _BLOCK)
 
 
 def takes_one(keys: types.Array, length: int) -> bool:
-  """Whether `extend_one` takes T new tokens and a cache of keys."""
+  """Whether `extend_one` supports T new tokens and a cache of keys."""
   return (
     sharding.backend() == "tpu"
     and length == 1
@@ -228,7 +228,7 @@ def extend_one(
   *,
   live: int,
 ) -> tuple[types.Array, types.Array, types.Array]:
-  """`decode_kernel.extend`, every device for its own rows and heads.
+  """`decode_kernel.extend`, with each device handling its own rows and heads.
 
   Args:
     queries: [B, 1, M, N/M, H].
@@ -237,7 +237,7 @@ def extend_one(
     keys: [B, M, 1, H, S].
     values: [B, M, S, H].
     position: [B] int32.
-    live: positions that matter.
+    live: positions that may be attended to.
 
   Returns:
     [B, 1, M, N/M, H], the new keys and the new values.
@@ -269,7 +269,7 @@ def _attend(
   scores = _scores(queries, keys, allowed, softcap)
   largest = jnp.max(scores, axis=-1, keepdims=True)
   weights = jnp.exp(scores - jax.lax.stop_gradient(largest))
-  # Normed at the end, where there are fewer numbers.
+  # Normalised at the end, where there are fewer elements.
   total = jnp.sum(weights, axis=-1, keepdims=True)
   mixed = _product(_stacked(weights).astype(values.dtype), values)
   mixed = mixed.reshape(*total.shape[:-1], -1) / total
@@ -285,7 +285,7 @@ def _scores(
   left = _grouped(queries) * width**-0.5
   *_, blocks, _, size = keys.shape
   if blocks > 1 and left.shape[2] < size:
-    # Fewer numbers to repeat than to bring together.
+    # Repeating the queries moves less data than merging the keys' blocks.
     left = layer_math.computed_once(left)
     left = jnp.broadcast_to(
       left[:, :, None], (rows, heads, blocks, *left.shape[2:])
@@ -311,9 +311,9 @@ def _stacked(x: types.Array):
 
 
 def allowed_in(segments: types.Array, window: int = 0) -> types.Array:
-  """[B, T, T] bool: itself and earlier tokens of the same segment [B, T].
+  """[B, T, T] bool: each token may attend to itself and earlier in its segment.
 
-  With a window, of these the last `window` only.
+  With a window, only to the last `window` of these.
   """
   causal = jnp.tril(jnp.ones((segments.shape[1],) * 2, bool))
   if window:
@@ -327,7 +327,7 @@ def attend_rows(
   values: types.Array,
   allowed: types.Array,
 ) -> types.Array:
-  """`attend_rows_capped` without a bound of the scores."""
+  """`attend_rows_capped` without bounding the scores."""
   return attend_rows_capped(queries, keys, values, allowed, 0.0)
 
 
@@ -339,12 +339,12 @@ def attend_rows_capped(
   allowed: types.Array,
   softcap: float,
 ) -> types.Array:
-  """`attend` for whole rows that never look ahead, in blocks of queries.
+  """Causal `attend` for whole rows, in blocks of queries.
 
-  A block multiplies the keys up to its own end, which saves nearly half of the
-  pairs. For the backward pass the log-sum-exp of every query is kept, and the
-  weights are computed again, block by block (as in FlashAttention, arXiv
-  2205.14135, section 3.1, which also walks over blocks of keys).
+  A block only multiplies the keys up to its own end, which saves nearly half of
+  the pairs. The log-sum-exp of every query is kept for the backward pass, which
+  recomputes the weights block by block (as in FlashAttention, arXiv 2205.14135,
+  section 3.1, which also loops over blocks of keys).
 
   Args:
     queries: [B, T, M, N/M, H].
@@ -360,7 +360,7 @@ def attend_rows_capped(
 
 
 def _blocks(length: int) -> Iterator[slice]:
-  """Blocks of queries that make up a row."""
+  """The blocks of queries of a row."""
   size = max(_BLOCK, -(-length // _MOST_BLOCKS))
   for start in range(0, length, size):
     yield slice(start, min(start + size, length))
@@ -393,14 +393,14 @@ def _rows_forward(
 
 
 def _rows_backward(softcap: float, saved: tuple[Any, ...], slope: types.Array):
-  """The last block first: its keys are all keys."""
+  """Starts with the last block, which involves all keys."""
   queries, keys, values, allowed, mixed, log_totals = saved
   across, down = keys.transpose(0, 2, 3, 1), keys.transpose(0, 2, 1, 3)
   across, values = across[:, :, None], values.transpose(0, 2, 3, 1)
   slope, across, down, values = jax.lax.optimization_barrier(
     (slope, across, down, values)
   )
-  # sum_s w_s dw_s = dy . y: no array of [T, S] is needed for it.
+  # sum_s w_s dw_s = dy . y, which needs no [T, S] array.
   level = jnp.sum(slope.astype(jnp.float32) * mixed, axis=-1)
   level = level.transpose(0, 2, 3, 1)[..., None]
   of_queries: list[jax.Array] = []
@@ -459,7 +459,7 @@ def _block_backward(
   if softcap:
     bounded = jnp.clip(scores / softcap, -1.0, 1.0)  # Also where masked.
     of_scores *= 1.0 - jnp.square(bounded)
-  # Left as they lie: what three products read is never transposed.
+  # Kept in this layout, so that none of the three products transposes them.
   weights, of_scores = jax.lax.optimization_barrier(
     (_stacked(weights).astype(dtype), _stacked(of_scores).astype(dtype))
   )
@@ -481,7 +481,7 @@ def _mix_cudnn(
   values: types.Array,
   allowed: types.Array,
 ) -> types.Array:
-  """The same by cuDNN's fused kernel. Not yet run on a GPU."""
+  """`attend` with cuDNN's fused kernel."""
   lead = queries.shape[:2]
   mixed = jax.nn.dot_product_attention(
     queries.reshape(*lead, -1, queries.shape[-1]),
@@ -501,7 +501,7 @@ def mix_splash(
   *,
   interpret: bool = False,
 ) -> types.Array:
-  """The same by Pallas' splash attention. Run only in its interpreter so far.
+  """`attend` with Pallas' splash attention. Only run in its interpreter so far.
 
   Args:
     queries: [B, T, M, N/M, H].
@@ -529,14 +529,14 @@ def _splash(
   *,
   interpret: bool,
 ) -> types.Array:
-  """`mix_splash` of one device's rows and heads."""
-  # Its module is slow to import and of no use elsewhere.
+  """`mix_splash` for one device's rows and heads."""
+  # Slow to import, and not used elsewhere.
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
   true_length, width = queries.shape[1], queries.shape[-1]
   scaled = (queries * width**-0.5).reshape(*queries.shape[:2], -1, width)
   more = -true_length % _LANES
-  # Padding is of segment 0, which nothing else sees.
+  # Padding has segment 0, which nothing else attends to.
   segments = jnp.pad(segments, ((0, 0), (0, more)))
   scaled, keys, values = (
     jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0)))

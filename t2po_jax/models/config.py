@@ -1,8 +1,8 @@
 """The shape of a policy network: one frozen record for every family.
 
-Families differ in biases, norms, rotary positions, windows of attention and
+Families differ in biases, norms, rotary positions, attention windows and
 feed-forward layers; each such difference is a field here, so that the decoder
-never asks for a family's name. `models.families` reads the record from the
+never checks the name of a family. `models.families` reads the record from the
 files of Hugging Face and llama.cpp, and writes it back.
 """
 
@@ -60,9 +60,10 @@ class LayerKind:
   """How the attention of a layer differs from that of other layers.
 
   Attributes:
-    window: keys that a query sees, its own among them; 0 for all before it.
-    rope: one of `ROPES`: rotated by `rope_theta` and its scaling, by
-      `local_rope_theta` without scaling, or not at all.
+    window: keys that a query attends to, its own included; 0: all up to its
+      own.
+    rope: one of `ROPES`: rotation by `rope_theta` with scaling, by
+      `local_rope_theta` without scaling, or none.
   """
 
   window: int = 0
@@ -74,7 +75,7 @@ class ModelConfig:
   """The sizes and options of a decoder.
 
   Attributes:
-    family: a name from `families.FAMILIES`; says only how files are named.
+    family: a name from `families.FAMILIES`; only determines the file format.
     vocab_size: V, rows of the embedding table.
     width: D, width of the residual stream.
     layers: L.
@@ -83,12 +84,12 @@ class ModelConfig:
     head_width: H, even.
     mlp_width: F, inner width of the gated MLP, or of one expert.
     rope_theta: base of the rotary frequencies.
-    rope_scaling: stretching of the rotary frequencies, None for none.
+    rope_scaling: scaling of the rotary frequencies; None for none.
     qk_norm: RMS-normalise queries and keys per head.
     attention_bias: biases on query, key and value projections.
-    tied_embeddings: the vocabulary projection is the embedding table.
+    tied_embeddings: whether the vocabulary projection is the embedding table.
     norm_eps: epsilon of the RMS norms.
-    max_positions: longest sequence the model was made for, in tokens.
+    max_positions: longest sequence the model supports, in tokens.
     output_bias: a bias on the attention's output projection as well.
     kinds: the kind of every layer, at least L; empty if all are plain.
     local_rope_theta: base of the rotary frequencies in `local` layers.
@@ -96,13 +97,13 @@ class ModelConfig:
     query_scalar: scores are divided by its square root; 0 for H.
     attention_softcap: scores s become cap tanh(s / cap); 0 for none.
     logit_softcap: the same for the logits.
-    norm_offset: a norm multiplies by 1 + scale instead of by the scale.
-    post_norms: what attention and MLP put out is normalised as well.
+    norm_offset: norms multiply by 1 + scale instead of scale.
+    post_norms: the outputs of attention and MLP are normalised too.
     scaled_embeddings: embeddings are multiplied by sqrt(D).
-    experts: E, experts of a layer, of which each token takes some; 0 for one
+    experts: E, experts per layer, of which each token is routed to some; 0: one
       MLP per layer.
-    experts_per_token: how many experts a token takes.
-    normalised_routing: the weights of a token's experts add up to 1.
+    experts_per_token: how many experts a token is routed to.
+    normalised_routing: the routing weights of a token sum to 1.
   """
 
   family: str
@@ -175,12 +176,12 @@ class ModelConfig:
 
   @property
   def distinct_kinds(self) -> tuple[LayerKind, ...]:
-    """The kinds that occur, in order of their first layer."""
+    """The distinct kinds, in order of their first layer."""
     return tuple(dict.fromkeys(self.layer_kinds))
 
 
 _SIZES = {
-  # For models trained here; replace vocab_size by the tokenizer's.
+  # For models trained from scratch; replace vocab_size by the tokenizer's.
   "nano": ModelConfig("llama", 1024, 64, 2, 2, 1, 32, 192),
   "tiny": ModelConfig("llama", 1024, 128, 4, 4, 2, 32, 384),
   "smollm2-135m": ModelConfig(

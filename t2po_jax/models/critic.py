@@ -1,10 +1,10 @@
-"""The critic: the value of what has been said so far, at every position.
+"""The critic: a value at every position.
 
-`trunk` is a linear head on the policy's own last hidden states: no work but a
-dot product, and the policy's layers learn from the value loss too. `separate`
-is a second network with such a head, begun as a copy of the policy: twice the
-work and memory, and no interference. The head begins at zero, so the first
-advantages are plain returns.
+`trunk` is a linear head on the policy's last hidden states: it costs one dot
+product, and the policy's layers learn from the value loss too. `separate` is a
+second network with such a head, initialised as a copy of the policy: twice the
+work and memory, but no interference. The head is initialised to zero, so the
+first advantages are plain returns.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Critic:
   separate, `trunk` like the policy's.
 
   Attributes:
-    policy: the network whose hidden states are read.
+    policy: the network that provides the hidden states.
     kind: one of `KINDS`.
   """
 
@@ -40,7 +40,7 @@ class Critic:
       )
 
   def init(self, params: types.Params) -> types.Params:
-    """Parameters of the critic, from those of the policy."""
+    """Initialises the critic's parameters from those of the policy."""
     head = {
       "kernel": jnp.zeros((self.policy.config.width,), jnp.float32),
       "bias": jnp.zeros((), jnp.float32),
@@ -64,7 +64,7 @@ class Critic:
     positions: types.Array,
     segments: types.Array,
   ) -> types.Array:
-    """The hidden states that the head reads.
+    """The hidden states that the head is applied to.
 
     Args:
       params: of the critic.

@@ -1,11 +1,11 @@
-"""One new token per row against its cache, as a Pallas kernel for TPUs.
+"""Attention of one new token per row to its cache: a Pallas kernel for TPUs.
 
-Decoding reads every live key and value once and does little with them, so what
-counts is that nothing else is read. The kernel walks over blocks of a row's
-positions, skips those behind its own length, keeps the running softmax of
-FlashAttention (arXiv 2205.14135, section 3.1), and puts the new key and value
-into the block that holds them on its way: the cache is changed in place, one
-block per row, where a scatter makes XLA copy or re-lay all of it.
+Decoding reads every live key and value once and computes little with them, so
+it is memory-bound. The kernel loops over blocks of a row's positions, skips
+those beyond the row's length, keeps the online softmax of FlashAttention (arXiv
+2205.14135, section 3.1), and writes the new key and value into their block as
+it passes: the cache is updated in place, one block per row, whereas a scatter
+makes XLA copy or re-lay out all of it.
 """
 
 import functools
@@ -17,14 +17,14 @@ import jax.numpy as jnp
 
 from t2po_jax import types
 
-# Of a register: lanes, and rows of the narrowest dtype.
+# The lanes of a register, and its rows for the narrowest dtype.
 LANES = 128
 _ROWS = 16
-# Positions of a block, the largest that divides the cache.
+# Block sizes; the largest that divides the cache is used.
 _BLOCKS = (512, 256, LANES)
 _MASKED = -1e30
 
-_Ref = Any  # What a kernel reads or writes; Pallas names no type for it.
+_Ref = Any  # A kernel argument; Pallas has no public type for it.
 
 
 def supports(length: int, head_width: int) -> bool:
@@ -37,7 +37,7 @@ def _kernel(
   values: _Ref, mixed: _Ref, keys_out: _Ref, values_out: _Ref, largest: _Ref,
   total: _Ref, summed: _Ref, *, block: int, heads: int,
 ):  # fmt: skip
-  """One block of one row; refs are blocks in fast memory."""
+  """Processes one block of one row; the refs are blocks in fast memory."""
   row, step = pl.program_id(0), pl.program_id(1)
   place = position[row]
   last = keys_out_block(place, block, pl.num_programs(1))
@@ -58,7 +58,7 @@ def _kernel(
       key, value = keys[0, head], values[0, head]  # [H, block], [block, H]
       across = first + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
       down = first + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0)
-      # A row as a column, by a product with 1 in one place: exact.
+      # Transposes a row to a column by a product with a one-hot matrix: exact.
       chosen = first + jax.lax.broadcasted_iota(jnp.int32, (_ROWS, block), 1)
       chosen = (chosen == place).astype(key.dtype)
       column = jax.lax.dot_general(
@@ -104,14 +104,14 @@ def _kernel(
 
 
 def keys_out_block(place: types.Array, block: int, blocks: int):
-  """The block of a position, the last one for those beyond the end."""
+  """The block of a position; the last block for positions beyond the end."""
   return jnp.minimum(place // block, blocks - 1)
 
 
 def _grid(
   rows: int, heads: int, width: int, padded: int, block: int, blocks: int
 ):
-  """How the kernel walks over the cache: rows, and in each its blocks."""
+  """The grid: rows, and the blocks of each row."""
   from jax.experimental.pallas import tpu as pltpu  # Slow to import.
 
   def whole(row: jax.Array, step: jax.Array, position: _Ref):
@@ -174,11 +174,11 @@ def extend(
     queries: [B, M, N/M, H].
     new_keys: [B, M, H].
     new_values: [B, M, H].
-    keys: [B, M, H, S], S and H as `supports` asks; changed in place if donated.
+    keys: [B, M, H, S], see `supports`; updated in place if donated.
     values: [B, M, S, H].
-    position: [B] int32, where the new token lies; it attends up to there.
-      Nothing is written at S or beyond.
-    live: static; every position that matters is below it.
+    position: [B] int32, the new token's offset; it attends up to there. Nothing
+      is written at S or beyond.
+    live: static; an upper bound on the positions.
     interpret: whether to interpret the kernel, on any backend.
 
   Returns:

@@ -1,19 +1,19 @@
-"""The policy network: one apply function for acting, learning and reference.
+"""The policy network: the same functions for acting, learning and reference.
 
 A decoder-only transformer (RMSNorm, rotary positions, grouped-query attention,
 gated MLPs or experts) with the options of `config.ModelConfig`. The layers are
-Flax NNX modules; `Policy` splits them once and from there on parameters are
-plain nested dicts, so that whatever is jitted is a pure function of arrays.
+Flax NNX modules; `Policy` splits them once, and from there on parameters are
+plain nested dicts, so that everything jitted is a pure function of arrays.
 
-There are two ways through the same modules: `hidden` runs whole packed rows
-for training, `extend` runs new tokens against a cache for prefill and
-decoding. Training parameters stack the layers on a leading axis, which
-compiles fast and allows rematerialisation; `decode_params` unstacks them,
-because a scan that slices stacked layers is several times slower on CPU, and
-transposes every kernel to [outputs, inputs]: `extend` keeps activations as
-columns [D, B T], because with few columns CPUs multiply matrices from the left
-about twice as fast as from the right.
-Products accumulate in float32; norms, rotations and softmax run in float32.
+The same modules run in two ways: `hidden` processes whole packed rows for
+training, `extend` processes new tokens against a cache for prefill and
+decoding. Training parameters stack the layers on a leading axis, which compiles
+fast and allows rematerialisation; `decode_params` unstacks them, because a scan
+that slices stacked layers is several times slower on CPU, and transposes every
+kernel to [outputs, inputs]: `extend` keeps activations as columns [D, B T],
+because with few columns CPUs multiply matrices from the left about twice as
+fast as from the right. Products accumulate in float32; norms, rotations and
+softmax run in float32.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
 
-# Of matrices.
+# Dtypes of matrices.
 _ROW_MAJOR = layout.Layout(major_to_minor=(0, 1))
 
 # Axes of hidden states [B, T, D].
@@ -48,8 +48,8 @@ class Cache(struct.PyTreeNode):
   """Keys and values of every slot, one array per layer.
 
   Attributes:
-    keys: L arrays [B, M, C, H, S/C], positions in C blocks and last, which CPUs
-      read faster; see `attention.cache_block`.
+    keys: L arrays [B, M, C, H, S/C], with positions last and in C blocks, which
+      is faster on CPUs; see `attention.cache_block`.
     values: L arrays [B, M, S, H].
   """
 
@@ -61,7 +61,7 @@ class Cache(struct.PyTreeNode):
 def _split_block(
   config: ModelConfig, adapted: frozenset[tuple[str, str]] = frozenset()
 ) -> tuple[nnx.GraphDef, types.Params]:
-  """A layer's structure, and the shapes of its parameters."""
+  """The graph definition of a layer, and the shapes of its parameters."""
 
   def build() -> layers.Block:
     block = layers.Block(config)
@@ -115,16 +115,16 @@ class Policy:
 
   Parameters are nested dicts: `embed/table`, `layers/...`, `norm/scale` and,
   unless tied, `head/kernel`. Everything under `layers` has a leading axis L.
-  Beside a kernel there may be `lora_a` and `lora_b`, see `learning.lora`.
+  Next to a kernel there may be `lora_a` and `lora_b`, see `learning.lora`.
 
   Attributes:
     config: the sizes.
     dtype: dtype of the computation; parameters are cast where they are used.
-    remat: what the backward pass recomputes: `none`, `full` (each layer from
-      its input) or `dots` (all but the products with weights).
-    scan_layers: one compiled layer in a loop, or all layers written out.
-    attention: of whole rows; `auto` takes the accelerator's kernel for what it
-      supports, `einsum` never does.
+    remat: what the backward pass recomputes: nothing (`none`), each layer from
+      its input (`full`), or everything but the products with weights (`dots`).
+    scan_layers: whether to compile one layer in a loop, or to unroll all.
+    attention: of whole rows; `auto` uses the accelerator's kernel where it is
+      supported, `einsum` never does.
   """
 
   config: ModelConfig
@@ -144,8 +144,8 @@ class Policy:
   def init(self, key: types.Array) -> types.Params:
     """Random float32 parameters.
 
-    Kernels have deviation 1/sqrt(inputs), those that write into the residual
-    stream divided by sqrt(2 L) as well.
+    Kernels have standard deviation 1/sqrt(inputs); those that write to the
+    residual stream are also divided by sqrt(2 L).
 
     Args:
       key: a PRNG key.
@@ -159,7 +159,7 @@ class Policy:
       math.prod(leaf.shape) if draw else 0
       for draw, (_, leaf) in zip(drawn, leaves, strict=True)
     ]
-    # One draw for all: on CPU every draw costs half a second of compilation.
+    # A single draw for all: each costs half a second of compilation on CPU.
     noise = jax.random.normal(key, (sum(sizes),))
     pieces = jnp.split(noise, np.cumsum(sizes)[:-1])
     params = []
@@ -198,10 +198,10 @@ class Policy:
     return 1.0 + scale if self.config.norm_offset else scale
 
   def _layer_function(self, mix: Callable, looped: bool) -> Callable:
-    """(x, layer params, kind, parts) -> x, with the remat option.
+    """Returns (x, layer params, kind, parts) -> x, with the remat option.
 
-    `parts` are angles and context of every kind of layer; stacked, if the
-    kind is only known to the compiled loop.
+    `parts` are the angles and contexts of all kinds of layers; stacked if the
+    kind is only known inside the compiled loop.
     """
 
     def run(x: types.Array, layer: types.Params, kind: Any, parts: Any):
@@ -231,8 +231,8 @@ class Policy:
   ) -> types.Array:
     """Hidden states of whole packed rows.
 
-    A token attends to itself and to earlier tokens of its own segment.
-    Padding (segment 0) sees only padding, so nothing else depends on it.
+    A token attends to itself and to earlier tokens of its own segment. Padding
+    (segment 0) only attends to padding, so nothing else depends on it.
 
     Args:
       params: as from `init`.
@@ -292,7 +292,7 @@ class Policy:
     return self._final_norm(params, x)
 
   def head(self, params: types.Params) -> types.Params:
-    """The part of the parameters that `logits` reads."""
+    """The parameters that `logits` uses."""
     name = "embed" if self.config.tied_embeddings else "head"
     return {name: params[name]}
 
@@ -313,10 +313,10 @@ class Policy:
     return layers.softcap(logits, cap)
 
   def decode_params(self, params: types.Params) -> types.Params:
-    """The layout for `extend`: a list of layers, matrices cast to `dtype`.
+    """Converts parameters for `extend`: a list of layers, matrices in `dtype`.
 
     Kernels are transposed to [outputs, inputs]. Norm scales and biases keep
-    their dtype, as they do in `hidden`.
+    their dtype, as in `hidden`.
 
     Args:
       params: as from `init`.
@@ -333,12 +333,10 @@ class Policy:
     return jax.tree.map_with_path(transpose, self.cast_matrices(params))
 
   def cast_matrices(self, params: types.Params) -> types.Params:
-    """Parameters as the computation uses them: matrices in `dtype`.
+    """Casts parameters for the computation: matrices to `dtype`.
 
-    Norm scales and biases keep their dtype, as they do in `hidden`.
-
-    Args:
-      params: in any layout.
+    Norm scales and biases keep their dtype, as in `hidden`. Args: params: in
+    any layout.
 
     Returns:
       The same tree.
@@ -353,15 +351,15 @@ class Policy:
   def decode_logits(
     self, decode_params: types.Params, hidden: types.Array
   ) -> types.Array:
-    """Logits [B, V] float32 of hidden states [B, D], in the decoding layout."""
+    """Logits [B, V] float32 of hidden states [B, D], by decoding parameters."""
     if self.config.tied_embeddings:
       kernel = decode_params["embed"]["table"]
     else:
       kernel = decode_params["head"]["kernel"]
     columns = hidden.astype(self.dtype).T
     logits = jnp.dot(kernel, columns, preferred_element_type=jnp.float32)
-    # Transposed here, once; left to choose a layout, XLA lets them lie as
-    # columns, and each of those who read them transposes them again.
+    # Transposed once, here; otherwise XLA chooses a column layout, and every
+    # consumer transposes it again.
     rows = layout.with_layout_constraint(layers.rows_of(logits), _ROW_MAJOR)
     rows = jax.lax.optimization_barrier(rows)
     return layers.softcap(rows, self.config.logit_softcap)
@@ -372,10 +370,10 @@ class Policy:
     Args:
       slots: B.
       length: S, rounded up to whole blocks of keys.
-      dtype: of keys and values; the policy's own if None.
+      dtype: of keys and values; by default the policy's.
 
     Returns:
-      The cache, zeros.
+      The cache, filled with zeros.
     """
     config, dtype = self.config, self.dtype if dtype is None else dtype
     size = attention.cache_block(length, backend=sharding.backend())
@@ -398,20 +396,19 @@ class Policy:
   ) -> tuple[types.Array, Cache]:
     """Runs T new tokens per row against the cache.
 
-    Row b's tokens get the positions start[b], start[b] + 1, ... and are
-    written to the cache at the same offsets; offsets of S or more are
-    dropped. A token attends to keys at offsets up to its own, in layers with
-    a window to the last of them.
+    Row b's tokens get the positions start[b], start[b] + 1, ... and are written
+    to the cache at the same offsets; offsets of S or more are dropped. A token
+    attends to keys at offsets up to its own; in layers with a window, only to
+    the last of them.
 
     Args:
       decode_params: as from `decode_params`.
       cache: of B slots.
-      tokens: [B, T] int32; T = 1 decodes, longer rows prefill. Padding on
-        the right leaves entries that later writes replace.
+      tokens: [B, T] int32; T = 1 for decoding, more for prefill. Padding on the
+        right leaves entries that later writes replace.
       start: [B] int32, tokens already in each slot.
-      live: static; only the first `live` offsets, rounded up to whole blocks
-        of keys, are attended to: every start + T that matters must be <= live
-        <= S.
+      live: static; only the first `live` offsets, rounded up to whole blocks of
+        keys, are attended to: every relevant start + T must be <= live <= S.
 
     Returns:
       [B, T, D] final-normed hidden states, and the cache.
@@ -445,7 +442,7 @@ class Policy:
 
 
 def unstack_layers(stacked: types.Params) -> list[types.Params]:
-  """Stacked layers -> one tree per layer."""
+  """Splits stacked layers into one tree per layer."""
   count = jax.tree.leaves(stacked)[0].shape[0]
   return [
     jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(count)
@@ -453,23 +450,23 @@ def unstack_layers(stacked: types.Params) -> list[types.Params]:
 
 
 def cache_axes(cache: Cache) -> Cache:
-  """Names of the axes of every array of a cache, for sharding."""
+  """Logical axis names of every array of a cache, for sharding."""
   return jax.tree.map(
     lambda x: ("rows", "kv_heads", *[None] * (x.ndim - 2)), cache
   )
 
 
 def logical_axes(params: types.Params) -> types.Params:
-  """Names of every parameter's axes, for sharding.
+  """Logical axis names of every parameter, for sharding.
 
   Args:
     params: as from `Policy.init` or `Policy.decode_params`, or their shapes.
 
   Returns:
     The same structure with a tuple of axis names from `layers.LOGICAL_AXES` for
-    every array, preceded by `layers` where layers are stacked; reversed for
-    the kernels of the decoding layout. The factors of an adapter share the
-    axes of their kernel.
+    every array, preceded by `layers` where layers are stacked; transposed for
+    kernels in the decoding layout. The factors of an adapter share the axes of
+    their kernel.
   """
   decoding = isinstance(params.get("layers"), list)
 

@@ -1,10 +1,10 @@
 """The tokenizer inside a GGUF file.
 
-Byte-level BPE, which Llama 3, Qwen2, Qwen3 and SmolLM2 files hold, is rebuilt
+Byte-level BPE, used in files of Llama 3, Qwen2, Qwen3 and SmolLM2, is rebuilt
 from the metadata with the library `tokenizers`; the readers of transformers
-would need PyTorch for it. How text is cut before the merges is not in the file
-but named there (`tokenizer.ggml.pre`): a name that is not in `CUTS` is
-refused rather than guessed, because a wrong cut gives other ids in silence.
+would need PyTorch. The pre-tokenisation is not stored in the file but only
+named there (`tokenizer.ggml.pre`): a name that is not in `CUTS` is refused
+rather than guessed, because the wrong one would silently give different ids.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,12 @@ import transformers
 
 from t2po_jax.models import sources
 
-# Kinds of a piece in `tokenizer.ggml.token_type`.
+# Token types in `tokenizer.ggml.token_type`.
 _CONTROL, _USER_DEFINED = 3, 4
 
 
 def _pattern(digits: str) -> str:
-  """The regular expression of Llama 3 and Qwen; they differ in digits."""
+  """The regular expression of Llama 3 and Qwen, which differ in digits."""
   return "|".join(
     (
       r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
@@ -36,8 +36,8 @@ def _pattern(digits: str) -> str:
   )
 
 
-# Name in the file -> the expression that cuts text, None for GPT-2's own; and
-# whether every digit stands alone.
+# Name in the file -> the splitting expression (None: GPT-2's), and whether
+# digits are split individually.
 CUTS: Mapping[str, tuple[str | None, bool]] = {
   "default": (None, False),
   "gpt-2": (None, False),
@@ -57,7 +57,8 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     A fast tokenizer with the file's chat template and special tokens.
 
   Raises:
-    ValueError: if the file is broken, or holds none or one of another kind.
+    ValueError: if the file is damaged, has no tokenizer, or one of another
+      kind.
   """
   found = {
     name.removeprefix("tokenizer.").removeprefix("ggml."): field.contents()
@@ -96,7 +97,7 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
 def _rebuild(
   found: Mapping[str, Any], path: pathlib.Path
 ) -> tokenizers.Tokenizer:
-  """The tokenizer that the metadata describes."""
+  """Builds the tokenizer that the metadata describes."""
   cut = found.get("pre", "default")
   if cut not in CUTS:
     raise ValueError(
@@ -109,7 +110,7 @@ def _rebuild(
     models.BPE(
       vocab={piece: i for i, piece in enumerate(pieces)},
       merges=[tuple(merge.split(" ")) for merge in found["merges"]],
-      # Llama 3 takes a word that is a piece whole, whatever the merges.
+      # Llama 3 keeps a word that is in the vocabulary, whatever the merges.
       ignore_merges=cut == "llama-bpe",
     )
   )

@@ -1,15 +1,14 @@
-"""Functions of a layer, written for what XLA makes of them on CPUs.
+"""Functions of a layer, with hand-written gradients that are fast on CPUs.
 
-Automatic differentiation is right about them and slow, for reasons that a
-profile shows and the formulas do not. It keeps every intermediate of a gate,
-though two arrays make up for all. It sums over rows to get the gradient of a
-norm's scale, where a matrix product is many times faster. And it asks for the
-gradient of a kernel transposed, which XLA answers by transposing the wide
-activations while it computes them, element by element. So the gradients are
-written out here. What it costs or saves on accelerators is not measured yet.
+Automatic differentiation would be correct but slow, for reasons that show in a
+profile and not in the formulas. It keeps every intermediate of a gate, although
+two arrays suffice. It sums over rows for the gradient of a norm's scale, where
+a matrix product is many times faster. And it computes the gradient of a kernel
+transposed, for which XLA transposes the wide activations element by element
+while computing them. The effect on accelerators has not been measured.
 
-The barriers keep what several products read from being computed again inside
-each of them.
+The barriers prevent XLA from recomputing the operands inside each of several
+products.
 """
 
 import functools
@@ -32,8 +31,8 @@ def along_last(vector: types.Array, like: types.Array) -> types.Array:
 def matmul(x: types.Array, kernel: types.Array) -> types.Array:
   """x @ kernel in the dtype of x.
 
-  No wider result type is asked for: hardware accumulates in float32 anyway,
-  and a float32 cotangent would make the backward pass a float32 product.
+  No wider result type is requested: hardware accumulates in float32 anyway, and
+  a float32 cotangent would turn the backward pass into a float32 product.
 
   Args:
     x: [..., inputs].
@@ -57,7 +56,7 @@ def _matmul_backward(saved: tuple[Any, ...], slope: types.Array):
   def over_rows(left: types.Array, right: types.Array):
     return jax.lax.dot_general(left, right, ((lead, lead), ((), ())))
 
-  # The product transposes what is on its left: let that be the narrower one.
+  # The product transposes its left operand, so that should be the narrower.
   if kernel.shape[0] <= kernel.shape[1]:
     of_kernel = over_rows(x, slope)
   else:
@@ -114,7 +113,7 @@ def rms_norm(
     axis: the axis of D: -1, or 0 for columns.
 
   Returns:
-    Of the shape and in the dtype of `x`.
+    With the shape and dtype of `x`.
   """
   return _rms_norm_forward(x, scale, eps, axis)[0]
 
@@ -159,14 +158,14 @@ rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
 
 
 def computed_once(x: types.Array) -> types.Array:
-  """x, of which every reader on a CPU finds the numbers in memory.
+  """Returns x, materialised in memory on CPUs.
 
-  XLA's fusions for CPUs compute what looks cheap, cosines among it, anew for
-  every reader and every place of a broadcast, and drop barriers before they
-  do. What they never repeat is a product, and one with the identity is exact.
+  XLA's CPU fusions recompute seemingly cheap operations, such as cosines, for
+  every consumer and every element of a broadcast, and remove barriers before.
+  They never recompute a matrix product, and one with the identity is exact.
 
   Args:
-    x: [..., D], finite, D not large.
+    x: [..., D], finite, with a small D.
 
   Returns:
     The same.

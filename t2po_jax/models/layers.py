@@ -1,8 +1,8 @@
 """The layers of the decoder as Flax NNX modules.
 
-Every module runs two ways: on rows [B, T, D] for training, and on columns
-[D, B T] against a cache for decoding, where kernels are transposed to
-[outputs, inputs]; see `decoder`.
+Every module has two modes: on rows [B, T, D] for training, and on columns [D, B
+T] against a cache for decoding, where kernels are transposed to [outputs,
+inputs]; see `decoder`.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from t2po_jax.models import config as config_lib
 
 ModelConfig = config_lib.ModelConfig
 
-# Logical axis names by the end of a parameter's path. Parameters of the
-# stacked layers have "layers" in front.
+# Logical axis names by the end of a parameter's path. In stacked layers,
+# "layers" is prepended.
 LOGICAL_AXES = {
   "embed/table": ("vocab", "width"),
   "head/kernel": ("width", "vocab"),
@@ -57,7 +57,7 @@ def rows_of(columns: types.Array) -> types.Array:
   """Columns [D, P] -> rows [P, D].
 
   The barrier keeps XLA from folding the transposition into the product that
-  made the columns: that would multiply from the right again.
+  computed the columns, which would multiply from the right again.
   """
   return jax.lax.optimization_barrier(columns).T
 
@@ -68,7 +68,7 @@ def softcap(x: types.Array, cap: float) -> types.Array:
 
 
 class RMSNorm(nnx.Module):
-  """`layer_math.rms_norm` with a learned scale, or 1 + it."""
+  """`layer_math.rms_norm` with a learned scale, or with 1 + scale."""
 
   def __init__(self, width: int, config: ModelConfig):
     self.eps = config.norm_eps
@@ -98,7 +98,7 @@ class Linear(nnx.Module):
     self.adapted = False
 
   def adapt(self) -> None:
-    """Makes room for a low-rank adapter; its rank is that of the arrays."""
+    """Adds parameters for a low-rank adapter; the arrays determine its rank."""
     inputs, outputs = self.kernel.shape
     self.lora_a = nnx.Param(jnp.zeros((inputs, 1)))
     self.lora_b = nnx.Param(jnp.zeros((1, outputs)))
@@ -149,7 +149,7 @@ class Attention(nnx.Module):
     values: types.Array,
     angles: rope.Angles,
   ) -> tuple[types.Array, types.Array, types.Array]:
-    """Heads of projections [B, T, heads x H], normed and rotated."""
+    """The heads of projections [B, T, heads x H], normalised and rotated."""
     config = self.config
     lead = queries.shape[:2]
     queries = queries.reshape(*lead, config.heads, config.head_width)
@@ -191,9 +191,9 @@ class Attention(nnx.Module):
       angles: of the new positions.
       keys: [B, M, C, H, S/C].
       values: [B, M, S, H].
-      slots: [B, T] cache offsets of the new tokens; beyond S is dropped.
-      live: positions that may be attended to, of whole blocks.
-      window: how many of these a token attends to, 0 for all.
+      slots: [B, T] cache offsets of the new tokens; those beyond S are dropped.
+      live: positions that may be attended to, a multiple of the block size.
+      window: how many of these a token attends to; 0 for all.
 
     Returns:
       [D, B T] and the updated keys and values.
@@ -268,13 +268,13 @@ class ExpertKernels(nnx.Module):
 
 
 class Experts(nnx.Module):
-  """A mixture of gated MLPs, of which each token takes the most probable.
+  """A mixture of gated MLPs; each token is routed to the most probable ones.
 
   p = softmax(router(x)); the result is sum p_e expert_e(x) over the
-  `experts_per_token` largest p_e, which are made to add up to 1 first if
-  `normalised_routing`. Every expert is computed for every token and
-  multiplied by 0 where it was not taken: exact, and as much work as a dense
-  layer of all experts.
+  `experts_per_token` largest p_e, normalised to sum to 1 if
+  `normalised_routing`. Every expert is computed for every token and multiplied
+  by 0 where not chosen: exact, but as much work as a dense layer of all
+  experts.
   """
 
   def __init__(self, config: ModelConfig):
@@ -286,7 +286,7 @@ class Experts(nnx.Module):
     self.expert_down = ExpertKernels(config.experts, *sizes[::-1])
 
   def routing(self, scores: types.Array) -> types.Array:
-    """Weights [..., E] float32 of the experts, 0 where not taken."""
+    """Routing weights [..., E] float32 of the experts, 0 where not chosen."""
     probabilities = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)
     top, indices = jax.lax.top_k(probabilities, self.config.experts_per_token)
     if self.config.normalised_routing:
@@ -323,7 +323,7 @@ class Experts(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One layer: attention, then the MLP, each on a normed residual."""
+  """One layer: attention, then the MLP, each on the normalised residual."""
 
   def __init__(self, config: ModelConfig):
     self.post_norms = config.post_norms

@@ -1,4 +1,4 @@
-"""The families of models that are read and written, one file each."""
+"""The supported model families, one file each."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -35,7 +35,7 @@ def of(config: config_lib.ModelConfig) -> family.Family:
   """The family of a config.
 
   Raises:
-    ValueError: if there is none of its name.
+    ValueError: if the family is unknown.
   """
   return _named(config.family, f"family {config.family!r}")
 
@@ -58,8 +58,8 @@ def read_config(source: Mapping[str, Any]) -> config_lib.ModelConfig:
     The config.
 
   Raises:
-    ValueError: if a key is missing, or the model is of another family, or has
-      a setting that the decoder does not implement.
+    ValueError: if a key is missing, the family is unknown, or a setting is not
+      implemented by the decoder.
   """
   name = family.require(source, "model_type")
   return _named(name, f"config.json: model_type {name!r}").read(source)
@@ -72,7 +72,7 @@ def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
     config: the config; its options must be those of its family.
 
   Returns:
-    What belongs into `config.json`.
+    The contents of `config.json`.
 
   Raises:
     ValueError: if the family cannot express the config.
@@ -87,7 +87,7 @@ def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:
 
 
 def of_gguf(architecture: str) -> family.Family:
-  """The family that GGUF files of an architecture belong to.
+  """The family of a GGUF architecture.
 
   Raises:
     ValueError: if there is none.

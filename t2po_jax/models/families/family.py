@@ -1,8 +1,8 @@
-"""What a family of models is: how its files name and write what they hold.
+"""The definition of a model family: how its files are read and written.
 
-A family reads a `ModelConfig` from a `config.json` and writes it back, and
-has one table of tensors: their names in safetensors and GGUF files, and their
-place in the parameters. What several families share stands here.
+A family converts between a `ModelConfig` and `config.json`, and has one table
+of tensors: their names in safetensors and GGUF files, and their paths in the
+parameters. Code shared by several families is here.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,12 +37,12 @@ class Tensor:
 
   @property
   def transposed(self) -> bool:
-    """Whether the file holds the last two axes the other way round."""
+    """Whether the file stores the last two axes transposed."""
     return self.path.endswith("/kernel")
 
 
 def keep(tensor: Tensor, array: np.ndarray, config: ModelConfig) -> np.ndarray:
-  """Values of a GGUF tensor that are stored as they are."""
+  """The conversion of GGUF tensors that need none."""
   del tensor, config
   return array
 
@@ -55,13 +55,13 @@ class Family:
     name: `model_type` in config.json.
     architecture: the class in `architectures`.
     read: contents of config.json -> the config.
-    write: a config -> what config.json holds besides what all families have;
-      raises for what the family cannot express.
-    tensors: the table; rows whose parameter a config lacks are skipped.
-    gguf: `general.architecture` of GGUF files, None if they are not read.
-    gguf_options: (metadata by key, config as all families have it) -> the
-      fields of the config in which the family differs.
-    from_gguf: the values of a parameter from those of a GGUF tensor.
+    write: a config -> the keys of config.json beyond those common to all
+      families; raises if the family cannot express the config.
+    tensors: the table; rows without a parameter in a config are skipped.
+    gguf: `general.architecture` of GGUF files; None if unsupported.
+    gguf_options: (metadata by key, config with the common fields) -> the fields
+      of the config specific to the family.
+    from_gguf: converts the values of a GGUF tensor to those of a parameter.
   """
 
   name: str
@@ -128,19 +128,19 @@ EXPERTS = (
     for part in ("gate", "up", "down")
   ),
 )
-# Of Llama and all that kept its names.
+# The names of Llama and of its many descendants.
 PLAIN = (*EMBEDDINGS, *ATTENTION, *MLP_NORM, *MLP)
 
 
 def require(source: Source, key: str) -> Any:
-  """A key of config.json that must be there."""
+  """Returns a required key of config.json."""
   if source.get(key) is None:
     raise ValueError(f"config.json: key {key!r} is missing")
   return source[key]
 
 
 def refuse_other(source: Source, supported: Source) -> None:
-  """Raises for settings that would change the mathematics."""
+  """Raises an error for settings that the decoder does not implement."""
   for key, value in supported.items():
     found = source.get(key)
     if found is not None and found != value:
@@ -152,11 +152,11 @@ def refuse_other(source: Source, supported: Source) -> None:
 def read_rope(
   source: Source, max_positions: int, theta: float = 10_000.0
 ) -> tuple[float, config_lib.RopeScaling | None]:
-  """(theta, scaling) from `rope_parameters` or the older two keys.
+  """Reads (theta, scaling) from `rope_parameters` or the two older keys.
 
   Args:
     source: contents of config.json.
-    max_positions: the original length where it is not given.
+    max_positions: the original length if it is not given.
     theta: the family's default.
   """
   rope = dict(source.get("rope_scaling") or {})
@@ -199,7 +199,7 @@ def read_sizes(
   theta: float = 10_000.0,
   tied: bool = False,
 ) -> ModelConfig:
-  """What all families write alike.
+  """Reads the keys common to all families.
 
   Args:
     source: contents of config.json.
@@ -213,7 +213,7 @@ def read_sizes(
     A config of plain layers.
 
   Raises:
-    ValueError: if a key is missing, or says what the decoder does not do.
+    ValueError: if a key is missing or its value is not supported.
   """
   refuse_other(
     source,
@@ -246,7 +246,7 @@ def read_sizes(
 
 
 def with_bias(source: Source, config: ModelConfig) -> ModelConfig:
-  """The config with biases on all four projections, if the file says so."""
+  """Adds biases to all four projections, if the file says so."""
   bias = bool(source.get("attention_bias", False))
   return dataclasses.replace(config, attention_bias=bias, output_bias=bias)
 
@@ -254,7 +254,7 @@ def with_bias(source: Source, config: ModelConfig) -> ModelConfig:
 def write_rope(
   theta: float, scaling: config_lib.RopeScaling | None
 ) -> dict[str, Any]:
-  """The rotary settings as `rope_parameters` has them."""
+  """The rotary settings in the form of `rope_parameters`."""
   if scaling is None:
     return {"rope_type": "default", "rope_theta": theta}
   written = {
@@ -300,12 +300,12 @@ def write_sizes(config: ModelConfig) -> dict[str, Any]:
 
 
 def require_options(config: ModelConfig, **allowed: tuple[Any, ...]) -> None:
-  """Raises for options that a family cannot express.
+  """Raises an error for options that a family cannot express.
 
   Args:
     config: the config to be written.
-    **allowed: by field of the config, the values that the family can have.
-      Fields that are not named must have their default.
+    **allowed: by config field, the values that the family supports. All other
+      fields must have their default.
   """
   for field in dataclasses.fields(ModelConfig):
     if field.default is dataclasses.MISSING or field.name in _SHARED:
@@ -330,9 +330,11 @@ _SHARED = (
 def deinterleave(
   tensor: Tensor, array: np.ndarray, config: ModelConfig
 ) -> np.ndarray:
-  """Undoes the order of rotary pairs in query and key rows of a GGUF file.
+  """Undoes the interleaving of rotary pairs in query and key rows of GGUF
+  files.
 
-  For some families llama.cpp stores the two halves of each pair side by side.
+  For some families llama.cpp stores the two halves of each pair next to each
+  other.
   """
   if tensor.path.split("/")[-2] not in ("query", "key"):
     return array

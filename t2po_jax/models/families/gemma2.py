@@ -1,7 +1,7 @@
-"""Gemma 2: windows in every other layer, bounded scores and logits.
+"""Gemma 2: sliding windows in every other layer, soft-capped scores and logits.
 
-All Gemmas scale their embeddings, multiply by 1 + scale in norms, normalise
-what attention and MLP put out as well, and gate by GELU.
+All Gemma models scale their embeddings, multiply by 1 + scale in norms, also
+normalise the outputs of attention and MLP, and use GELU gates.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ SLIDING, FULL = "sliding_attention", "full_attention"
 def read_options(
   source: family.Source, config: family.ModelConfig
 ) -> family.ModelConfig:
-  """What all Gemmas have beside their layers' kinds."""
+  """The options that all Gemma models share, apart from the layer kinds."""
   family.refuse_other(
     source,
     {
@@ -54,7 +54,7 @@ def read_options(
 def layer_types(
   source: family.Source, config: family.ModelConfig, every: int
 ) -> Sequence[str]:
-  """The type of every layer: all but each `every`th look on a window."""
+  """The type of every layer: all but every `every`-th have a window."""
   given = source.get("layer_types") or [
     FULL if (layer + 1) % every == 0 else SLIDING
     for layer in range(config.layers)
@@ -87,7 +87,7 @@ def write_options(
     "hidden_act": "gelu_pytorch_tanh",
     "hidden_activation": "gelu_pytorch_tanh",
     "attention_bias": config.attention_bias,
-    # Readers want an integer where it is one.
+    # Some readers require an integer.
     "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
     "sliding_window": max(windows, default=4096),
     "layer_types": [
@@ -101,7 +101,7 @@ def write_options(
 def from_gguf(
   tensor: family.Tensor, array: np.ndarray, config: family.ModelConfig
 ) -> np.ndarray:
-  """GGUF files of Gemma hold 1 + scale."""
+  """GGUF files of Gemma store 1 + scale."""
   del config
   return array - 1 if tensor.path.endswith("/scale") else array
 
@@ -137,7 +137,7 @@ def _gguf_options(
   metadata: family.Source, config: family.ModelConfig
 ) -> dict[str, Any]:
   window = metadata.get("attention.sliding_window", 4096)
-  # The 27B model alone divides by width / heads.
+  # Only the 27B model divides by width / heads.
   large = config.layers == 46
   return OPTIONS | {
     "kinds": tuple(

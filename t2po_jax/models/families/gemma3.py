@@ -1,6 +1,6 @@
-"""Gemma 3, text: five layers with a window for each that sees everything.
+"""Gemma 3, text: five layers with a sliding window per layer without.
 
-Layers with a window rotate by a base of their own. Otherwise see `gemma2`.
+Layers with a window have a separate rotary base. Otherwise see `gemma2`.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ def _kinds(
 
 
 def _ropes(source: family.Source) -> tuple[family.Source, float]:
-  """The settings of full layers in older spelling, and the local base."""
+  """The older form of full layers' rotary settings, and the local base."""
   nested = source.get("rope_parameters") or {}
   if "rope_theta" in nested or "rope_type" in nested:
     raise ValueError(
@@ -39,7 +39,7 @@ def _ropes(source: family.Source) -> tuple[family.Source, float]:
 
 
 def _read(source: family.Source) -> family.ModelConfig:
-  # Gemma 2's, which Gemma 3 keeps a key for and does not apply.
+  # Inherited from Gemma 2: Gemma 3 has the key but does not apply it.
   family.refuse_other(source, {"attn_logit_softcapping": None})
   full, local_theta = _ropes(source)
   config = family.read_sizes(
@@ -90,7 +90,7 @@ def _gguf_options(
   metadata: family.Source, config: family.ModelConfig
 ) -> dict[str, Any]:
   types = gemma2.layer_types({}, config, 6)
-  # The 27B model alone divides by width / heads.
+  # Only the 27B model divides by width / heads.
   large = config.layers == 62
   return gemma2.OPTIONS | {
     "qk_norm": True,

@@ -1,4 +1,4 @@
-"""Llama, and what has its form: SmolLM2, TinyLlama, many others."""
+"""Llama, and models with its architecture: SmolLM2, TinyLlama, many others."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Mistral: Llama, looking back on a window in every layer if it has one."""
+"""Mistral: Llama with an optional sliding window in every layer."""
 
 import dataclasses
 from typing import Any
@@ -9,7 +9,7 @@ from t2po_jax.models.families import family
 def _read(source: family.Source) -> family.ModelConfig:
   family.refuse_other(source, {"hidden_act": "silu"})
   config = family.read_sizes(source, family="mistral", max_positions=131_072)
-  # Absent means the first version's, null means none.
+  # A missing key means the window of the first version; null means none.
   window = source.get("sliding_window", 4096)
   kinds = (family.LayerKind(window),) * config.layers if window else ()
   return dataclasses.replace(config, kinds=kinds)
@@ -22,7 +22,7 @@ def _write(config: family.ModelConfig) -> dict[str, Any]:
   return {"hidden_act": "silu", "sliding_window": window or None}
 
 
-# llama.cpp files of Mistral say that they are of the architecture llama.
+# GGUF files of Mistral name the architecture llama.
 FAMILY = family.Family(
   "mistral", "MistralForCausalLM", _read, _write, family.PLAIN
 )

@@ -1,4 +1,4 @@
-"""SmolLM3: Llama whose every fourth layer knows no positions."""
+"""SmolLM3: Llama with no rotary positions in every fourth layer."""
 
 import dataclasses
 from typing import Any
@@ -47,7 +47,7 @@ def _write(config: family.ModelConfig) -> dict[str, Any]:
     "no_rope_layers": rotated,
     "no_rope_layer_interval": 4,
     "use_sliding_window": False,
-    # The defaults lie outside of a small vocabulary.
+    # The defaults may exceed a small vocabulary.
     "pad_token_id": None,
     "bos_token_id": None,
     "eos_token_id": None,
@@ -57,7 +57,7 @@ def _write(config: family.ModelConfig) -> dict[str, Any]:
 def _gguf_options(
   metadata: family.Source, config: family.ModelConfig
 ) -> dict[str, Any]:
-  del metadata  # llama.cpp knows the interval by itself.
+  del metadata  # llama.cpp hard-codes the interval.
   return {"kinds": _kinds(_every(4, config.layers))}
 
 
