@@ -7,6 +7,7 @@ them can be imported by a third. What is wrong is told in one line.
 
 from collections.abc import Callable
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -80,7 +81,7 @@ def _unknown_key(argv: list[str]) -> str:
   try:
     flags.FLAGS.unparse_flags()
     flags.FLAGS([argv[0], *files])
-    config = flags.FLAGS["config"].value
+    config: Any = flags.FLAGS["config"].value
     for part in argv[1:]:
       if not part.startswith("--config."):
         continue

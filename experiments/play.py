@@ -9,7 +9,6 @@ WebShop as a web site.
 """
 
 from collections.abc import Callable
-import itertools
 from typing import Any
 
 from absl import flags
@@ -108,7 +107,9 @@ def play(
   respond = start(env)
   past: list[tuple[str, str]] = []
   print(f"task {task_id} ({benchmark.category(task_id)})")
-  for turn in itertools.count(1):
+  turn = 0
+  while True:
+    turn += 1
     view = prompts.View(
       task=observation.task,
       memory=tuple(past[-memory:]) if memory else (),
@@ -160,8 +161,10 @@ def serve(
   benchmark: base.Benchmark, given: flags.FlagValues, memory: int
 ) -> None:
   """Serves WebShop as a web site until interrupted."""
+  from t2po_jax.envs.webshop import benchmark as webshop
   from t2po_jax.envs.webshop import site
 
+  assert isinstance(benchmark, webshop.WebShop)
   page = site.Site(benchmark, split=given.split, memory=memory, seed=given.seed)
   server = site.make_server(page, given.port)
   print(f"http://127.0.0.1:{server.server_port}/ (Ctrl-C ends it)", flush=True)

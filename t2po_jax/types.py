@@ -21,6 +21,7 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 Params = Any  # A pytree of arrays.
+Device = Any  # `jax.Device`, which type checkers take for a variable.
 
 
 @dataclasses.dataclass(frozen=True)

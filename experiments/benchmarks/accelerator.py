@@ -41,6 +41,7 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
 from t2po_jax.distributed import sharding  # noqa: E402
+from t2po_jax.experiments import command_line  # noqa: E402
 from t2po_jax.learning import (  # noqa: E402
   batching,
   learner,
@@ -196,7 +197,7 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
   positions = jnp.tile(jnp.arange(length) % 100, (rows, 1))
   segments = 1 + jnp.tile(jnp.arange(length) // 100, (rows, 1))
 
-  def measure(device: jax.Device, dtype: Any, kind: str):
+  def measure(device: types.Device, dtype: Any, kind: str):
     policy = decoder.Policy(PARITY, dtype=dtype, attention=kind)
 
     def score(
@@ -354,12 +355,11 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
       "roofline_fraction": chip and least / chip.bandwidth / step,
     }
     for one in batches:
-      pair = [
-        found.get(f"{name} batch {one} {s}") for s in ("calibrated", "none")
-      ]
-      if all(pair):
+      with_control = found.get(f"{name} batch {one} calibrated")
+      without = found.get(f"{name} batch {one} none")
+      if with_control and without:
         found[f"{name} batch {one} control_overhead"] = (
-          pair[0]["step_ms"] / pair[1]["step_ms"] - 1
+          with_control["step_ms"] / without["step_ms"] - 1
         )
     write(found)
 
@@ -472,9 +472,10 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
   shape, name, row, rows, turns = work(tiny)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   found: dict[str, Any] = {"model": name, "torch": torch.__version__}
-  model = transformers.LlamaForCausalLM(
+  model: Any = transformers.LlamaForCausalLM(
     transformers.LlamaConfig(**llama_keys(shape))
-  ).to(device)
+  )
+  model = model.to(device)
   optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
   pairs = dialogues(turns, row)
 
@@ -690,3 +691,8 @@ def measure(given: flags.FlagValues) -> None:
 
 def run() -> None:
   """The command `t2po-accelerator`."""
+  command_line.run(measure, define_flags)
+
+
+if __name__ == "__main__":
+  run()

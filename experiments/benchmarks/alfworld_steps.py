@@ -197,7 +197,7 @@ def measure_workers(
   episodes = max(given.steps // given.turns, 1)
   steps = crowd.play(episodes, beside, given.turns)
   seconds = time.perf_counter() - start
-  found = {"rollout_steps_per_second": round(steps / seconds)}
+  found: dict[str, float] = {"rollout_steps_per_second": round(steps / seconds)}
   if given.resets:
     crowd.play(_WARM_UP, beside, 3)
     before = pool.grown
@@ -218,7 +218,7 @@ def measure(given: flags.FlagValues) -> None:
     "size": given.size,
     "max_turns": given.turns,
   }
-  benchmark = envs.make("alfworld", **settings)
+  benchmark: Any = envs.make("alfworld", **settings)
   ids = benchmark.splits["train"][: given.games or None]
   numbers = {
     "engine": given.engine,

@@ -148,6 +148,7 @@ class Contestant:
     self.read()
 
   def read(self) -> dict:
+    assert self.process.stdout is not None
     line = self.process.stdout.readline()
     if not line:
       raise RuntimeError(f"{self.name} ended with {self.process.wait()}")

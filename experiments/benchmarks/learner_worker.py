@@ -154,7 +154,7 @@ class Ours:
     self.jax.block_until_ready(self.state)
     return float(metrics["loss"])
 
-  def memory(self) -> dict[str, float]:
+  def memory(self) -> dict[str, int | None]:
     """XLA's temporaries at a given size: ours, and with all logits."""
     rows, length = self.settings["memory_shape"]
     plain = self.jax.ShapeDtypeStruct((rows, length), np.int32)
@@ -200,7 +200,7 @@ class Torch:
     self.torch, self.settings = torch, settings
     self.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(settings["threads"])
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
       settings["model"], dtype=torch.float32
     )
     self.model = model.to(self.device).train()

@@ -17,7 +17,7 @@ answered; episodes that have ended leave their slots idle. The two alternate,
 so that only their ratio depends on a quiet machine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 import dataclasses
 import hashlib
@@ -195,6 +195,8 @@ class Scheduler(scheduler.Scheduler):
 class LockStep(collect.Loop):
   """Plays as many episodes as there are slots, turn by turn."""
 
+  scheduler: Scheduler
+
   def episodes(
     self, tasks: Sequence[tuple[str, int, int]]
   ) -> Iterator[types.Trajectory]:
@@ -220,8 +222,8 @@ LOOPS = {"ours": collect.Loop, "lock_step": LockStep}
 
 def play(
   given: flags.FlagValues,
-  loop: type[collect.Loop],
-  benchmark: Benchmark,
+  loop: Callable[..., collect.Loop],
+  benchmark: Any,
   pool: environments.EnvironmentPool,
   under: Scheduler,
 ) -> dict[str, float]:
@@ -278,7 +280,7 @@ def build(given: flags.FlagValues) -> Scheduler:
 
 def measure(given: flags.FlagValues) -> dict[str, dict[str, float]]:
   """Medians of both loops, and the ratio of their speeds."""
-  benchmark = Benchmark(
+  benchmark: Any = Benchmark(
     given.turns, given.max_turns, given.latency, given.spread
   )
   pool = environments.EnvironmentPool(benchmark.env, threads=given.slots)

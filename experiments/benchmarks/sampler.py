@@ -149,7 +149,7 @@ def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
     import transformers
   except ImportError as error:
     raise Missing(str(error)) from error
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  model: Any = transformers.AutoModelForCausalLM.from_pretrained(
     work.weights, dtype=work.dtype
   ).eval()
   prompts = torch.from_numpy(work.prompts.astype(np.int64))

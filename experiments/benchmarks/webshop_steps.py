@@ -181,7 +181,7 @@ def share(settings: dict, workers: int, episodes: int) -> dict[str, float]:
 def measure(settings: dict, *, episodes: int, rounds: int) -> dict[str, float]:
   """Opens a shop and measures it; medians over rounds."""
   start = time.thread_time()
-  benchmark = envs.make("webshop", **settings)
+  benchmark: Any = envs.make("webshop", **settings)
   built = time.thread_time() - start
   search = Clock(benchmark.shop.search)
   object.__setattr__(benchmark.shop, "search", search)

@@ -173,20 +173,20 @@ def _named_group(sizes: str, order: str | None, used: str):
     order: how the devices fill that mesh, `[2,4]T(1,0)`; None: in order.
     used: the axes that a group spans, `'axis_0'`.
   """
-  sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", sizes)}
-  used = re.findall(r"'(\w+)'", used)
-  ids = np.arange(math.prod(sizes.values()))
+  lengths = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", sizes)}
+  spanned = re.findall(r"'(\w+)'", used)
+  ids = np.arange(math.prod(lengths.values()))
   if order and (named := _IOTA.fullmatch(order)):
     ids = _ordered(*named.groups())
-  ids = ids.reshape(list(sizes.values()))
-  place = tuple(slice(None) if name in used else 0 for name in sizes)
+  ids = ids.reshape(list(lengths.values()))
+  place = tuple(slice(None) if name in spanned else 0 for name in lengths)
   return ids[place].ravel().tolist()
 
 
 def _ordered(shape: str, order: str | None):
   """All device ids, arranged by `[4,2]` or `[4,2]T(1,0)`."""
-  shape = [int(n) for n in shape.split(",")]
-  ids = np.arange(math.prod(shape)).reshape(shape)
+  sizes = [int(n) for n in shape.split(",")]
+  ids = np.arange(math.prod(sizes)).reshape(sizes)
   return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 

@@ -195,7 +195,7 @@ def end(message: str) -> NoReturn:
   At exit JAX would wait for them, and they for this one: a deadlock. They
   notice its death by the missing heartbeat.
   """
-  if _client() is None:
+  if distributed.global_state.client is None:
     sys.exit(message)
   print(message, file=sys.stderr, flush=True)
   sys.stdout.flush()
@@ -204,7 +204,9 @@ def end(message: str) -> NoReturn:
 
 def _client():
   """The client of JAX's coordination service, as Orbax uses it."""
-  return distributed.global_state.client
+  client = distributed.global_state.client
+  assert client is not None, "only several processes have a client"
+  return client
 
 
 def first_line(error: BaseException) -> str:

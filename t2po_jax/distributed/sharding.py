@@ -56,7 +56,7 @@ def create_mesh(
   data: int = 1,
   fsdp: int = -1,
   tensor: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[types.Device] | None = None,
 ) -> jax.sharding.Mesh:
   """Builds the device mesh.
 
@@ -104,7 +104,9 @@ def create_mesh(
   )
 
 
-def row_shards(mesh: jax.sharding.Mesh) -> int:
+def row_shards(
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
+) -> int:
   """The number of parts that the rows of a batch are split into."""
   return math.prod(mesh.shape[axis] for axis in RULES["rows"])
 
@@ -368,7 +370,7 @@ def on_each_device(
   free = set(mesh.axis_names) - set(mesh.manual_axes)
 
   def call(*arrays: types.Array):
-    def spec(names: tuple[str | None, ...], array: types.Array):
+    def spec(names: Sequence[str | None], array: types.Array):
       whole = partition_spec(mesh, names, array.shape)
       entries = [(e,) if isinstance(e, str) else e for e in whole]
       return jax.sharding.PartitionSpec(
@@ -387,7 +389,7 @@ def on_each_device(
   return call
 
 
-def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
+def lookup(table: types.Array, tokens: types.Array, dtype: Any) -> types.Array:
   """Looks up rows of a table that stays split along `vocab` and `width`.
 
   Each device looks up its part of the width for all rows of its `fsdp` group,
@@ -431,7 +433,7 @@ def lookup(table: jax.Array, tokens: jax.Array, dtype: Any) -> jax.Array:
   )
 
 
-def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+def constrain(x: types.Array, *axes: str | None) -> types.Array:
   """Fixes the layout of an activation inside a compiled function.
 
   Args:

@@ -191,7 +191,7 @@ class Table:
     env: base.Env,
     place: Place,
     turns: list[types.Turn],
-    usage: dict[str, int],
+    usage: list[tuple[int, int]],
   ) -> bool:
     """Plays to the end, filling in turns and usage; returns the success."""
     rules = self._rules

@@ -182,9 +182,10 @@ class Endpoint:
     }
     if self.controlled:
       body["top_k"] = settings.top_k
-      body["exploration_control"] = {"enabled": settings.control}
+      control: dict[str, object] = {"enabled": settings.control}
       if state is not None:
-        body["exploration_control"]["state"] = state
+        control["state"] = state
+      body["exploration_control"] = control
     answer = self._call("POST", "chat/completions", body)
     try:
       choice = answer["choices"][0]

@@ -122,7 +122,7 @@ def _part_gradient(
 
   differentiate = jax.grad(loss, has_aux=True)
 
-  def one(i: types.Array):
+  def one(i: types.Array | int):
     part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
     return differentiate(trained, base, part, of_part)
 

@@ -209,12 +209,11 @@ def value_loss(
   targets = jnp.where(kept, targets, 0.0)
   plain = jnp.square(values - targets)
   if clip is None:
-    stats = {"value_clip_fraction": jnp.zeros_like(plain)}
-    return 0.5 * plain, stats
+    return 0.5 * plain, {"value_clip_fraction": jnp.zeros_like(plain)}
   bounded = jnp.clip(values, old_values - clip, old_values + clip)
   limited = jnp.square(bounded - targets)
-  stats = {"value_clip_fraction": (limited > plain).astype(jnp.float32)}
-  return 0.5 * jnp.maximum(plain, limited), stats
+  clipped = (limited > plain).astype(jnp.float32)
+  return 0.5 * jnp.maximum(plain, limited), {"value_clip_fraction": clipped}
 
 
 def log_ratio(

@@ -27,7 +27,7 @@ class Policy(Protocol):
     tokens: types.Array,
     positions: types.Array,
     segments: types.Array,
-  ) -> jax.Array: ...
+  ) -> types.Array: ...
 
   def head(self, params: types.Params) -> types.Params: ...
 
@@ -99,7 +99,7 @@ class Networks:
       return trained
     return self.adapters.attach(base, trained)
 
-  def hidden(self, params: types.Params, batch: types.Batch) -> jax.Array:
+  def hidden(self, params: types.Params, batch: types.Batch) -> types.Array:
     """Hidden states [B, T, D] of one micro-batch."""
     hidden = self.policy.hidden(
       params, batch.tokens, batch.positions, batch.segments
@@ -109,7 +109,7 @@ class Networks:
   def logprobs(
     self,
     params: types.Params,
-    hidden: jax.Array,
+    hidden: types.Array,
     batch: types.Batch,
     *,
     temperature: float,
@@ -133,7 +133,7 @@ class Networks:
     )
 
   def values(
-    self, critic: types.Params, hidden: jax.Array, batch: types.Batch
+    self, critic: types.Params, hidden: types.Array, batch: types.Batch
   ) -> types.Array:
     """Values [B, R] of one micro-batch."""
     assert self.critic is not None

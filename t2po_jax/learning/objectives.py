@@ -202,13 +202,18 @@ class PolicyObjective:
     if self.entropy_coefficient:
       bonus = losses.aggregate(entropy, weights)
       loss -= self.entropy_coefficient * bonus
-    maxima = {"ratio_max": jnp.max(jnp.where(mask > 0, stats["ratio"], 0.0))}
     found = self._mismatch(logprobs, batch)
     share = jnp.sum(shares)
     means["mismatch_mean"] = found["mean_abs"] * share
     means["mismatch_kl"] = found["kl"] * share
-    maxima["mismatch_max"] = found["max_abs"]
-    return Parts(loss=loss, means={"loss": loss, **means}, maxima=maxima)
+    return Parts(
+      loss=loss,
+      means={"loss": loss, **means},
+      maxima={
+        "ratio_max": jnp.max(jnp.where(mask > 0, stats["ratio"], 0.0)),
+        "mismatch_max": found["max_abs"],
+      },
+    )
 
   def evaluate_values(
     self, values: types.Array, batch: types.Batch, weights: types.Array

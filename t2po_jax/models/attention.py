@@ -100,7 +100,7 @@ def select(
   return EINSUM
 
 
-def _product(left: types.Array, right: types.Array) -> types.Array:
+def _product(left: types.Array, right: types.Array) -> jax.Array:
   """Batched matrix product in float32; CPUs have none for bfloat16."""
   if sharding.backend() == "cpu":
     left, right = left.astype(jnp.float32), right.astype(jnp.float32)
@@ -227,7 +227,7 @@ def extend_one(
   position: types.Array,
   *,
   live: int,
-) -> tuple[types.Array, types.Array, types.Array]:
+) -> tuple[types.Array, jax.Array, jax.Array]:
   """`decode_kernel.extend`, with each device handling its own rows and heads.
 
   Args:
@@ -547,12 +547,13 @@ def _splash(
   blocks = ("block_q", "block_kv", "block_kv_compute")
   blocks += tuple(f"{name}_dkv" for name in ("block_q", "block_kv"))
   blocks += ("block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+  sizes: dict[str, Any] = dict.fromkeys(blocks, size)
   kernel = splash.make_splash_mha_single_device(
     splash.MultiHeadMask([splash.CausalMask((length, length))] * heads),
-    block_sizes=splash.BlockSizes(**dict.fromkeys(blocks, size)),
+    block_sizes=splash.BlockSizes(**sizes),
     interpret=interpret,
   )
-  mixed = jax.vmap(kernel)(
+  mixed: Any = jax.vmap(kernel)(
     scaled.swapaxes(1, 2),
     keys.swapaxes(1, 2),
     values.swapaxes(1, 2),

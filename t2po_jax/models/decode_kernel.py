@@ -103,7 +103,7 @@ def _kernel(
       mixed[0, head] = (summed[head] / total[head][:, :1]).astype(mixed.dtype)
 
 
-def keys_out_block(place: types.Array, block: int, blocks: int):
+def keys_out_block(place: types.Array, block: int, blocks: types.Array | int):
   """The block of a position; the last block for positions beyond the end."""
   return jnp.minimum(place // block, blocks - 1)
 
@@ -167,7 +167,7 @@ def extend(
   *,
   live: int,
   interpret: bool = False,
-) -> tuple[types.Array, types.Array, types.Array]:
+) -> tuple[types.Array, jax.Array, jax.Array]:
   """Appends a token to every row and attends to the row's cache.
 
   Args:

@@ -191,7 +191,8 @@ class Policy:
 
   def _final_norm(self, params: types.Params, x: types.Array, axis: int = -1):
     scale, eps = self._final_scale(params), self.config.norm_eps
-    return layer_math.rms_norm(x, scale, eps, axis)
+    normed: Any = layer_math.rms_norm(x, scale, eps, axis)
+    return normed
 
   def _final_scale(self, params: types.Params):
     scale = params["norm"]["scale"]

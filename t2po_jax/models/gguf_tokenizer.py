@@ -114,7 +114,9 @@ def _rebuild(
       ignore_merges=cut == "llama-bpe",
     )
   )
-  steps = [pre_tokenizers.Digits(individual_digits=True)] * single_digits
+  steps: list[pre_tokenizers.PreTokenizer] = []
+  if single_digits:
+    steps.append(pre_tokenizers.Digits(individual_digits=True))
   if pattern is not None:
     split = tokenizers.Regex(pattern)
     steps.append(pre_tokenizers.Split(split, behavior="isolated"))

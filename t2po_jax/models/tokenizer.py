@@ -172,19 +172,20 @@ class HuggingFaceTokenizer:
       )
     self._tokenizer = tokenizer
     self._arguments = dict(template_arguments or {})
-    self._markup = markup.Markup(
-      tokenizer.backend_tokenizer, str(tokenizer.chat_template or "")
-    )
+    # Typed as anything a special token may be.
+    self._backend: Any = tokenizer.backend_tokenizer
+    template = str(tokenizer.chat_template or "")
+    self._markup = markup.Markup(self._backend, template)
     self._bytes = self._read_bytes()
     self.vocab_size: int = len(self._bytes)
     self.eos_ids: tuple[int, ...] = tuple(ends)
-    pad = tokenizer.pad_token_id
+    pad: Any = tokenizer.pad_token_id
     self.pad_id: int = self.eos_ids[0] if pad is None else pad
 
   def _read_bytes(self) -> list[bytes]:
     vocabulary = self._tokenizer.get_vocab()
     added = self._tokenizer.added_tokens_decoder
-    described = json.loads(self._tokenizer.backend_tokenizer.to_str())
+    described = json.loads(self._backend.to_str())
     alphabet = _byte_alphabet()
     byte_level = '"ByteLevel"' in json.dumps(described["decoder"])
     pieces = [b""] * (max(vocabulary.values()) + 1)

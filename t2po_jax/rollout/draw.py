@@ -144,7 +144,7 @@ def uniforms(keys: types.Array, index: types.Array) -> types.Array:
     [B] float32 in [0, 1).
   """
 
-  def one(key: types.Array, position: types.Array):
+  def one(key: jax.Array, position: jax.Array):
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     return jax.random.uniform(jax.random.fold_in(key, position))
 

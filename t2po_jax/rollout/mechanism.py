@@ -8,13 +8,14 @@ whatever the environment.
 
 from collections.abc import Sequence
 import itertools
+from typing import Any
 
 import numpy as np
 
 from t2po_jax import types
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
+def _mean(values: Sequence[Any] | np.ndarray) -> float:
   return float(np.mean(values)) if len(values) else float("nan")
 
 

@@ -96,17 +96,17 @@ class Slots(flax.struct.PyTreeNode):
   """
 
   cache: Any
-  token: types.Array
-  length: types.Array
-  count: types.Array
-  limit: types.Array
-  finish: types.Array
-  keys: types.Array
-  signal: types.Array
+  token: jax.Array
+  length: jax.Array
+  count: jax.Array
+  limit: jax.Array
+  finish: jax.Array
+  keys: jax.Array
+  signal: jax.Array
   thinking: thinking.ThinkingState
-  automaton: types.Array
-  tokens: types.Array
-  record: types.Array
+  automaton: jax.Array
+  tokens: jax.Array
+  record: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("control",))

@@ -14,7 +14,7 @@ from t2po_jax import types
 from t2po_jax.rollout import mechanism
 
 
-def _mean(values: Sequence[float] | np.ndarray) -> float:
+def _mean(values: Sequence[Any] | np.ndarray) -> float:
   return float(np.mean(values)) if len(values) else float("nan")
 
 

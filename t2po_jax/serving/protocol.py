@@ -379,11 +379,11 @@ def _prompts(asked: Mapping[str, Any]) -> list[Any]:
     return [given]
   if isinstance(given, list) and is_ids(given):
     return [given]
-  good = isinstance(given, list) and 0 < len(given) <= MOST_CHOICES
-  if good and all(isinstance(p, str) for p in given):
-    return given
-  if good and all(isinstance(p, list) and is_ids(p) for p in given):
-    return given
+  if isinstance(given, list) and 0 < len(given) <= MOST_CHOICES:
+    if all(isinstance(p, str) for p in given):
+      return given
+    if all(isinstance(p, list) and is_ids(p) for p in given):
+      return given
   raise Refused(
     400,
     "prompt: expected a string, token ids, or a list of either, of at most "

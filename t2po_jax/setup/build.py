@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t2po_jax import envs, keys
+from t2po_jax import envs, keys, types
 from t2po_jax.configs import base as settings
 from t2po_jax.control import thinking, thresholds, uncertainty
 from t2po_jax.distributed import sharding
@@ -256,7 +256,7 @@ def device_sampler(
 
 
 def sampling_mesh(
-  config: settings.Config, devices: Sequence[jax.Device] | None = None
+  config: settings.Config, devices: Sequence[types.Device] | None = None
 ) -> jax.sharding.Mesh:
   """The sampler's mesh: as many of the process's devices as can be used.
 
@@ -399,7 +399,7 @@ def calibrators(config: settings.Config) -> Mapping[str, thresholds.Quantile]:
 
 
 def mesh(
-  config: settings.Config, devices: Sequence[jax.Device] | None = None
+  config: settings.Config, devices: Sequence[types.Device] | None = None
 ) -> jax.sharding.Mesh:
   """The mesh of the update, over all devices."""
   return sharding.create_mesh(

@@ -20,6 +20,7 @@ import jax
 from jax.experimental import topologies
 import jax.numpy as jnp
 
+from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import collectives, sharding, traffic
 from t2po_jax.learning import learner as learners
@@ -53,8 +54,8 @@ class Target:
   """
 
   name: str
-  devices: list[jax.Device]
-  local: list[jax.Device]
+  devices: list[types.Device]
+  local: list[types.Device]
   chip: roofline.Chip | None
   limit: int
 
@@ -163,7 +164,7 @@ def target(topology: str) -> Target:
 
 def _describe(
   name: str, bounds: Sequence[int], host: Sequence[int]
-) -> list[jax.Device]:
+) -> list[types.Device]:
   grid = "x".join(map(str, bounds))
   try:
     found = topologies.get_topology_desc(
@@ -395,12 +396,16 @@ class Plan:
 
   def _read(
     self,
-    job: Any,
+    job: _Job,
     traced: jax.stages.Traced,
     compiled: jax.stages.Compiled,
     seconds: float,
   ) -> Program:
     memory, text = compiled.memory_analysis(), compiled.as_text()
+    if memory is None or text is None:
+      raise ValueError(
+        f"topology: the compiler of {self.target.name} reports no memory"
+      )
     arguments = memory.argument_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes

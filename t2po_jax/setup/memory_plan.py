@@ -23,7 +23,7 @@ from t2po_jax import types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import sharding
 from t2po_jax.learning import learner as learners
-from t2po_jax.learning import lora, networks
+from t2po_jax.learning import networks
 from t2po_jax.models import attention, decoder
 from t2po_jax.setup import build
 
@@ -157,8 +157,7 @@ def plan(
   # The sampler's new parameters briefly coexist with the old ones, and merged
   # adapters with both.
   loading = decode_bytes + device_bytes(learner.abstract_base())
-  # The backend determines the attention kernel.
-  with jax.set_mesh(learner.mesh):
+  with jax.set_mesh(learner.mesh):  # It determines the attention kernel.
     activations = activation_bytes(
       policy,
       build.adapters(config, policy),
@@ -247,7 +246,10 @@ def activation_bytes(
 
 
 def _kept_bytes(
-  policy: decoder.Policy, adapters: lora.Adapters | None, rows: int, length: int
+  policy: decoder.Policy,
+  adapters: networks.Adapters | None,
+  rows: int,
+  length: int,
 ) -> int:
   """Bytes that `hidden` keeps from its forward for its backward pass."""
   base = decoder.shapes(policy.config)
@@ -324,7 +326,7 @@ def batch_shape(config: settings.Config, rows: int) -> types.Batch:
   return types.Batch(**{name: kinds.get(name, real) for name in names})
 
 
-def limit_bytes(device: jax.Device) -> int:
+def limit_bytes(device: types.Device) -> int:
   """The memory of a device; for a CPU device, its share of the host's.
 
   Args:

@@ -13,9 +13,9 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 from jax.extend import core
 
+from t2po_jax import types
 from t2po_jax.distributed import collectives
 
 GIB = 2**30
@@ -57,7 +57,7 @@ CHIPS = (
 RESERVED = GIB // 4
 
 
-def of_device(device: jax.Device) -> Chip | None:
+def of_device(device: types.Device) -> Chip | None:
   """The chip of a device; None if it is not in the table."""
   kind = device.device_kind.lower()
   known = sorted(CHIPS, key=lambda chip: -len(chip.kind))
@@ -83,9 +83,10 @@ def _equation_flops(equation: core.JaxprEqn) -> float:
   params, name = equation.params, equation.primitive.name
   if name == "dot_general":
     (contracted, _), _ = params["dimension_numbers"]
-    left = equation.invars[0].aval.shape
-    depth = math.prod(left[axis] for axis in contracted)
-    return 2.0 * depth * math.prod(equation.outvars[0].aval.shape)
+    left: Any = equation.invars[0].aval
+    result: Any = equation.outvars[0].aval
+    depth = math.prod(left.shape[axis] for axis in contracted)
+    return 2.0 * depth * math.prod(result.shape)
   if name == "cond":
     return max(count_flops(branch.jaxpr) for branch in params["branches"])
   inner = sum(map(count_flops, _inner(params)))

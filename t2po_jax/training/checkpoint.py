@@ -19,7 +19,6 @@ import json
 import logging as python_logging
 import math
 import os
-import pathlib
 import time
 from typing import Any
 
@@ -280,7 +279,7 @@ class Checkpoints:
     """The loop record of a step, None if it cannot be read."""
     try:
       args = ocp.args.Composite(loop=ocp.args.JsonRestore())
-      return self._manager.restore(step, args=args).loop
+      return self._manager.restore(step, args=args)["loop"]
     except Exception:  # The storage layer raises many kinds.
       return None
 
@@ -326,7 +325,7 @@ class Checkpoints:
         del self._scores[step]
 
 
-def _appears(file: pathlib.Path, text: str) -> bool:
+def _appears(file: epath.Path, text: str) -> bool:
   """Waits until a file has a content, as long as storage may need for that."""
   for _ in range(_VISIBLE_SECONDS):
     if file.exists() and file.read_text() == text:

@@ -218,7 +218,7 @@ def _play(
   config: settings.Config,
   actor: actors.Actor,
   rules: collect.Rules,
-  tasks: Sequence[tuple[str, int]],
+  tasks: Sequence[str],
   group_size: int,
   name: tuple[int, ...],
   version: int,
