@@ -265,7 +265,7 @@ class Signal:
   rule: str = "calibrated"
   mean: str = "geometric"
 
-  def start(self, batch: int) -> types.Array:
+  def start(self, batch: int) -> jax.Array:
     """The state of `batch` trajectories before their first token, [B, W]."""
     initial = jnp.asarray(self.initial, jnp.float32)
     return jnp.tile(initial[None], (batch, 1))

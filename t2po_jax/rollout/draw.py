@@ -133,7 +133,7 @@ def draw(
   return invert_cdf(uncertainty.weigh(logits)[1], uniform)
 
 
-def uniforms(keys: types.Array, index: types.Array) -> types.Array:
+def uniforms(keys: jax.Array, index: jax.Array) -> types.Array:
   """One uniform number a row, a pure function of the row's key and index.
 
   Args:
