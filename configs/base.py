@@ -276,6 +276,12 @@ class Reward:
     "What a response costs that is both.",
     choices=penalties.COMBINATIONS,
   )
+  repeat_penalty: float = key(
+    0.0,
+    "Per response that does what the turn before did, from the same "
+    "observation (ours).",
+    least=0,
+  )
   overlong_penalty: float = key(
     0.0,
     "Of a response of `rollout.max_response` tokens (soft overlong punishment "

@@ -266,7 +266,8 @@ class Loop:
       tries=len(episode.discarded),
       max_tries=self.rules.max_tries,
       sign=self.rules.resample_on,
-      repeated=self._repeats(episode, attempt.text),
+      repeated=self.rules.resample_on in ("action", "both")
+      and self._repeats(episode, attempt.text),
     )
     if again:
       episode.discarded.append(attempt)
@@ -281,7 +282,7 @@ class Loop:
 
   def _repeats(self, episode: _Episode, text: str) -> bool:
     """Whether a response does what the last turn did, from where it did it."""
-    if not episode.turns or self.rules.resample_on not in ("action", "both"):
+    if not episode.turns:
       return False
     last, grammar = episode.turns[-1], self._benchmark.grammar
     now = prompts.parse(text, grammar)
@@ -299,6 +300,8 @@ class Loop:
       action_valid=result.action_valid,
       tokens=len(episode.attempt.tokens),
       longest=rules.max_response,
+      repeated=rules.penalties.repeated > 0
+      and self._repeats(episode, episode.attempt.text),
     )
     episode.turns.append(
       types.Turn(

@@ -15,6 +15,8 @@ class Penalties:
     combine: a response that is both costs the `sum` or the `largest`.
     overlong: of a response of the greatest length, >= 0.
     buffer: tokens below that length over which it is approached, >= 0.
+    repeated: of an action that the turn before took, from the same
+      observation, >= 0.
   """
 
   malformed: float = 0.0
@@ -22,6 +24,7 @@ class Penalties:
   combine: str = "sum"
   overlong: float = 0.0
   buffer: int = 0
+  repeated: float = 0.0
 
   def __post_init__(self) -> None:
     if self.combine not in COMBINATIONS:
@@ -36,6 +39,7 @@ class Penalties:
     action_valid: bool,
     tokens: int,
     longest: int,
+    repeated: bool = False,
   ) -> float:
     """What one response costs.
 
@@ -44,6 +48,8 @@ class Penalties:
       action_valid: whether its action was possible.
       tokens: its length.
       longest: the greatest length.
+      repeated: whether it does what the turn before did, from the same
+        observation.
     """
     costs = (
       self.malformed * (not format_valid),
@@ -51,7 +57,7 @@ class Penalties:
     )
     validity = sum(costs) if self.combine == "sum" else max(costs)
     length = soft_overlong(tokens, longest=longest, buffer=self.buffer)
-    return float(validity + self.overlong * length)
+    return float(validity + self.overlong * length + self.repeated * repeated)
 
 
 def soft_overlong(tokens: int, *, longest: int, buffer: int) -> float:

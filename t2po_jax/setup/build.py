@@ -367,6 +367,7 @@ def rules(
       combine=config.reward.penalties,
       overlong=config.reward.overlong_penalty,
       buffer=config.reward.overlong_buffer,
+      repeated=config.reward.repeat_penalty,
     ),
     max_tries=config.control.resampling.max_tries,
     epsilon=epsilon,

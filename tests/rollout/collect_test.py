@@ -291,6 +291,18 @@ class ResamplingTest(parameterized.TestCase):
     self.assertEqual([len(turn.discarded) for turn in turns], [0, 1, 0])
     self.assertLen(under.retries, 1)
 
+  def test_a_repeated_action_costs(self):
+    # Shown are red, red, blue: only the second turn repeats the one before.
+    benchmark = toy.ToyBenchmark()
+    benchmark.splits["train"] = ("echo-red-red-blue",)
+    rollout, _ = play(
+      lambda *_: ("<think> .</think><action> pink</action>", 0.5),
+      benchmark, tasks=1, group_size=1,
+      penalties=penalties.Penalties(0.1, 0.2, repeated=0.25),
+    )  # fmt: skip
+    turns = rollout.trajectories[0].turns
+    self.assertEqual([turn.penalty for turn in turns], [0.0, 0.25, 0.0])
+
   @parameterized.parameters((0, 9.0), (2, 0.0))
   def test_off_means_off(self, max_tries, eta):
     _, under = play(wrong, max_tries=max_tries, eta=eta)

@@ -38,6 +38,12 @@ class PenaltiesTest(parameterized.TestCase):
     ]
     self.assertEqual(found, [0.0, 0.0, 1.0])
 
+  def test_repeated_beside_the_others(self):
+    prices = penalties.Penalties(0.1, 0.2, "largest", repeated=0.05)
+    facts = dict(format_valid=False, action_valid=True, tokens=1, longest=9)
+    self.assertAlmostEqual(prices.of(**facts, repeated=True), 0.15)
+    self.assertAlmostEqual(prices.of(**facts), 0.1)
+
   def test_unknown_combination(self):
     with self.assertRaisesRegex(ValueError, "combine: found 'mean'"):
       penalties.Penalties(combine="mean")
