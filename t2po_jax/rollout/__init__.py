@@ -1,1 +1,1 @@
-"""Acting: the sampler on the device, environments on the host."""
+"""Acting: the sampler on the device, the environments on the host."""

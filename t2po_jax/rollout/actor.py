@@ -1,9 +1,9 @@
-"""What plays episodes: tasks in, a rollout out.
+"""Plays episodes: tasks in, a rollout out.
 
 With several processes each plays a share, every n-th task group, with its own
-environments and slots, and all get the whole. Because randomness belongs to
-the trajectory, and a group keeps its number, what comes out is what one
-process alone would have got.
+environments and slots, and all receive the whole rollout. Because random keys
+are derived from the trajectory, and groups keep their numbers, the result is
+what a single process would have got.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,13 +21,13 @@ from t2po_jax.rollout import scheduler as schedulers
 
 @dataclasses.dataclass(frozen=True)
 class Actor:
-  """Everything that plays episodes.
+  """Everything needed to play episodes.
 
   Attributes:
     benchmark: tasks and wording.
     pool: the environments.
     tokenizer: the policy's tokenizer.
-    sampler: the device side; holds the parameters that are played.
+    sampler: the device side; holds the policy's parameters.
     scheduler: the host side.
   """
 
@@ -53,16 +53,18 @@ class Actor:
       tasks: all task ids, one per group.
       group_size: trajectories per task, G.
       rules: how episodes are played.
-      seed: non-negative integers that name this rollout, e.g. (seed, update).
-      version: the update that left the sampler's parameters, to be recorded.
+      seed: non-negative integers that identify the rollout, e.g. (seed,
+        update).
+      version: the update that produced the sampler's parameters, for the
+        record.
       progress: called with the number of episodes finished here.
 
     Returns:
-      The rollout of all processes, the same in each, and for any number of
-      slots and any order of serving.
+      The rollout of all processes, the same in each, independent of the number
+      of slots and of the order of serving.
 
     Raises:
-      ValueError: if the processes were about to play different things.
+      ValueError: if the processes have different arguments.
     """
     plan = [
       (task, group, member)
@@ -95,7 +97,7 @@ class Actor:
 
 
 def merge(parts: Sequence[collect.Rollout]) -> collect.Rollout:
-  """Several parts of one rollout as the whole, in the order of one process."""
+  """Merges the parts of a rollout, in the order of a single process."""
   trajectories = [t for part in parts for t in part.trajectories]
   return collect.Rollout(
     trajectories=sorted(trajectories, key=lambda t: (t.group, t.member)),

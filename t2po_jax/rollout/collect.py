@@ -1,8 +1,8 @@
 """The multi-turn loop: prompt, act, maybe resample, step, record.
 
 There is one loop for every algorithm. Plain multi-turn sampling is this loop
-with the thinking intervention off and no second tries; T2PO turns both on.
-All episodes of a rollout are under way at once: while some responses are being
+with neither the thinking intervention nor resampling; T2PO turns both on. All
+episodes of a rollout are in progress at once: while some responses are being
 decoded, environments step, and prompts of the next turns wait for free slots.
 
 Turn-level resampling (T2PO, arXiv 2605.02178) discards a response whose turn
@@ -35,22 +35,22 @@ CONTEXTS = ("window", "append")
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-  """How episodes are played.
+  """The rules of episodes.
 
   Attributes:
-    memory: (observation, action) pairs that a windowed prompt shows.
-    max_prompt: most tokens of a prompt, the prefix included.
-    max_response: most tokens of a response.
-    prefix: text that every response begins with, given to the model.
+    memory: (observation, action) pairs in a windowed prompt.
+    max_prompt: the most tokens of a prompt, including the prefix.
+    max_response: the most tokens of a response.
+    prefix: text prepended to every response.
     penalties: subtracted from a turn's reward for its response.
-    max_tries: how often a turn may be sampled again; 0 turns resampling off.
-    eta: turns whose score moves by less are sampled again.
-    resample_on: what asks for another try; see `resampling.SIGNS`.
+    max_tries: how often a turn may be resampled; 0 turns resampling off.
+    eta: turns whose score changes by less are resampled.
+    resample_on: what triggers resampling; see `resampling.SIGNS`.
     epsilon: threshold of the thinking intervention.
-    sampling: how tokens are drawn.
-    context: what a prompt is; see `next_prompt`.
-    env_calls: decode calls after which an environment's answer is taken; 0
-      takes it once it is there.
+    sampling: sampling settings. context: how prompts are built; see
+      `next_prompt`.
+    env_calls: decode calls after which an environment's answer is awaited; 0
+      takes it as soon as it arrives.
   """
 
   memory: int
@@ -69,16 +69,16 @@ class Rules:
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """All episodes of some tasks, and what was measured on the way.
+  """All episodes of some tasks, with measurements.
 
   Attributes:
     trajectories: all episodes, by group and member.
     deltas: [n] float32, windowed mean |dM| at steps where the thinking
       intervention was allowed to fire; calibrates epsilon.
-    phi_changes: [n] float32, |Phi^k - Phi^{k-1}| of every first attempt at
-      a turn after the first, or how sure it is where that is the sign;
-      calibrates eta.
-    aborted: number of episodes that the infrastructure ended.
+    phi_changes: [n] float32, |Phi^k - Phi^{k-1}| of every first attempt at a
+      turn after the first, or its confidence with the sign `unsure`; calibrates
+      eta.
+    aborted: number of episodes aborted by infrastructure failures.
   """
 
   trajectories: list[types.Trajectory]
@@ -89,13 +89,13 @@ class Rollout:
 
 @dataclasses.dataclass
 class _Episode:
-  """An episode under way."""
+  """An episode in progress."""
 
   task_id: str
   group: int
   member: int
   seat: Any
-  due: int  # Decode calls until its environment's answer is taken.
+  due: int  # Decode calls before its environment's answer is awaited.
   observation: base.Observation | None = None
   memory: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   turns: list[types.Turn] = dataclasses.field(default_factory=list)
@@ -114,7 +114,8 @@ class Loop:
   Attributes:
     scheduler: samples the responses.
     rules: how episodes are played.
-    waiting: episodes whose environment has been asked, by its answer.
+    waiting: episodes waiting for their environment, by the future of its
+      answer.
     deltas: see `Rollout`, one array per response.
     phi_changes: see `Rollout`.
   """
@@ -151,12 +152,12 @@ class Loop:
     """Plays one episode of every (task id, group, member).
 
     Args:
-      tasks: the numbers belong to the randomness, so that an episode is the
-        same whoever plays it.
+      tasks: the random keys are derived from the numbers, so that an episode
+        does not depend on where it is played.
       progress: called with the number of finished episodes.
 
     Returns:
-      The rollout; the same for any number of slots and any order of serving.
+      The rollout; independent of the number of slots and the order of serving.
     """
     trajectories = []
     for trajectory in self.episodes(tasks):
@@ -173,7 +174,7 @@ class Loop:
   def episodes(
     self, tasks: Sequence[tuple[str, int, int]]
   ) -> Iterator[types.Trajectory]:
-    """The episodes of `run` as they end."""
+    """Yields the episodes of `run` as they end."""
     for task in tasks:
       self.start(*task)
     take = self._due if self.rules.env_calls else self._done
@@ -186,8 +187,8 @@ class Loop:
         self.sampled(completion)
 
   def _done(self) -> Iterator[futures.Future]:
-    """Answers that are there, in order of asking, not of answering."""
-    # With nothing to decode there is nothing to do but to wait.
+    """Answers that have arrived, in order of the requests."""
+    # With nothing to decode, wait.
     done, _ = futures.wait(
       self.waiting,
       timeout=0 if self._sampling else None,
@@ -196,13 +197,13 @@ class Loop:
     yield from [future for future in self.waiting if future in done]
 
   def _due(self) -> Iterator[futures.Future]:
-    """Answers to take now, whether or not they are there yet.
+    """Answers to take now, whether or not they have arrived.
 
-    They are taken in order of asking, each when it has had its decode calls
-    and a slot can use it. Nothing here depends on the clock.
+    They are taken in order of the requests, each after its number of decode
+    calls and when a slot is free. Nothing here depends on the clock.
     """
     if not self._sampling:
-      # Nothing decodes: what was asked first has had time enough.
+      # Nothing is decoding: the first request has had enough time.
       oldest = next(iter(self.waiting.values())).due
       self._calls = max(self._calls, oldest)
     for future, episode in list(self.waiting.items()):
@@ -220,7 +221,7 @@ class Loop:
   def answered(
     self, episode: _Episode, future: futures.Future
   ) -> Iterator[types.Trajectory]:
-    """Takes an environment's answer; yields the trajectory if it ended."""
+    """Handles an environment's answer; yields the trajectory if it ended."""
     try:
       answer = future.result()
     except base.EnvError as error:
@@ -244,7 +245,7 @@ class Loop:
     self.scheduler.submit(self._request(episode))
 
   def sampled(self, completion: samplers.Completion) -> None:
-    """Takes a response: samples again, or lets the environment answer."""
+    """Handles a response: resamples it, or steps the environment."""
     episode = self._sampling.pop(completion.ticket)
     attempt = dataclasses.replace(
       completion.attempt,
@@ -338,7 +339,7 @@ class Loop:
     )
 
   def _prompt(self, episode: _Episode) -> tuple[np.ndarray, bool]:
-    """The prompt's token ids, and whether it had to be shortened."""
+    """The prompt's token ids, and whether it was truncated."""
     assert episode.observation
     view = prompts.View(
       task=episode.observation.task,
@@ -360,7 +361,7 @@ class Loop:
     )
 
   def _request(self, episode: _Episode) -> samplers.Request:
-    """A request whose randomness belongs to trajectory, turn and attempt."""
+    """A request, its random key derived from trajectory, turn and attempt."""
     place = (
       episode.group,
       episode.member,
@@ -404,21 +405,21 @@ def next_prompt(
 ) -> tuple[np.ndarray, bool]:
   """The prompt of a turn.
 
-  With `context` "window" it is rendered anew from the memory window. With
-  "append" it is the last prompt, the response as it was sampled and the new
-  observation, token for token: the slot that still holds the dialogue only
-  computes what is new, and each turn stays a training sequence of its own. A
-  dialogue that does not fit any more starts over from the memory window.
+  With `context` "window" it is rendered from the memory window. With "append"
+  it is the last prompt, the sampled response and the new observation, token for
+  token: the slot that still holds the dialogue only computes the new part, and
+  each turn remains a separate training sequence. A dialogue that no longer fits
+  restarts from the memory window.
 
   Args:
-    benchmark: what words the prompts.
+    benchmark: renders the prompts.
     tokenizer: the policy's tokenizer.
-    view: what the prompt may show.
+    view: the contents of the prompt.
     rules: how episodes are played.
-    before: prompt and response ids of the last turn; None at the first.
+    before: prompt and response ids of the last turn; None in the first turn.
 
   Returns:
-    [T] int32 token ids, and whether anything had to be cut.
+    [T] int32 token ids, and whether anything was truncated.
 
   Raises:
     ValueError: if it does not fit even without memory and observation.
@@ -444,7 +445,7 @@ def fit_prompt(
   """Renders a view so that it fits `rules.max_prompt` tokens.
 
   Returns:
-    [T] int32 token ids, and whether memory or observation was cut.
+    [T] int32 token ids, and whether memory or observation was truncated.
 
   Raises:
     ValueError: if it does not fit even without memory and observation.

@@ -1,7 +1,7 @@
 """Episodes of an environment's scripted expert, as prompts and responses.
 
-The expert is played in the very prompts that the policy will see, so that
-supervised fine-tuning on the pairs is a cold start for the rollout loop.
+The prompts are exactly those that the policy will see, so that supervised
+fine-tuning on the pairs is a cold start for the rollout loop.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +29,17 @@ def demonstrate(
 
   Args:
     benchmark: what is played.
-    tokenizer: of the policy that will learn from it.
+    tokenizer: of the policy to be trained.
     rules: memory, lengths and the prefix of responses.
-    tasks: task ids; one that stands twice is played with another seed.
-    seed: of the expert's own choices.
+    tasks: task ids; repetitions are played with different seeds.
+    seed: of the expert's choices.
     only_successes: whether to leave out episodes in which the expert failed.
     progress: called with the number of finished episodes.
 
   Returns:
-    (prompt ids [T], response ids [T]) of every turn in order, and the
-    expert's success rate. Responses longer than `rules.max_response` are cut
-    there, as the policy's own would be.
+    (prompt ids [T], response ids [T]) of every turn in order, and the expert's
+    success rate. Responses longer than `rules.max_response` are truncated, as
+    the policy's would be.
   """
   env, pairs, solved = benchmark.env(), [], 0
   for number, task_id in enumerate(tasks):

@@ -1,10 +1,10 @@
 """Draws tokens from logits.
 
-Filters follow the usual order: temperature, top-k, top-p, min-p. The draw is
-an exact inverse of the cumulative distribution from one uniform number a row,
-in two stages (which block of the vocabulary, then where in it): adding Gumbel
-noise to every logit costs a random number per vocabulary entry, which on a
-CPU takes longer than the model's own projection.
+Filters follow the usual order: temperature, top-k, top-p, min-p. Tokens are
+drawn by exactly inverting the cumulative distribution at one uniform number per
+row, in two stages (the block of the vocabulary, then the token in it): Gumbel
+noise would need a random number per vocabulary entry, which on a CPU takes
+longer than the model's output projection.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _BLOCK = 256
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How tokens are drawn.
+  """Sampling settings.
 
   Attributes:
     temperature: divides the logits; 0 takes the most likely token.

@@ -1,13 +1,12 @@
-"""Steps many environments at once while the device goes on decoding.
+"""Steps many environments concurrently while the device keeps decoding.
 
-Every call returns a future. Environments that answer in microseconds are
-called on the spot: then the rollout, and with it every later number, is the
-same to the last bit in every run. Environments that wait for a server run in
-threads, engines that may crash in processes (`workers`); the order of their
-answers may change which prompts share a device call, and so the rounding of
-the results, unless `rollout.one_size` or `rollout.env_calls` is set (see
-docs/overlap.md). When the infrastructure fails or does not answer in time, the
-future raises `EnvError`.
+Every call returns a future. Environments that answer in microseconds are called
+synchronously: the rollout, and everything after it, is then bit-identical in
+every run. Environments that wait for a server run in threads, engines that may
+crash in processes (`workers`); the order of their answers may change which
+prompts share a device call, and thereby the rounding of the results, unless
+`rollout.one_size` or `rollout.env_calls` is set (see docs/overlap.md). If the
+infrastructure fails or times out, the future raises `EnvError`.
 """
 
 import collections
@@ -20,13 +19,13 @@ from t2po_jax.envs import base
 
 
 class Pool(Protocol):
-  """Environments that play at the same time.
+  """A pool of concurrent environments.
 
-  A seat is one environment; it is only handed from one call to the next.
+  A seat is one environment; to the caller it is an opaque handle.
   """
 
   def prepare(self, task_ids: Sequence[str]) -> None:
-    """Resets environments ahead of time, if that saves any."""
+    """Resets environments in advance, if that saves time."""
 
   def start(self, task_id: str) -> tuple[Any, futures.Future]:
     """A seat for one episode, and the future of its first `Observation`."""
@@ -40,14 +39,14 @@ class Pool(Protocol):
     """Makes a seat free for the next episode."""
 
   def close(self) -> None:
-    """Ends everything."""
+    """Closes all environments."""
 
 
 class Seat:
   """One environment of the pool; plays one episode after another.
 
-  A call that does not answer in time is given up: the seat gets a new
-  environment, and the stuck one is abandoned with its thread.
+  A call that times out is abandoned: the seat gets a new environment, and the
+  stuck one is left behind with its thread.
   """
 
   def __init__(self, make: Callable[[], base.Env], timeout: float):
@@ -64,7 +63,8 @@ class Seat:
     def run():
       try:
         answer.set_result(getattr(env, method)(argument))
-      except BaseException as error:  # Crosses a thread: must not get lost.
+      # Passed on between threads; must not get lost.
+      except BaseException as error:
         answer.set_exception(error)
 
     if self._timeout:
@@ -90,7 +90,7 @@ class Seat:
 
 
 class _OnTheSpot(futures.Executor):
-  """Runs a call when it is submitted."""
+  """Runs a call synchronously on submission."""
 
   def submit(self, function: Callable[..., Any], /, *args: Any):
     future = futures.Future()
@@ -102,13 +102,13 @@ class _OnTheSpot(futures.Executor):
 
 
 class EnvironmentPool:
-  """Environments, in threads or on the spot; implements `Pool`.
+  """Environments in threads or called synchronously; implements `Pool`.
 
   Args:
     make: builds one environment.
-    threads: how many calls may run at the same time; 0 calls on the spot.
-    timeout: seconds until a call is given up; 0 waits for ever, without the
-      extra thread that watching costs.
+    threads: the most concurrent calls; 0: synchronous calls.
+    timeout: seconds until a call is abandoned; 0: no limit, which saves a
+      thread per call.
   """
 
   def __init__(
@@ -124,7 +124,7 @@ class EnvironmentPool:
     self._free: collections.deque[Seat] = collections.deque()
 
   def prepare(self, task_ids: Sequence[str]) -> None:
-    """Does nothing: these environments are ready at once."""
+    """Does nothing: these environments need no preparation."""
 
   def start(self, task_id: str) -> tuple[Seat, futures.Future]:
     """A seat for one episode, and the future of its first `Observation`."""

@@ -1,8 +1,8 @@
-"""What goes on inside a rollout: repeats, alike groups, control at work.
+"""Diagnostics of a rollout: repetition, diversity, effects of the control.
 
-Numbers that say why training is stable or not, from trajectories alone; what
-they are in runs that collapse is in docs/study.md. Generic, as `statistics`
-is: a turn counts as *useless* if it brought the agent nowhere it had not been,
+Metrics that help explain why training is stable or not, from trajectories
+alone; docs/study.md shows them for runs that collapse. Generic like
+`statistics`: a turn counts as *useless* if it led the agent nowhere new,
 whatever the environment.
 """
 
@@ -20,21 +20,21 @@ def _mean(values: Sequence[Any] | np.ndarray) -> float:
 
 
 def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
-  """Numbers of the mechanism of a rollout.
+  """Diagnostic metrics of a rollout.
 
   Args:
     trajectories: the episodes that were not aborted.
 
   Returns:
-    `return_std`, the deviation of episodes' returns, and `group_std`, the
-    mean of that inside the groups (population deviations; groups of one are
-    left out); `return_error`, the standard error of the mean return as the
-    groups' means tell it, since episodes of a task are alike;
-    `repeated_actions` and `useless_turns` as shares of turns;
-    `prompt_dependence`; `intervention_success` and `free_success`, the success
-    of episodes with and without a thinking intervention; `resample_changed`,
-    the share of resampled turns that ended with an action that no discarded
-    attempt had. NaN where there is nothing to describe.
+    `return_std`, the deviation of episode returns, and `group_std`, its mean
+    within groups (population deviations; groups of one are left out);
+    `return_error`, the standard error of the mean return, estimated from group
+    means because episodes of a task are correlated; `repeated_actions` and
+    `useless_turns` as shares of turns; `prompt_dependence`;
+    `intervention_success` and `free_success`, the success of episodes with and
+    without a thinking intervention; `resample_changed`, the share of resampled
+    turns that ended with an action that no discarded attempt had. NaN where
+    undefined.
   """
   returns = [t.episode_return for t in trajectories]
   deviations = [
@@ -88,12 +88,12 @@ def by_group(
 
 
 def action_part(text: str) -> str:
-  """A response after its thought; the whole of it if the thought is open."""
+  """A response after its thought; all of it if the thought is unfinished."""
   return text.rsplit("</think>", 1)[-1].strip()
 
 
 def repeats(trajectory: types.Trajectory) -> list[bool]:
-  """Per turn, whether its action was done before from an equal observation."""
+  """Per turn, whether it repeats an action from the same observation."""
   seen: set[tuple[str, str]] = set()
   flags = []
   for turn in trajectory.turns:
@@ -106,9 +106,9 @@ def repeats(trajectory: types.Trajectory) -> list[bool]:
 def useless_turns(trajectory: types.Trajectory) -> list[bool]:
   """Per turn, whether it led nowhere new.
 
-  That is a turn without a valid action, or one after which the agent stands
-  before an observation that it has seen in this episode. The last turn leads
-  to no observation: it is useless if the episode failed.
+  That is a turn without a valid action, or one followed by an observation
+  already seen in this episode. The last turn is followed by none: it is useless
+  if the episode failed.
   """
   seen: set[str] = set()
   flags = []
@@ -127,10 +127,10 @@ def prompt_dependence(trajectories: Sequence[types.Trajectory]) -> float:
 
     mean J(own task) - mean J(next task)
 
-  with J the Jaccard similarity of the responses' pairs of neighbouring tokens,
-  over every member and its successor in the group and the same successor in
-  the next group. 0 for a policy that ignores its prompt, whether it always
-  says the same or babbles; a cheap stand-in for the mutual information of
+  with J the Jaccard similarity of the responses' token bigrams, over every
+  member paired with its successor in the group, and with the same successor in
+  the next group. It is 0 for a policy that ignores its prompt, whether its
+  output is constant or random; a cheap proxy for the mutual information of
   prompt and response (RAGEN-2, arXiv 2604.06268).
 
   Args:
@@ -156,7 +156,7 @@ def prompt_dependence(trajectories: Sequence[types.Trajectory]) -> float:
 
 
 def _pairs(tokens: np.ndarray) -> frozenset[tuple[int, int]]:
-  """The pairs of neighbouring tokens; of one token, itself twice."""
+  """The token bigrams; for a single token, that token twice."""
   ids = [int(token) for token in tokens]
   if len(ids) == 1:
     ids *= 2
@@ -164,20 +164,20 @@ def _pairs(tokens: np.ndarray) -> frozenset[tuple[int, int]]:
 
 
 def _jaccard(one: frozenset, other: frozenset) -> float:
-  """Shared part of two sets; 1 for two empty ones."""
+  """Jaccard similarity of two sets; 1 for two empty ones."""
   return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def roc_area(scores: Sequence[float], labels: Sequence[bool]) -> float:
-  """Chance that a positive scores higher than a negative, ties half.
+  """Area under the ROC curve; ties count half.
 
   Args:
-    scores: larger for what is taken for positive; NaN is left out.
-    labels: what is positive.
+    scores: larger for presumed positives; NaN is left out.
+    labels: the positives.
 
   Returns:
-    The area under the ROC curve, 0.5 for a score that knows nothing; NaN
-    without positives or without negatives.
+    The area, 0.5 for an uninformative score; NaN without positives or without
+    negatives.
   """
   values = np.asarray(scores, float)
   known = ~np.isnan(values)
@@ -199,12 +199,12 @@ def thought_curve(
   """Mean uncertainty M over the positions of a thought.
 
   Args:
-    attempts: responses; those whose thought has fewer than `bins` tokens, and
-      forced tokens, are left out.
-    bins: equal parts of a thought from its begin to its end.
+    attempts: responses; thoughts of fewer than `bins` tokens and forced tokens
+      are left out.
+    bins: number of equal parts of a thought.
 
   Returns:
-    [bins] float64, each thought counting alike; NaN if there is none.
+    [bins] float64, with equal weight per thought; NaN without thoughts.
   """
   curves = []
   for attempt in attempts:

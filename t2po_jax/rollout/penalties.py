@@ -1,4 +1,4 @@
-"""What a turn's response costs, whatever the environment says."""
+"""Penalties on a turn's response, independent of the environment."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ COMBINATIONS = ("sum", "largest")
 
 @dataclasses.dataclass(frozen=True)
 class Penalties:
-  """The prices.
+  """The penalties.
 
   Attributes:
-    malformed: of a response that breaks the grammar, >= 0.
-    impossible: of an action that is not possible, >= 0.
+    malformed: for a response that violates the grammar, >= 0.
+    impossible: for an action that is not possible, >= 0.
     combine: a response that is both costs the `sum` or the `largest`.
     overlong: of a response of the greatest length, >= 0.
     buffer: tokens below that length over which it is approached, >= 0.
@@ -41,7 +41,7 @@ class Penalties:
     longest: int,
     repeated: bool = False,
   ) -> float:
-    """What one response costs.
+    """The penalty of one response.
 
     Args:
       format_valid: whether it follows the grammar.
@@ -69,7 +69,7 @@ def soft_overlong(tokens: int, *, longest: int, buffer: int) -> float:
   Args:
     tokens: length of the response.
     longest: L_max.
-    buffer: L_cache; 0 leaves only what is beyond `longest`.
+    buffer: L_cache; with 0 only lengths beyond `longest` are punished.
   """
   over = tokens - (longest - buffer)
   if buffer <= 0:

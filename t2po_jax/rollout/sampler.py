@@ -1,9 +1,9 @@
-"""The programs of sampling, and the slots that they run on.
+"""The compiled programs of sampling, and the slots that they operate on.
 
-`Sampler` turns what the scheduler asks for (compute these prompts, begin these
-responses, decode a chunk) into calls of the few compiled functions of `slots`:
-sizes fall into buckets, each shard of the slots gets as many rows as any
-other, and every program can be compiled ahead.
+`Sampler` translates the scheduler's requests (compute these prompts, begin
+these responses, decode a chunk) into calls of the few compiled functions of
+`slots`: sizes are rounded up to buckets, all shards get equally many rows, and
+every program can be compiled in advance.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ from t2po_jax.rollout import slots as slot_state
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-  """What the sampler needs to know of the tokenizer.
+  """What the sampler needs to know about the tokenizer.
 
   Attributes:
-    token_bytes: what each token id adds to the text.
+    token_bytes: the bytes that each token id adds to the text.
     eos: token ids that end a response.
     closing: token ids that the thinking intervention forces.
     stops: strings at which a response ends.
@@ -41,13 +41,13 @@ class Vocabulary:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A compiled change of the slots and what it is called with.
+  """A compiled operation on the slots, with its arguments.
 
   Attributes:
     kind: `prefill`, `fork`, `assign` or `decode`.
-    size: in words.
+    size: a description.
     function: jitted.
-    arguments: arrays, or shapes that know their layout.
+    arguments: arrays, or shapes with layouts.
     settings: its static arguments.
   """
 
@@ -63,12 +63,12 @@ class Request:
   """One response to sample.
 
   Attributes:
-    ticket: the caller's name for it, unique among those under way.
+    ticket: the caller's identifier, unique among requests in progress.
     prompt: [T] int32, at least one token.
-    key: [2] uint32, the request's own randomness.
+    key: [2] uint32, the request's random key.
     limit: the most tokens the response may have.
-    signal: [W] float32, what the uncertainty signal carries of the
-      trajectory so far; None at its start.
+    signal: [W] float32, the state of the uncertainty signal; None at the start
+      of a trajectory.
   """
 
   ticket: int
@@ -84,10 +84,10 @@ class Completion:
 
   Attributes:
     ticket: as in the request.
-    attempt: tokens and what was measured about them; `text` is still empty.
-    signal: [W] float32, what the signal carries after this response.
+    attempt: tokens and their measurements; `text` is still empty.
+    signal: [W] float32, the state of the signal after this response.
     deltas: [n] float32, windowed mean |dM| where the intervention was allowed
-      to fire; what its threshold is calibrated on.
+      to fire; used to calibrate its threshold.
   """
 
   ticket: int
@@ -97,7 +97,7 @@ class Completion:
 
 
 def _buckets(smallest: int, largest: int, factor: int = 2) -> tuple[int, ...]:
-  """Growing sizes from the smallest up to the largest, which is the last."""
+  """Increasing sizes from the smallest to the largest."""
   sizes = []
   while smallest < largest:
     sizes.append(smallest)
@@ -106,13 +106,13 @@ def _buckets(smallest: int, largest: int, factor: int = 2) -> tuple[int, ...]:
 
 
 def _bucket(size: int, buckets: Sequence[int]) -> int:
-  """The smallest bucket that holds the size."""
+  """The smallest bucket that is large enough."""
   return next(bucket for bucket in buckets if bucket >= size)
 
 
 @functools.partial(jax.jit, static_argnames=("policy",))
 def decode_layout(params: types.Params, *, policy: decoder.Policy):
-  """Parameters in the decoding layout, where they are."""
+  """Converts parameters to the decoding layout, in place."""
   return policy.decode_params(params)
 
 
@@ -121,8 +121,8 @@ class Sampler:
 
   Attributes:
     slots: number of slots B.
-    shards: into how many parts, of equal size, they are split; only slots of
-      one shard can copy from each other.
+    shards: the number of equal parts they are split into; only slots of the
+      same shard can copy from each other.
     max_prompt: most tokens of a prompt.
     max_response: most tokens of a response.
     active: [B] bool on the host, the slots that are decoding.
@@ -147,8 +147,8 @@ class Sampler:
     """Allocates the slots.
 
     Args:
-      policy: the policy; its dtype is the cache's as well.
-      vocabulary: what the tokenizer says.
+      policy: the policy; its dtype is also that of the cache.
+      vocabulary: of the tokenizer.
       control: exploration control.
       slots: number of slots B.
       max_prompt: most tokens of a prompt.
@@ -158,9 +158,9 @@ class Sampler:
       prefill_rows: most prompts per prefill call.
       live_tokens: smallest bucket of cache length to attend over.
       mesh: devices of this process; by default the first.
-      abstract: describe the arrays instead of allocating them: nothing can be
-        run then, but `programs` can be compiled, also for devices that are not
-        here.
+      abstract: whether to only describe the arrays instead of allocating them:
+        nothing can be run then, but `programs` can be compiled, even for
+        devices that are not present.
 
     Raises:
       ValueError: if the slots cannot be split evenly.
@@ -203,7 +203,7 @@ class Sampler:
     self._allocate(tables, abstract)
 
   def _allocate(self, tables: slot_state.Tables, abstract: bool) -> None:
-    """Slots that have never been used, and tables, on the devices."""
+    """Fresh slots, and the tables, on the devices."""
     fresh = functools.partial(
       slot_state.fresh_slots,
       self._policy,
@@ -212,7 +212,8 @@ class Sampler:
       self.max_prompt,
       self.max_response,
     )
-    with jax.set_mesh(self._mesh):  # Its backend decides how a cache lies.
+    # The backend determines the layout of the cache.
+    with jax.set_mesh(self._mesh):
       shapes = jax.eval_shape(fresh)
     layout = sharding.params_sharding(
       self._mesh, shapes, slot_state.slot_axes(shapes)
@@ -229,14 +230,14 @@ class Sampler:
       self._state = jax.jit(fresh, out_shardings=layout)()
 
   def abstract_state(self) -> slot_state.Slots:
-    """The slots as shapes, dtypes and shardings."""
+    """Shapes, dtypes and shardings of the slots."""
     return jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       self._state,
     )
 
   def abstract_params(self) -> types.Params:
-    """The decoding parameters likewise."""
+    """The same for the decoding parameters."""
     policy = self._policy
     params = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
     return sharding.describe(params, self._params_layout(params))
@@ -246,8 +247,8 @@ class Sampler:
     return sharding.params_sharding(self._mesh, params, axes)
 
   def load(self, params: types.Params) -> None:
-    """Takes new parameters, in the training layout and of any sharding."""
-    # In the dtype of the computation there is less to move.
+    """Loads parameters in the training layout, with any sharding."""
+    # In the dtype of the computation less data is moved.
     params = decode_layout(params, policy=self._policy)
     self._params = sharding.put(params, self._params_layout(params))
 
@@ -255,9 +256,9 @@ class Sampler:
     """Computes the cache of prompts.
 
     Args:
-      parts: (slot, prompt tokens, how many of them the cache already holds).
+      parts: (slot, prompt tokens, number of them already in the cache).
     """
-    # Equal sizes together, and only as many rows a call as are needed.
+    # Equal sizes together, with only as many rows per call as needed.
     parts = sorted(parts, key=lambda part: len(part[1]) - part[2])
     left = self._by_shard([part[0] for part in parts], parts)
     while any(left):
@@ -280,7 +281,7 @@ class Sampler:
   def _by_shard(
     self, slots: Sequence[int], values: Sequence[Any]
   ) -> list[list[tuple[int, Any]]]:
-    """For every shard, (its own number of the slot, value) in order."""
+    """Per shard, (index of the slot in the shard, value) in order."""
     shards = [[] for _ in range(self.shards)]
     for slot, value in zip(slots, values, strict=True):
       shard, row = divmod(slot, self._own)
@@ -288,12 +289,12 @@ class Sampler:
     return shards
 
   def _lines(self, height: int, shards: Sequence[Sequence[Any]]):
-    """(index, value) in arrays that give every shard as many rows."""
+    """Yields (index, value) for arrays with equally many rows per shard."""
     for shard, values in enumerate(shards):
       yield from enumerate(values, start=shard * height)
 
   def _padding(self, height: int, *shapes: tuple[int, ...]) -> list[np.ndarray]:
-    """int32 arrays with rows for every shard; the first names no slot."""
+    """int32 arrays with rows for every shard; the first refers to no slot."""
     count = self.shards * height
     nowhere = np.full(count, self._own, np.int32)
     return [nowhere, *(np.zeros((count, *s), np.int32) for s in shapes)]
@@ -321,8 +322,8 @@ class Sampler:
     """Compiles every program that sampling may need; changes no slot.
 
     Args:
-      samplings: the ways in which tokens will be drawn.
-      progress: called with the programs compiled so far and their number.
+      samplings: the sampling settings that will be used. progress: called with
+        the programs compiled so far and their number.
       kinds: of programs; empty for all.
 
     Returns:
@@ -349,8 +350,8 @@ class Sampler:
       samplings: the ways in which tokens will be drawn.
 
     Yields:
-      The programs, with padding as their own arguments: they change no slot.
-      Each gets the slots as they are when it is asked for.
+      The programs, with padding as arguments, so that they change no slot. Each
+      is built with the slots as they are at that moment.
     """
     mesh, policy, control = self._mesh, self._policy, self._control
     for height in self._prefill_rows:
@@ -420,7 +421,7 @@ class Sampler:
     )
 
   def assign(self, rows: Sequence[int], requests: Sequence[Request]) -> None:
-    """Begins (or, after a rewind, begins anew) a response in each slot."""
+    """Begins (or, after a rewind, restarts) a response in each slot."""
     for row, request in zip(rows, requests, strict=True):
       self._lengths[row] = len(request.prompt) - 1
       self._counts[row] = self._finish[row] = 0
@@ -458,7 +459,7 @@ class Sampler:
     )
 
   def stop(self, row: int) -> None:
-    """Ends the response of a slot; nothing is fetched of it."""
+    """Ends the response of a slot without fetching it."""
     self.active[row] = False
     self._finish[row] = slot_state.FINISH.index("stop")
     shard, own = divmod(row, self._own)
@@ -467,7 +468,7 @@ class Sampler:
     self._state = slot_state.stop(None, self._state, rows, mesh=self._mesh)
 
   def use(self, control: slot_state.Control) -> None:
-    """Takes other settings of the exploration control, between responses.
+    """Changes the settings of the exploration control, between responses.
 
     Raises:
       ValueError: if the slots cannot hold its state.
@@ -525,7 +526,7 @@ class Sampler:
     return steps
 
   def fetch(self, rows: Sequence[int]) -> list[Completion]:
-    """What was sampled in finished slots.
+    """Fetches the responses of finished slots.
 
     Args:
       rows: slot numbers.

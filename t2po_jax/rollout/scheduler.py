@@ -1,11 +1,11 @@
-"""Host side of sampling: requests in, completions out.
+"""The host side of sampling: requests in, completions out.
 
 The scheduler owns the sampler's slots. A request waits until a slot is free;
-its prompt is then compared with what every slot's cache still holds, and only
-the part that no slot holds is computed: members of a group share one prefill,
-a trajectory's next turn reuses what its last prompt began with, and a
-resampled turn rewinds its slot and computes nothing. Randomness belongs to the
-request, so that the order of serving changes nothing.
+its prompt is then compared with the contents of every slot's cache, and only
+the part not found in any slot is computed: members of a group share one
+prefill, a trajectory's next turn reuses the common prefix with its last prompt,
+and a resampled turn rewinds its slot and computes nothing. Random keys belong
+to requests, so that the order of serving does not matter.
 """
 
 import collections
@@ -20,10 +20,10 @@ from t2po_jax.rollout import sampler as samplers
 
 @dataclasses.dataclass
 class _Slot:
-  """What the host knows of one slot."""
+  """The host's record of one slot."""
 
   content: np.ndarray  # Tokens whose keys and values the cache holds.
-  request: samplers.Request | None = None  # Held from serving until release.
+  request: samplers.Request | None = None  # Set from serving until release.
   served: int = 0  # When it was last filled, for least-recently-used.
 
 
@@ -38,8 +38,8 @@ class Scheduler:
   """Serves requests on the slots of one sampler.
 
   Attributes:
-    counters: what was done so far: prompt tokens asked for, computed and
-      reused; rewinds; decode steps; slot-steps run and used.
+    counters: totals so far: prompt tokens requested, computed and reused;
+      rewinds; decode steps; slot-steps run and used.
   """
 
   def __init__(self, sampler: samplers.Sampler):
@@ -66,7 +66,7 @@ class Scheduler:
 
   @property
   def spare(self) -> int:
-    """Slots that no request holds or waits for; negative if they queue."""
+    """Free slots minus waiting requests."""
     held = sum(slot.request is not None for slot in self._slots)
     return len(self._slots) - held - len(self._queue)
 
@@ -90,11 +90,11 @@ class Scheduler:
     self._queue.append(request)
 
   def release(self, ticket: int) -> None:
-    """Gives the slot of a completed request back."""
+    """Releases the slot of a completed request."""
     self._slots[self._where.pop(ticket)].request = None
 
   def cancel(self, ticket: int) -> None:
-    """Drops a request, wherever it is; its slot is free at once.
+    """Drops a waiting or running request; its slot is free at once.
 
     Raises:
       KeyError: if there is no such request.
@@ -108,13 +108,13 @@ class Scheduler:
     self._slots[index].request = None
 
   def so_far(self, tickets: Sequence[int]) -> dict[int, samplers.Completion]:
-    """What has been sampled of running requests; waiting ones are left out."""
+    """The responses of running requests so far; waiting ones are left out."""
     rows = [self._where[ticket] for ticket in tickets if ticket in self._where]
     found = self._sampler.fetch(rows) if rows else []
     return {completion.ticket: completion for completion in found}
 
   def retry(self, ticket: int, request: samplers.Request) -> None:
-    """Samples again from the same prompt: rewinds, computes no prefill."""
+    """Resamples from the same prompt: rewinds, without a prefill."""
     index = self._where.pop(ticket)
     self._slots[index].request = request
     self._slots[index].content = request.prompt[:-1]
@@ -125,7 +125,7 @@ class Scheduler:
   def poll(
     self, sampling: draw.Sampling, epsilon: float
   ) -> list[samplers.Completion]:
-    """Fills free slots, decodes one chunk and returns what has finished.
+    """Fills free slots, decodes one chunk and returns finished responses.
 
     Args:
       sampling: how tokens are drawn.
@@ -145,7 +145,7 @@ class Scheduler:
     for index, completion in zip(finished, completions, strict=True):
       slot = self._slots[index]
       assert slot.request is not None
-      # The last token was drawn but never entered the cache.
+      # The last token was drawn but never written to the cache.
       slot.content = np.concatenate(
         [slot.request.prompt, completion.attempt.tokens[:-1]]
       )
@@ -163,13 +163,14 @@ class Scheduler:
     contents = [slot.content for slot in self._slots]
     while free and self._queue:
       request = self._queue.popleft()
-      need = request.prompt[:-1]  # The last token starts the decoding.
-      twin = twins[need.tobytes()]  # By shard, the slot that gets the same.
+      # The last token is fed by the first decode step.
+      need = request.prompt[:-1]
+      twin = twins[need.tobytes()]  # Per shard, the slot that gets this prefix.
       shared = [common_prefix(content, need) for content in contents]
       held = [max(shared[i] for i in shard) for shard in self._shards]
       held = [len(need) if n in twin else most for n, most in enumerate(held)]
       room = [[i for i in shard if i in free] for shard in self._shards]
-      # Where most is held already, or else where most slots are free.
+      # Where the longest prefix is cached, or else where most slots are free.
       shard = max(
         (n for n, slots in enumerate(room) if slots),
         key=lambda n: (held[n], len(room[n])),
@@ -179,7 +180,7 @@ class Scheduler:
         target = self._least_recent(room[shard])
         copies.append((twin[shard], target))
       else:
-        # A free slot that holds as much needs no copy.
+        # A free slot with an equally long prefix needs no copy.
         own = [i for i in room[shard] if shared[i] == reused]
         target = self._least_recent(own or room[shard])
         if reused and not own:
@@ -188,7 +189,7 @@ class Scheduler:
         if reused < len(need):
           prefills.append((target, need, reused))
         twin[shard] = target
-      # From here on the slot's old content is spoken for.
+      # From here on the slot's old contents are reserved.
       contents[target] = contents[target][:0]
       free.remove(target)
       served.append((target, request))
@@ -210,9 +211,9 @@ class Scheduler:
     return min(candidates, key=lambda index: self._slots[index].served)
 
   def forget(self) -> None:
-    """Drops all cached content: the parameters have changed.
+    """Drops all cached contents, because the parameters have changed.
 
-    What follows is the same as with a new scheduler, slot for slot.
+    After this it behaves exactly like a new scheduler, slot by slot.
     """
     held = [s.request.ticket for s in self._slots if s.request is not None]
     if held or self._queue:

@@ -1,22 +1,22 @@
-"""Device side of sampling: the state of all slots, and what changes it.
+"""The device side of sampling: the state of all slots, and its updates.
 
 A slot is one row of the key/value cache with everything that belongs to one
-response: its random key, its place in the thinking intervention, its record.
-Four jitted functions change the slots, each donating them: `prefill` computes
+response: its random key, the state of the thinking intervention, its record.
+Four jitted functions update the slots, each donating them: `prefill` computes
 the cache of a prompt, `fork` copies cache rows, `assign` begins a response,
 `decode` runs up to one chunk of tokens and returns early once a slot has
 finished. Exploration control (T2PO, arXiv 2605.02178, section on token-level
 thinking intervention) is part of the decode step, row by row, without a host
 round trip.
 
-The last prompt token never enters the cache by prefill; it is the first token
-the decode loop feeds. So to sample a turn again the slot only steps back to
-its prompt's end.
+Prefill does not write the last prompt token to the cache; it is the first token
+that the decode loop feeds. So to resample a turn the slot only steps back to
+the end of its prompt.
 
 Slots live on a mesh of the process's own devices. Its `tensor` axis splits
-heads, feed-forward width and vocabulary; each shard of the rows owns slots of
-its own and tells the others only how many of them are running. So cache rows
-are copied inside a shard only.
+heads, feed-forward width and vocabulary; each shard of the rows owns separate
+slots and only exchanges the number of running ones with the others. So cache
+rows are only copied inside a shard.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder
 from t2po_jax.rollout import draw
 
-# What is recorded of each token, in this order.
+# The recorded measurements of each token, in this order.
 RECORD = (
   "logprob",
   "uncertainty",
@@ -55,11 +55,12 @@ class Control:
   """Static settings of the exploration control inside the decode loop.
 
   Attributes:
-    signal: one of `uncertainty.SIGNALS`; `none` measures nothing and never
-      intervenes, to see what control costs.
-    settings: the signal's options, None for its defaults.
+    signal: one of `uncertainty.SIGNALS`; `none` neither measures nor
+      intervenes, to determine the cost of control.
+    settings: the signal's options; None: its defaults.
     top_j: tokens that the confidence averages over.
-    tempered: measure the tempered distribution instead of the model's own.
+    tempered: whether to measure the tempered distribution instead of the
+      model's.
     intervention: settings of the token-level thinking intervention.
   """
 
@@ -71,24 +72,24 @@ class Control:
 
   @property
   def source(self) -> uncertainty.Signal:
-    """The signal; for `none` one that is never asked."""
+    """The signal; for `none` a placeholder that is never used."""
     if self.signal == "none":
       return _SILENT
     return uncertainty.SIGNALS[self.signal]
 
 
 class Slots(flax.struct.PyTreeNode):
-  """State of all slots; a pytree that lives on the device.
+  """The state of all slots; a pytree on the device.
 
   Attributes:
     cache: keys and values of every layer.
     token: [B] int32, the token to feed next.
     length: [B] int32, tokens in the cache.
     count: [B] int32, response tokens so far.
-    limit: [B] int32, most response tokens.
+    limit: [B] int32, the most response tokens.
     finish: [B] int32, index into `FINISH`; 0 while the slot is running.
     keys: [B, 2] uint32.
-    signal: [B, W] float32, what the uncertainty signal carries.
+    signal: [B, W] float32, the state of the uncertainty signal.
     thinking: state of the thinking intervention.
     automaton: [B] int32, progress in recognising tags.
     tokens: [B, T] int32, the response.
@@ -137,7 +138,7 @@ def slot_axes(slots: Slots) -> Slots:
 def _over_slots(
   *static: str,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-  """Compiles a change of the slots that every shard makes to its own.
+  """Compiles an operation that every shard applies to its own slots.
 
   Args:
     *static: names of the settings that a program is compiled for.
@@ -157,11 +158,11 @@ def _over_slots(
       **settings: Any,
     ):
       local = sharding.over_rows(functools.partial(function, **settings), mesh)
-      # Kernels are chosen and split by the mesh around them.
+      # The surrounding mesh determines the kernels and their partitioning.
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         result = local(shared, slots, *arrays)
       slots, *rest = result if isinstance(result, tuple) else (result,)
-      # In another layout they would need another program next time.
+      # A different layout would trigger a recompilation next time.
       layout = sharding.params_sharding(mesh, slots, slot_axes(slots))
       slots = jax.lax.with_sharding_constraint(slots, layout)
       return (slots, *rest) if rest else slots
@@ -320,8 +321,8 @@ def _choose(
 
   Returns:
     Token [B], the state of the uncertainty signal, the state of the
-    intervention without this token, and what is recorded of it: the entries
-    of `RECORD` but the last.
+    intervention before this token, and its measurements: the entries of
+    `RECORD` but the last.
   """
   tempered = logits
   if sampling.temperature not in (0.0, 1.0):
@@ -446,8 +447,8 @@ def decode(
   params, tables, knobs, epsilon = shared
 
   def running(slots: Slots):
-    # Of all shards: their loops must take the same number of turns, because
-    # what the partitioner exchanges inside may involve every device.
+    # Over all shards: their loops must have the same number of iterations,
+    # because collectives inside may involve every device.
     return sharding.sum_over_rows(slots.finish == 0)
 
   before = running(slots)
@@ -482,7 +483,7 @@ def fresh_slots(
   max_prompt: int,
   max_response: int,
 ) -> Slots:
-  """Slots that have never been used, with the arguments of `Sampler`."""
+  """Fresh slots; arguments as in `Sampler`."""
   return Slots(
     cache=policy.init_cache(count, max_prompt + max_response, policy.dtype),
     token=jnp.zeros(count, jnp.int32),

@@ -1,7 +1,7 @@
-"""What a rollout's trajectories say, as numbers by name.
+"""Metrics of a rollout's trajectories.
 
-Generic: nothing here knows which environment was played. What an environment
-reports of itself (`StepResult.info`) is averaged under its own name.
+Generic: independent of the environment. Metrics reported by an environment
+(`StepResult.info`) are averaged under their own names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ def _mean(values: Sequence[Any] | np.ndarray) -> float:
 
 
 def _spread(name: str, values: Any) -> dict[str, float]:
-  """Mean and quantiles; NaN where there is nothing to describe."""
+  """Mean and quantiles; NaN without values."""
   values = np.asarray(values, np.float64)
   if not values.size:
     return {f"{name}_mean": float("nan")}
@@ -40,10 +40,10 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     trajectories: the episodes; aborted ones are only counted.
 
   Returns:
-    Numbers by name. `return` is the undiscounted reward less penalties and
-    `reward` the environment's own part of it; `tokens` are response tokens of
-    kept attempts per trajectory, forced ones included, and `tokens_discarded`
-    those of the others. Rates are per response. `mechanism` adds its own.
+    Values by name. `return` is the undiscounted reward minus penalties and
+    `reward` the environment's part of it; `tokens` are response tokens of kept
+    attempts per trajectory, forced ones included, and `tokens_discarded` those
+    of discarded attempts. Rates are per response. `mechanism` adds its own.
   """
   played = [t for t in trajectories if not t.aborted]
   turns = [turn for t in played for turn in t.turns]
@@ -93,7 +93,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
 
 
 def repetition(tokens: np.ndarray, *, size: int = 4) -> float:
-  """The fraction of a response's n-grams that occurred in it before.
+  """The fraction of a response's n-grams that occurred earlier in it.
 
   Args:
     tokens: [T] int32.
@@ -109,11 +109,11 @@ def repetition(tokens: np.ndarray, *, size: int = 4) -> float:
 def staleness(
   trajectories: Sequence[types.Trajectory], newest: int
 ) -> dict[str, float]:
-  """How many updates the policies that spoke lag behind the newest.
+  """How many updates the sampling policies lag behind the newest.
 
   Args:
     trajectories: the episodes.
-    newest: the last update done when they are learned from.
+    newest: the last update before the one that learns from them.
 
   Returns:
     `staleness_mean` and `staleness_max` over turns, in updates.
@@ -140,15 +140,15 @@ def by_category(
 
 
 def score_table(*evaluations: Mapping[str, float]) -> str:
-  """Success per category as a table for people.
+  """A readable table of success per category.
 
   Args:
     *evaluations: metrics with `step`, `eval/success` and, per category,
       `eval/success/...`; the last one also has `eval/episodes...`.
 
   Returns:
-    Lines: a head, one per category, and one for all of them if there are
-    several.
+    Lines: a header, one per category, and one for all of them if there are
+      several.
   """
   key, last = "eval/success/", evaluations[-1]
   names = sorted(name for name in last if name.startswith(key))

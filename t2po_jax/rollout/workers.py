@@ -1,16 +1,15 @@
 """Environments in worker processes that may hang, crash or leak.
 
-Engines that are not safe between threads are played by processes of their
-own (`envs.worker`), several environments in each, one call at a time. A call
-that is not answered in time, or whose process dies, raises `EnvError`: it
-costs this one episode. The process is replaced, and the other episodes it was
-playing are played again up to where they stood, call by call; one that then
-reads differently raises `EnvError` too, so that no wrong reward gets through.
-A process that has grown too large is replaced in the same way before its next
-episode.
+Engines that are not thread-safe run in separate processes (`envs.worker`),
+several environments in each, one call at a time. A call that times out, or
+whose process dies, raises `EnvError`: this costs one episode. The process is
+replaced, and its other episodes are replayed up to where they were, call by
+call; if a replayed answer differs, `EnvError` is raised too, so that no wrong
+reward gets through. A process that has grown too large is replaced in the same
+way before its next episode.
 
-Processes are started afresh, never forked: the trainer has threads. They do
-not import the main module either, which would bring JAX along.
+Processes are spawned, never forked, because the trainer has threads. Nor do
+they import the main module, which would import JAX.
 """
 
 import collections
@@ -32,19 +31,19 @@ from absl import logging
 
 from t2po_jax.envs import base, worker
 
-# Not `-m`: what a main module defines cannot be sent elsewhere.
+# Not `-m`: objects defined in a main module cannot be pickled.
 _PROGRAM = "from t2po_jax.envs import worker; worker.main()"
-# Seconds that a process may take to make its benchmark, which can be large.
+# Seconds that a process may take to make its benchmark, which may be large.
 _START_SECONDS = 600.0
-# Seconds that a process gets to end by itself.
+# Seconds that a process is given to exit.
 _STOP_SECONDS = 5.0
 
 
 class _Child:
-  """A running process; used by one thread.
+  """A running process; used from one thread.
 
   Attributes:
-    grown: MB by which it has grown since it was ready.
+    grown: its growth in MB since it was ready.
   """
 
   def __init__(self, recipe: Callable[[], base.Benchmark]):
@@ -80,7 +79,7 @@ class _Child:
     self._size = answer.memory
 
   def call(self, message: tuple[int, str, str], timeout: float):
-    """What a method of an environment returns or raises."""
+    """Returns or raises what a method of an environment does."""
     answer = self._ask(message, timeout, message[1])
     self.grown = answer.memory - self._size
     if answer.error is not None:
@@ -105,13 +104,13 @@ class _Child:
     return self._process.poll() is None
 
   def kill(self) -> None:
-    """Ends the process at once."""
+    """Kills the process at once."""
     self._process.kill()
     self._process.wait()
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def stop(self) -> None:
-    """Lets the process end; kills it if it takes too long."""
+    """Lets the process exit; kills it if that takes too long."""
     self._connection.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
       self._process.wait(_STOP_SECONDS)
@@ -123,12 +122,12 @@ class Seat:
   """One environment of a worker; plays one episode after another.
 
   Attributes:
-    worker: where it is.
-    number: its number there.
-    task_id: what it plays.
-    child: the process that holds the episode.
+    worker: its worker.
+    number: its number in the worker.
+    task_id: its current task.
+    child: the process of the episode.
     calls: the episode's calls so far, `reset` first.
-    answers: what was answered to them.
+    answers: the answers to them.
   """
 
   worker: "_Worker"
@@ -143,9 +142,9 @@ class _Worker(threading.Thread):
   """A process, its replacements, and the thread that waits for them.
 
   Attributes:
-    tasks: what is being played here: task id -> number of seats.
+    tasks: task id -> number of seats playing it.
     free: seats without an episode.
-    seats: how many there are.
+    seats: the number of seats.
     restarts: how often the process was replaced.
   """
 
@@ -157,7 +156,7 @@ class _Worker(threading.Thread):
     timeout: float,
     memory: float,
   ):
-    # A daemon: a worker that hangs must not keep the trainer from ending.
+    # A daemon: a hanging worker must not keep the trainer from exiting.
     super().__init__(name=f"environment worker {number}", daemon=True)
     self._recipe = recipe
     self._timeout = timeout
@@ -172,17 +171,17 @@ class _Worker(threading.Thread):
 
   @property
   def grown(self) -> float:
-    """MB by which the process has grown since it was ready."""
+    """The growth of the process in MB since it was ready."""
     return self._child.grown if self._child is not None else 0.0
 
   def submit(self, seat: Seat, method: str, argument: str) -> futures.Future:
-    """Queues a call; resolves to what it returns."""
+    """Queues a call; the future resolves to its result."""
     future = futures.Future()
     self._jobs.put((future, seat, method, argument))
     return future
 
   def close(self) -> None:
-    """Ends the process, also in the middle of a call."""
+    """Ends the process, even in the middle of a call."""
     self._closed = True
     self._jobs.put(None)
     if self._child is not None:
@@ -190,9 +189,9 @@ class _Worker(threading.Thread):
     self.join(_STOP_SECONDS)
 
   def run(self) -> None:
-    """Serves the queue; the process is started ahead of the first call."""
+    """Serves the queue; the process is started before the first call."""
     with contextlib.suppress(Exception):
-      self._start()  # If it fails, the first call meets the reason again.
+      self._start()  # If it fails, the first call fails for the same reason.
     while (job := self._jobs.get()) is not None:
       future, *call = job
       try:
@@ -244,7 +243,7 @@ class _Worker(threading.Thread):
       child.stop()
 
   def _play_again(self, child: _Child, seat: Seat) -> None:
-    """Brings an episode that was lost to where it stood."""
+    """Replays a lost episode up to where it was."""
     for (method, argument), before in zip(
       seat.calls, seat.answers, strict=True
     ):
@@ -259,8 +258,8 @@ class _Worker(threading.Thread):
 class WorkerPool:
   """Environments in processes; implements `environments.Pool`.
 
-  Episodes of one task are played in one process, which then loads its game
-  once: more processes than tasks are of no use.
+  Episodes of one task share a process, which then loads the game only once:
+  more processes than tasks are of no use.
   """
 
   def __init__(
@@ -274,12 +273,13 @@ class WorkerPool:
     """Starts the processes.
 
     Args:
-      recipe: makes the benchmark, in every process anew; can be pickled.
+      recipe: makes the benchmark in every process; must be picklable.
       workers: number of processes, at least 1.
-      timeout: seconds until a call is given up; 0 waits for ever.
-      memory: MB by which a process may grow until it is replaced; 0 = any.
+      timeout: seconds until a call is abandoned; 0: no limit.
+      memory: MB by which a process may grow before it is replaced; 0: no limit.
     """
-    pickle.dumps(recipe)  # Else each process would meet the error alone.
+    # Otherwise each process would run into the error on its own.
+    pickle.dumps(recipe)
     self._workers = [
       _Worker(recipe, number=number, timeout=timeout, memory=memory)
       for number in range(workers)
@@ -297,14 +297,14 @@ class WorkerPool:
 
   @property
   def grown(self) -> list[float]:
-    """MB by which each process has grown since it was ready."""
+    """The growth of each process in MB since it was ready."""
     return [thread.grown for thread in self._workers]
 
   def prepare(self, task_ids: Sequence[str]) -> None:
-    """Resets environments ahead of time; forgets what was prepared before.
+    """Resets environments in advance; drops those prepared before.
 
     Args:
-      task_ids: the tasks that will be started next, one as often as it will.
+      task_ids: the tasks to be started next, each as often as it will be.
     """
     for waiting in self._prepared.values():
       for seat, _ in waiting:
@@ -340,7 +340,7 @@ class WorkerPool:
   def give_back(self, seat: Seat) -> None:
     """Makes a seat free for the next episode."""
     seat.worker.tasks[seat.task_id] -= 1
-    # Zero counts would pile up.
+    # Zero counts would accumulate.
     seat.worker.tasks += collections.Counter()
     seat.worker.free.append(seat)
 

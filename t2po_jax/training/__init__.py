@@ -1,1 +1,1 @@
-"""The loop around rollouts and updates, and what it writes."""
+"""The training loop around rollouts and updates, and its outputs."""

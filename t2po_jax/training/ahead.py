@@ -1,16 +1,16 @@
-"""Rollouts that run beside updates, on a schedule fixed by update numbers.
+"""Rollouts that overlap with updates, on a schedule fixed by update numbers.
 
-Version v of the policy is what update v left behind; version 0 is the policy
-at the start. The rollout of update n is played by version n - 1 - k, with k
-`rollout.ahead`, and by the oldest there is before that. With k = 0 nothing
-overlaps: a rollout is played when it is asked for. With k > 0 one thread plays
+Version v of the policy is the result of update v; version 0 is the initial
+policy. The rollout of update n is played by version n - 1 - k, with k
+`rollout.ahead`, or by the oldest version before that. With k = 0 nothing
+overlaps: a rollout is played when it is requested. With k > 0 a thread plays
 rollout after rollout, each as soon as its version exists, while the learner
-goes on: up to k of them are finished or under way before they are needed.
+continues: up to k of them are finished or in progress before they are needed.
 
-Which version plays what never depends on the clock. So two runs are equal to
-the last bit however fast rollouts and updates are, and a killed run goes on as
-if never killed: a checkpoint keeps the versions that rollouts still to come
-are played by, and these are played again from their recorded randomness.
+Which version plays which rollout never depends on the clock. So two runs are
+bit-identical however fast rollouts and updates are, and a killed run resumes as
+if never killed: a checkpoint keeps the versions needed by pending rollouts,
+which are replayed with the same random keys.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,11 +27,11 @@ U = TypeVar("U")
 
 @dataclasses.dataclass(frozen=True)
 class Version:
-  """A policy that acts, with the thresholds that belong to it.
+  """A version of the policy, with its thresholds.
 
   Attributes:
-    update: the update that left it; 0 at the start.
-    params: what is trained, as the learner's state holds it.
+    update: the update that produced it; 0 at the start.
+    params: the trained parameters, as in the learner's state.
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
   """
@@ -47,9 +47,9 @@ class Played(Generic[T]):
   """One rollout.
 
   Attributes:
-    result: what the play function returned.
-    version: the update that left the policy that played.
-    seconds: how long it took.
+    result: the return value of the play function.
+    version: the version of the policy that played it.
+    seconds: its duration.
   """
 
   result: T
@@ -67,11 +67,11 @@ class Rollouts(Generic[T]):
     ahead: int,
     last: int,
   ):
-    """Starts nothing yet.
+    """Creates the schedule without starting any rollout.
 
     Args:
-      play: (update, tasks taken before, version) -> what was played, and tasks
-        taken after it. Runs in a thread of its own if `ahead` is above 0.
+      play: (update, tasks taken before, version) -> the rollout, and the tasks
+        taken after it. Runs in a separate thread if `ahead` is above 0.
       ahead: k, the most updates that a version lags behind.
       last: number of the last update.
     """
@@ -83,17 +83,17 @@ class Rollouts(Generic[T]):
 
   @property
   def versions(self) -> list[Version]:
-    """Those that rollouts still to be taken may need, oldest first."""
+    """The versions that pending rollouts may need, oldest first."""
     return [self._versions[update] for update in sorted(self._versions)]
 
   def begin(
     self, update: int, cursor: int, versions: Sequence[Version]
   ) -> None:
-    """Starts over after an update; rollouts under way are dropped.
+    """Restarts after an update; rollouts in progress are dropped.
 
     Args:
-      update: the last one done.
-      cursor: tasks that its rollouts have taken.
+      update: the last finished update.
+      cursor: tasks taken by its rollouts.
       versions: oldest first; the last is the current one.
     """
     for future in self._started.values():
@@ -106,29 +106,29 @@ class Rollouts(Generic[T]):
     self._start_rollouts()
 
   def publish(self, version: Version) -> None:
-    """Tells that an update is done."""
+    """Publishes the version of a finished update."""
     self._versions[version.update] = version
-    # The next rollout to be taken is that of the update after this one.
+    # The next rollout to be taken is that of the following update.
     needed = self._player(version.update + 1)
     self._versions = {k: v for k, v in self._versions.items() if k >= needed}
     self._start_rollouts()
 
   def take(self, update: int) -> Played[T]:
-    """The rollout of an update; every update takes its own, in order."""
+    """Returns the rollout of an update; they must be taken in order."""
     if self._thread is None:
       return self._run(update, self._versions[self._player(update)])
     return self._started.pop(update).result()
 
   def between(self, job: Callable[[], U]) -> U:
-    """Runs something else on the rollouts' slots, between two of them."""
+    """Runs another function on the rollouts' slots, between two rollouts."""
     return job() if self._thread is None else self._thread.submit(job).result()
 
   def wait(self) -> None:
-    """Waits until nothing is under way."""
+    """Waits for all rollouts in progress."""
     futures.wait(self._started.values())
 
   def close(self) -> None:
-    """Drops what is waiting, waits for what is under way."""
+    """Cancels waiting rollouts and waits for the one in progress."""
     if self._thread is not None:
       self._thread.shutdown(cancel_futures=True)
 

@@ -1,16 +1,15 @@
-"""Saving and restoring a run, so that a killed run goes on as if never killed.
+"""Checkpoints, from which a killed run resumes as if never killed.
 
 A checkpoint is one directory per update, written by Orbax under a temporary
-name and renamed when it is whole: whatever kills the process, a half-written
-checkpoint is never taken for a whole one. It holds the parameters, the
-optimizer's state, and the loop position: a JSON object in which `train.py`
-keeps every cursor (keys, data order, thresholds, metrics). The newest
-checkpoints are kept, and beside them the one with the best held-out score.
+name and renamed when complete: whatever kills the process, a partial checkpoint
+is never taken for a complete one. It contains the parameters, the optimizer
+state, and the loop position: a JSON object with every cursor of the training
+loop (data order, thresholds, metrics). The newest checkpoints are kept, plus
+the one with the best held-out score.
 
-Arrays are saved as they are sharded, by all processes into one directory, and
-restored to the sharding that is asked for, on any mesh. Saving blocks: the
-update that follows donates the very buffers that are being written, and a full
-disk is reported where it happens.
+Arrays are saved with their sharding, by all processes into one directory, and
+restored to any requested sharding, on any mesh. Saving blocks: the next update
+donates the very buffers being written, and a full disk is reported at once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +32,9 @@ from t2po_jax.distributed import processes
 
 # The items of a checkpoint that hold arrays.
 ARRAY_ITEMS = ("params", "optimizer")
-# Earlier policies that rollouts under way are played by; only if there are any.
+# Earlier policies used by rollouts in progress; only if there are any.
 VERSIONS = "versions"
-# How long a network file system may take to show a file to other hosts.
+# Seconds after which a network file system shows a file to other hosts.
 _VISIBLE_SECONDS = 60
 
 
@@ -63,13 +62,13 @@ class Checkpoints:
     keep: int = 2,
     read_only: bool = False,
   ):
-    """Opens or creates the directory; removes what a killed save left.
+    """Opens or creates the directory; removes leftovers of a killed save.
 
     Args:
       directory: where the checkpoints are, one subdirectory per step; a
         local path, or one of a store that Orbax knows (`gs://...`).
       keep: how many of the newest to keep, >= 1.
-      read_only: change nothing, for a run that may still be going on.
+      read_only: whether to change nothing, for a run that may be in progress.
 
     Raises:
       ValueError: if `keep` is out of range.
@@ -99,8 +98,8 @@ class Checkpoints:
       ) from error
     self._check_shared()
     for step in self._manager.all_steps():
-      # A directory whose loop position cannot be read is not a checkpoint: it
-      # is never restored, but left in place until its step is saved again.
+      # A directory with an unreadable loop position is not a checkpoint: it is
+      # never restored, but left in place until its step is saved again.
       record = self._read_loop(step)
       if record is not None:
         self._scores[step] = record["score"]
@@ -114,14 +113,14 @@ class Checkpoints:
     score: float | None = None,
     versions: Mapping[int, types.Params] | None = None,
   ) -> None:
-    """Writes one checkpoint, then removes those no longer needed.
+    """Writes a checkpoint, then removes those no longer needed.
 
     Args:
       step: number of the update, >= 0.
       state: the learner's state.
-      position: the loop position; anything that JSON can hold.
+      position: the loop position; anything that JSON can represent.
       score: held-out score, larger is better; None or NaN if there is none.
-      versions: earlier parameters by update, kept beside the state's own.
+      versions: earlier parameters by update, in addition to the state's.
 
     Raises:
       ValueError: if the step exists, or the position is not JSON.
@@ -167,7 +166,7 @@ class Checkpoints:
     return max(self._scores, default=None)
 
   def best(self) -> int | None:
-    """The step with the best held-out score (the newest of equals), or None."""
+    """The step with the best held-out score (the newest of ties), or None."""
     return _best(self._scores)
 
   def score(self, step: int) -> float | None:
@@ -180,9 +179,9 @@ class Checkpoints:
     """Reads one checkpoint.
 
     Args:
-      like: a state of shapes, dtypes and shardings, as the config asks for
+      like: shapes, dtypes and shardings of the state under this config
         (`jax.ShapeDtypeStruct` or arrays).
-      step: which one; by default the newest.
+      step: of the checkpoint; by default the newest.
 
     Returns:
       The state, laid out as `like`, and the loop position.
@@ -200,7 +199,7 @@ class Checkpoints:
     return state, self.position(step)
 
   def steps(self) -> list[int]:
-    """The steps of all whole checkpoints, ascending."""
+    """The steps of all complete checkpoints, ascending."""
     return sorted(self._scores)
 
   def position(self, step: int) -> dict[str, Any]:
@@ -218,7 +217,7 @@ class Checkpoints:
   def restore_params(
     self, like: types.Params, *, step: int | None = None
   ) -> types.Params:
-    """Reads the parameters alone; arguments and errors as in `restore`."""
+    """Reads only the parameters; arguments and errors as in `restore`."""
     return self._read_arrays(self._choose(step), "params", like)
 
   def restore_versions(
@@ -228,11 +227,11 @@ class Checkpoints:
     *,
     step: int | None = None,
   ) -> list[types.Params]:
-    """Reads earlier parameters that a checkpoint keeps.
+    """Reads the earlier parameters in a checkpoint.
 
     Args:
       like: as in `restore`, of one of them.
-      updates: which ones.
+      updates: the updates to read.
       step: as in `restore`.
     """
     if not updates:
@@ -242,11 +241,11 @@ class Checkpoints:
     return [kept[str(update)] for update in updates]
 
   def close(self) -> None:
-    """Waits for what is running and releases the directory."""
+    """Waits for pending operations and releases the directory."""
     self._manager.close()
 
   def _check_shared(self):
-    """Refuses a directory that is another one in another process."""
+    """Raises an error unless all processes see the same directory."""
     if processes.count() == 1:
       return
     mark, text = self.directory / "shared", str(time.time_ns())
@@ -264,7 +263,7 @@ class Checkpoints:
       )
 
   def _choose(self, step: int | None):
-    """The step to restore, checked."""
+    """Checks the step to restore; None means the newest."""
     chosen = self.latest() if step is None else step
     if chosen is None:
       raise ValueError(f"{self.directory} holds no checkpoint")
@@ -284,7 +283,7 @@ class Checkpoints:
       return None
 
   def _read_arrays(self, step: int, name: str, like: Any):
-    """One item of a checkpoint; nothing is read before the shapes agree."""
+    """Reads one item of a checkpoint, after checking its shapes."""
     place = self.directory / str(step)
     try:
       stored = self._manager.item_metadata(step)[name]
@@ -309,7 +308,7 @@ class Checkpoints:
       raise self._damaged(step, error) from error
 
   def _damaged(self, step: int, error: Exception):
-    """The error for a checkpoint that should be whole but cannot be read."""
+    """The error for a damaged checkpoint."""
     older = max((s for s in self._scores if s < step), default=None)
     return ValueError(
       f"checkpoint {self.directory / str(step)} is damaged ({_line(error)}); "
@@ -318,7 +317,7 @@ class Checkpoints:
     )
 
   def _forget(self):
-    """Drops the scores of checkpoints that are gone."""
+    """Drops the scores of deleted checkpoints."""
     kept = set(self._manager.all_steps())
     for step in list(self._scores):
       if step not in kept:
@@ -326,7 +325,7 @@ class Checkpoints:
 
 
 def _appears(file: epath.Path, text: str) -> bool:
-  """Waits until a file has a content, as long as storage may need for that."""
+  """Waits for a file's contents, as long as storage may need to show them."""
   for _ in range(_VISIBLE_SECONDS):
     if file.exists() and file.read_text() == text:
       return True
@@ -335,7 +334,7 @@ def _appears(file: epath.Path, text: str) -> bool:
 
 
 def _handlers():
-  """Which item is stored how."""
+  """The storage handler of each item."""
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   for name in (*ARRAY_ITEMS, VERSIONS):
     handler = ocp.StandardCheckpointHandler()
@@ -363,7 +362,7 @@ def _silenced() -> Iterator[None]:
   try:
     yield
   except Exception:
-    # What the threads leave behind is found and told later, at the exit.
+    # The threads' pending exceptions would be reported later, at exit.
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     raise
   finally:
@@ -371,7 +370,7 @@ def _silenced() -> Iterator[None]:
 
 
 def _shapes(tree: Any, name: str):
-  """Path -> shape and dtype in words, for every array of a tree."""
+  """Path -> shape and dtype as text, for every array of a tree."""
   return {
     f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}": (
       f"{tuple(leaf.shape)} {leaf.dtype}"
@@ -381,7 +380,7 @@ def _shapes(tree: Any, name: str):
 
 
 def _best(scores: Mapping[int, float | None]) -> int | None:
-  """The step with the largest score, the newest of equals."""
+  """The step with the largest score, the newest of ties."""
   known = [(score, step) for step, score in scores.items() if score is not None]
   return max(known)[1] if known else None
 

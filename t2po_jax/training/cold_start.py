@@ -1,11 +1,11 @@
-"""Supervised start of the policy, before reinforcement learning.
+"""The cold start: supervised fine-tuning before reinforcement learning.
 
-`expert` imitates the environment's scripted expert; `rft` samples episodes
-from the policy and imitates its own successes (rejection fine-tuning, the
-paper's cold start). Both may follow one another. The result is a Hugging Face
-directory in the cache, named by everything it depends on, so that runs that
-differ only in what comes later share it. Several processes make it together;
-each finds it in its own cache afterwards, or in the one that they share.
+`expert` imitates the environment's scripted expert; `rft` samples episodes from
+the policy and imitates its own successes (rejection fine-tuning, the paper's
+cold start). The two can be combined. The result is a Hugging Face directory in
+the cache, named by everything it depends on, so that runs that differ only in
+later settings share it. Several processes make it together; afterwards each
+finds it in its own cache or in a shared one.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ from t2po_jax.rollout import demonstrate, statistics
 from t2po_jax.setup import build
 from t2po_jax.training import metrics
 
-# Rollouts of training are named by their update, from 1; those of the cold
+# Rollouts of training are identified by their update, from 1; those of the cold
 # start by 0 and this.
 _ROUNDS = 2
 
 
 def name(config: settings.Config, kind: str) -> str:
-  """A name for everything that a stage of the cold start depends on.
+  """A name derived from everything that a stage depends on.
 
   Args:
     config: the run's configuration.
-    kind: `expert`, or what comes after it as well.
+    kind: `expert`, or `rft`, which may build on it.
   """
   cold = settings.to_dict(config.cold_start)
   rollout = config.rollout
@@ -66,11 +66,11 @@ def name(config: settings.Config, kind: str) -> str:
 def cold_start(
   config: settings.Config, actor: actors.Actor, agent: agents.Agent
 ) -> agents.Agent:
-  """The agent after its cold start; each stage from the cache if it is there.
+  """Runs the cold start, taking each stage from the cache if possible.
 
   Args:
     config: the run's configuration.
-    actor: what plays; its sampler gets the parameters of the `rft` rounds.
+    actor: plays episodes; its sampler gets the parameters of the `rft` rounds.
     agent: before any training here.
 
   Returns:
@@ -109,7 +109,7 @@ def _all_have(place: pathlib.Path) -> bool:
 def _store_for_all(
   place: pathlib.Path, agent: agents.Agent, report: dict[str, Any]
 ) -> None:
-  """Stores a stage where a process does not find it yet."""
+  """Stores a stage in every cache that lacks it."""
 
   def store_if_missing():
     if not _is_done(place):
@@ -124,7 +124,7 @@ def _expert_stage(
   agent: agents.Agent,
   report: dict[str, Any],
 ) -> agents.Agent:
-  """The agent after imitating the expert, from the cache if it is there."""
+  """The agent after imitating the expert, from the cache if possible."""
   place = _place(config, "expert")
   if _all_have(place):
     metrics.print_line(f"imitation of the expert from {place}")
@@ -136,12 +136,12 @@ def _expert_stage(
 
 
 def store(place: pathlib.Path, agent: agents.Agent, report: dict) -> None:
-  """Writes an agent as a Hugging Face directory, whole or not at all.
+  """Writes an agent as a Hugging Face directory, atomically.
 
   Args:
-    place: the directory; one that is there and whole already is kept.
+    place: the directory; a complete existing one is kept.
     agent: its parameters and tokenizer are written.
-    report: what was done, for `cold_start.json` beside them.
+    report: contents of `cold_start.json`.
   """
   place.parent.mkdir(parents=True, exist_ok=True)
   draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
@@ -152,7 +152,7 @@ def store(place: pathlib.Path, agent: agents.Agent, report: dict) -> None:
   try:
     draft.rename(place)
   except OSError:
-    # Another run was faster; its directory is as good and may be in use.
+    # Another run was faster; its directory is equivalent and may be in use.
     shutil.rmtree(draft)
     if not _is_done(place):
       raise
@@ -168,17 +168,17 @@ def write(place: pathlib.Path, agent: agents.Agent) -> None:
 def initial_parameters(
   config: settings.Config, agent: agents.Agent
 ) -> tuple[str, types.Params]:
-  """What reinforcement learning of this configuration began with.
+  """The model that reinforcement learning of this configuration started from.
 
   Args:
     config: the run's configuration.
     agent: before any training here.
 
   Returns:
-    Where the model is (a directory or hub id), and its parameters.
+    Its location (a directory or hub id), and its parameters.
 
   Raises:
-    ValueError: if a cold start is asked for and no longer in the cache.
+    ValueError: if there was a cold start that is no longer in the cache.
   """
   kind = config.cold_start.kind
   if kind == "none":
@@ -231,7 +231,7 @@ def _imitate_successes(
   agent: agents.Agent,
   report: dict[str, Any],
 ) -> agents.Agent:
-  """Rounds of sampling and fine-tuning on what succeeded."""
+  """Rounds of sampling and fine-tuning on successful episodes."""
   cold, split = config.cold_start, actor.benchmark.splits[config.train.split]
   rules = build.rules(config, build.train_sampling(config))
   rules = dataclasses.replace(rules, max_tries=0)
@@ -274,14 +274,14 @@ def imitate(
   epochs: int,
   report: dict,
 ) -> agents.Agent:
-  """Supervised fine-tuning as `config.cold_start` says.
+  """Supervised fine-tuning with the settings of `config.cold_start`.
 
   Args:
     config: the run's configuration.
-    agent: who learns.
-    segments: what is learned, see `batching.pair_segments`.
+    agent: to be trained.
+    segments: the training examples, see `batching.pair_segments`.
     epochs: passes over them.
-    report: gets the last loss.
+    report: receives the last loss.
 
   Returns:
     The agent with new parameters.

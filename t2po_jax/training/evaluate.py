@@ -1,4 +1,4 @@
-"""Scores of a policy on a fixed panel of held-out tasks."""
+"""Evaluation of a policy on a fixed panel of held-out tasks."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import statistics
 from t2po_jax.setup import build
 
-# Rollouts of training are named by their update; evaluation stands apart.
+# Rollouts of training are identified by their update; evaluation by this.
 SEED = 1 << 32
 
 
@@ -30,18 +30,18 @@ def evaluate(
 ) -> tuple[dict[str, float], list[types.Trajectory]]:
   """Plays the panel once with the sampler's parameters.
 
-  The exploration control acts as it does in training: it is part of the
-  policy that is being scored.
+  The exploration control acts as in training: it is part of the evaluated
+  policy.
 
   Args:
     config: the run's configuration.
-    actor: what plays; its sampler has been given the parameters.
+    actor: plays episodes; its sampler holds the parameters.
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
     progress: called with the number of finished episodes.
 
   Returns:
-    `eval/...` scalars, success per category among them, and the episodes.
+    `eval/...` scalars, including success per category, and the episodes.
   """
   rollout = actor.play(
     panel(config, actor.benchmark),

@@ -1,10 +1,10 @@
-"""The episodes of one update: which tasks, played how often, and which stay.
+"""The episodes of one update: chooses tasks, plays and filters groups.
 
-Tasks come in epochs of fresh permutations; a cursor says how many have been
-taken, so that a run that is started again goes on with the next ones. With
-group filtering (dynamic sampling of DAPO, arXiv 2503.14476) groups whose
-returns are all equal are replaced by groups of fresh tasks: they would teach
-nothing. Estimators that compare with a greedy episode get one per task here.
+Tasks come in epochs of fresh permutations; a cursor counts those taken, so that
+a restarted run continues with the next ones. With group filtering (dynamic
+sampling of DAPO, arXiv 2503.14476) groups with equal returns, which give no
+signal, are replaced by groups of new tasks. Estimators with a greedy baseline
+get one greedy episode per task here.
 """
 
 from collections.abc import Sequence
@@ -22,23 +22,23 @@ from t2po_jax.rollout import collect
 from t2po_jax.setup import build
 from t2po_jax.training import metrics
 
-# Names the greedy episodes of an update, which no try of sampling reaches.
+# Identifies the greedy episodes of an update; larger than any attempt.
 _GREEDY = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Experience:
-  """What one update learns from.
+  """The episodes that one update learns from.
 
   Attributes:
     trajectories: the episodes to learn from, groups numbered from 0.
     played: all sampled episodes, those of replaced groups included.
-    baselines: [E] float64, the return of a greedy episode of each
-      trajectory's task; None unless the estimator needs it.
-    deltas: see `collect.Rollout`, of everything that was sampled.
+    baselines: [E] float64, the return of a greedy episode of each trajectory's
+      task; None unless the estimator needs them.
+    deltas: see `collect.Rollout`; of all sampled episodes.
     phi_changes: likewise.
     cursor: number of tasks taken from the split so far, these included.
-    scalars: what to log.
+    scalars: metrics to log.
   """
 
   trajectories: list[types.Trajectory]
@@ -53,13 +53,13 @@ class Experience:
 def tasks_of(
   split: tuple[str, ...], start: int, count: int, *, seed: int
 ) -> list[str]:
-  """Some tasks of the endless order: epochs of fresh permutations.
+  """Tasks from the endless sequence of freshly permuted epochs.
 
   Args:
     split: all task ids.
-    start: how many were taken before.
-    count: how many to take.
-    seed: of the order.
+    start: number of tasks taken before.
+    count: number of tasks to take.
+    seed: of the permutations.
 
   Returns:
     Task ids; every task is played once before one is played again.
@@ -80,7 +80,7 @@ def greedy_baselines(
   *,
   discount: float,
 ) -> np.ndarray:
-  """What a greedy episode of each trajectory's task returned.
+  """The return of a greedy episode of each trajectory's task.
 
   Args:
     trajectories: the sampled episodes.
@@ -89,7 +89,7 @@ def greedy_baselines(
     discount: per turn, as the estimator discounts.
 
   Returns:
-    [E] float64, 0 for a group without any episode that was played.
+    [E] float64, 0 for a group whose episodes were all aborted.
   """
 
   def score(episode: types.Trajectory) -> float:
@@ -124,12 +124,12 @@ def gather(
     cursor: number of tasks taken before.
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
-    version: the update that left the sampler's parameters.
+    version: the update that produced the sampler's parameters.
 
   Returns:
     The experience. With group filtering there may be fewer groups than
-    `rollout.tasks` after the last try; if no group at all teaches anything,
-    those of the last try are returned.
+    `rollout.tasks` after the last attempt; if no group has a signal, those of
+    the last attempt are returned.
   """
   rollout = config.rollout
   rules = build.rules(
@@ -173,10 +173,10 @@ def _play_rounds(
   cursor: int,
   version: int,
 ) -> tuple[list[collect.Rollout], list[list[types.Trajectory]], list[str], int]:
-  """Plays until enough groups teach something, or the tries are used up.
+  """Plays until enough groups have a signal, or the attempts are used up.
 
   Returns:
-    All rollouts, the groups that stay, their tasks, and the new cursor.
+    All rollouts, the kept groups, their tasks, and the new cursor.
   """
   rollout = config.rollout
   tries = 1 + (rollout.filter_tries if rollout.filter_groups else 0)
@@ -189,7 +189,7 @@ def _play_rounds(
       seed=config.seed,
     )
     cursor += len(chosen)
-    # The first try keeps the plain name of its update.
+    # The first attempt is identified by the update alone.
     name = (update, attempt) if attempt else (update,)
     played_now = _play(
       config, actor, rules, chosen, rollout.group_size, name, version
@@ -264,7 +264,7 @@ def _cost(
   *,
   groups_left: int,
 ) -> dict[str, float]:
-  """What group filtering took, beyond the episodes that stay."""
+  """The cost of group filtering, beyond the kept episodes."""
   return {
     "filter/tries": float(len(rounds)),
     "filter/groups_left": float(groups_left),
@@ -276,7 +276,7 @@ def _cost(
 
 
 def _count_tokens(trajectories: Sequence[types.Trajectory]) -> int:
-  """Response tokens, those of discarded attempts too."""
+  """Response tokens, including those of discarded attempts."""
   return sum(
     len(attempt.tokens)
     for trajectory in trajectories

@@ -6,10 +6,9 @@ The order of things, also after a restart:
   3. the newest checkpoint of the workdir, if there is one: parameters,
      optimizer state, and the loop's position (thresholds, tasks taken, what
      the guard has seen and done);
-  4. update after update. Randomness follows from the seed and the update's
-     number, everything else that an update depends on is in the checkpoint, so
-     a killed run that is started again goes on exactly as if it had never
-     stopped.
+  4. update after update. Random keys are derived from the seed and the update's
+  number, and everything else that an update depends on is in the checkpoint, so
+  a killed run that is restarted continues exactly as if it had never stopped.
 
 Several processes go through these steps together (see `processes`); they share
 the checkpoints, and process 0 writes everything else.
@@ -63,7 +62,7 @@ CONSOLE = (
 
 
 class CompileCounter:
-  """Counts programs that XLA builds; after the warm-up there are none."""
+  """Counts XLA compilations; after the warm-up there are none."""
 
   def __init__(self):
     self.count = 0
@@ -74,7 +73,7 @@ class CompileCounter:
 
 
 class CollapseError(RuntimeError):
-  """The collapse guard ended a run."""
+  """The collapse guard stopped a run."""
 
 
 class Run:
@@ -84,8 +83,7 @@ class Run:
     """Builds everything up to the first update; see the module docstring.
 
     Raises:
-      ValueError: if the configuration or something it names is wrong.
-    """
+      ValueError: if the configuration is invalid."""
     validate.check(config)
     self.config, self.workdir = config, workdir
     self.compiles = CompileCounter()
@@ -99,7 +97,7 @@ class Run:
       needs.require()
     self.actor = build.actor(config, benchmark, agent)
     self._check_first_prompt()
-    # Nothing was written so far: a start that is refused leaves no folder.
+    # Nothing has been written yet: a refused start leaves no folder.
     metrics.print_line(f"workdir: {workdir}")
     workdir.mkdir(parents=True, exist_ok=True)
     self.thresholds = build.calibrators(config)
@@ -120,8 +118,8 @@ class Run:
     self.rollbacks = 0
     self.token_bytes = self.actor.tokenizer.token_bytes()
     self.episodes: records.Writer | None = None
-    self.rows: list[dict[str, Any]] = []  # Of episodes, for dashboards.
-    self.collapse = ""  # Why the guard ended the run.
+    self.rows: list[dict[str, Any]] = []  # Tables of episodes, for dashboards.
+    self.collapse = ""  # Why the guard stopped the run.
     self.scores: dict[str, float] = {}  # The last evaluation.
     self.rollouts = ahead.Rollouts(
       self._play, ahead=config.rollout.ahead, last=config.train.updates
@@ -140,7 +138,7 @@ class Run:
     return benchmark, build.agent(self.config, benchmark)
 
   def _restore(self, step: int | None) -> types.TrainState:
-    """The state of a checkpoint; sets the loop's position to its own."""
+    """Restores state and loop position from a checkpoint."""
     state, position = self.checkpoints.restore(
       self.learner.abstract_state(), step=step
     )
@@ -154,13 +152,13 @@ class Run:
     return state
 
   def _be_cautious(self, rollbacks: int) -> None:
-    """Goes on as is right after so many rollbacks, near the best policy."""
+    """Continues as cautiously as the number of rollbacks demands."""
     self.rollbacks = rollbacks
     self.improver.caution = build.caution(self.config, rollbacks)
     self._stay_near_best()
 
   def _stay_near_best(self) -> None:
-    """Measures the KL of a cautious run from the best checkpoint."""
+    """Sets the policy that a cautious run stays close to: the best one."""
     if not self.improver.caution.kl:
       return
     self.improver.good = self.checkpoints.restore_params(
@@ -168,12 +166,12 @@ class Run:
     )
 
   def _best_step(self) -> int | None:
-    """The checkpoint that was measured best; the newest if none was."""
+    """The checkpoint with the best score; the newest if none has one."""
     best = self.checkpoints.best()
     return self.checkpoints.latest() if best is None else best
 
   def _check_first_prompt(self) -> None:
-    """Refuses a prompt length that the split's first task does not fit."""
+    """Raises an error if the first task's prompt does not fit."""
     benchmark = self.actor.benchmark
     env = benchmark.env()
     observation = env.reset(benchmark.splits[self.config.train.split][0])
@@ -188,7 +186,7 @@ class Run:
       ) from None
 
   def _check_workdir(self) -> None:
-    """Notes the configuration; says what differs from an earlier start."""
+    """Records the configuration; warns of differences from earlier starts."""
     path = self.workdir / "config.json"
     values = settings.flatten(settings.to_dict(self.config))
     if path.is_file():
@@ -205,18 +203,18 @@ class Run:
     machine.note(self.workdir)
 
   def _load(self, params: types.Params) -> None:
-    """Gives the sampler new parameters, as a state holds them."""
+    """Loads parameters of a state into the sampler."""
     self.actor.sampler.load(self.learner.policy_params(params))
 
   def _version(self, update: int) -> ahead.Version:
-    """The policy that an update left, to play with."""
+    """The version of the policy that an update produced."""
     params = self.state.params
     if self.config.rollout.ahead:
       params = self.learner.snapshot(self.state)
     return ahead.Version(update, params, **self._thresholds())
 
   def _earlier_versions(self) -> list[ahead.Version]:
-    """Those before the checkpoint's own that its next rollouts need."""
+    """Earlier versions that the next rollouts of a checkpoint need."""
     if not (self.start and self.config.rollout.ahead):
       return []
     recorded = self.position.get("versions", [])
@@ -241,7 +239,7 @@ class Run:
   def train(
     self, report: Callable[[pathlib.Path], pathlib.Path] | None = None
   ) -> dict[str, float]:
-    """Runs all updates that are left; returns the last evaluation.
+    """Runs all remaining updates; returns the last evaluation.
 
     Args:
       report: writes a report of the workdir, for the dashboards.
@@ -265,7 +263,7 @@ class Run:
       )
       if not self.start:
         scalars = self._evaluate(0)
-        self.guard.check(scalars)  # What later scores are compared with.
+        self.guard.check(scalars)  # The reference for later scores.
         writer.write(0, scalars | self.timer.take())
         writer.write_episodes(0, self._take_rows())
         if config.guard.action == "rollback" and self.checkpoints.latest() != 0:
@@ -291,7 +289,7 @@ class Run:
     writer: metrics.Writer,
     report: Callable[[pathlib.Path], pathlib.Path],
   ) -> None:
-    """Writes the report; a run that is over does not fail for it."""
+    """Writes the report; a failure does not affect the finished run."""
     try:
       writer.write_report(report(self.workdir))
     except (OSError, ValueError) as error:
@@ -309,7 +307,7 @@ class Run:
       )
 
   def _round(self, update: int) -> dict[str, float]:
-    """One update, and whatever is due after it."""
+    """One update, and everything due after it."""
     config, compiled = self.config, self.compiles.count
     scalars = self._update(update)
     last, rollbacks = config.train.updates, self.rollbacks
@@ -319,7 +317,7 @@ class Run:
     verdict = self.guard.check(scalars)
     good = self._handle_alarms(update, verdict)
     if self.rollbacks > rollbacks and due:
-      # The score is that of the policy with which the run goes on.
+      # The score belongs to the policy with which the run continues.
       scalars["guard/lost_success"] = scalars["eval/success"]
       scalars |= self._evaluate(update, record=False)
     elif self.collapse and not due:
@@ -337,8 +335,8 @@ class Run:
     scalars["compiles"] = self.compiles.count - compiled
     score = scalars.get("eval/success")
     save = score is not None or _due(update, config.train.save_every, last)
-    # A score tells later whether the state was good; without one the limits
-    # must.
+    # A score shows later whether the state was good; without one, the limits
+    # decide.
     if save and (good or score is not None) and not self.collapse:
       with self.timer.stage("save"):
         self._save(update, score)
@@ -348,7 +346,7 @@ class Run:
   def _handle_alarms(
     self, update: int, verdict: collapse_guard.Verdict
   ) -> bool:
-    """Acts on alarms as configured; returns whether the state looks good."""
+    """Reacts to alarms as configured; returns whether the state looks good."""
     action = self.config.guard.action
     if action == "off":
       return True
@@ -365,10 +363,10 @@ class Run:
     return not verdict.violations
 
   def _roll_back(self) -> None:
-    """Back to the best checkpoint, on with fresh tasks and more carefully.
+    """Returns to the best checkpoint, to continue more cautiously.
 
-    What the optimizer has gathered led astray and is dropped; its schedule,
-    and so its warm-up, begins anew.
+    The optimizer's moments led astray and are dropped; its schedule, including
+    the warm-up, restarts.
     """
     cursor, rollbacks, step = self.cursor, self.rollbacks, self._best_step()
     guard = self.guard.state_dict()
@@ -401,7 +399,7 @@ class Run:
     return scalars | learned
 
   def _upcoming(self, update: int) -> list[str]:
-    """The tasks of the episodes here that follow an update's rollout."""
+    """The tasks of this process in the rollout after an update's."""
     config, benchmark = self.config, self.actor.benchmark
     if _due(update, config.train.eval_every, config.train.updates):
       return processes.share(evaluate.panel(config, benchmark))
@@ -417,7 +415,7 @@ class Run:
   def _play(
     self, update: int, cursor: int, version: ahead.Version
   ) -> tuple[tuple[experience.Experience, collections.Counter[str]], int]:
-    """Plays an update's tasks; what was played and what it took."""
+    """Plays an update's tasks."""
     before = self.actor.scheduler.counters.copy()
     self._load(version.params)
     gathered = experience.gather(
@@ -435,7 +433,7 @@ class Run:
   def _collect(
     self, update: int
   ) -> tuple[experience.Experience, dict[str, float]]:
-    """The update's episodes, and what there is to say of them."""
+    """The update's episodes and their metrics."""
     played = self.rollouts.take(update)
     gathered, work = played.result
     self.cursor = gathered.cursor
@@ -491,7 +489,7 @@ class Run:
     trajectories: list[types.Trajectory],
     estimate: episodes.Advantages | None = None,
   ) -> None:
-    """Writes the first episodes, for reading; of an evaluation all."""
+    """Writes the first episodes of a rollout, or all of an evaluation."""
     count = self.config.log.trajectories
     if count <= 0 or processes.index():
       return
@@ -516,7 +514,7 @@ class Run:
     self.rows += [{"kind": kind, **records.summarise(one)} for one in written]
 
   def _take_rows(self) -> list[dict[str, Any]]:
-    """What was written of episodes since the last call."""
+    """The table rows of episodes since the last call."""
     rows, self.rows = self.rows, []
     return rows
 
@@ -532,7 +530,7 @@ class Run:
       "cursor": self.cursor,
       "rollbacks": self.rollbacks,
     }
-    # With which rollouts are under way; the last is the state's own.
+    # Versions used by rollouts in progress; the last is the state's.
     earlier = self.rollouts.versions[:-1] if self.config.rollout.ahead else []
     position["versions"] = [
       {"update": v.update, "epsilon": v.epsilon, "eta": v.eta} for v in earlier
@@ -549,7 +547,7 @@ class Run:
 
 
 def _due(update: int, every: int, last: int) -> bool:
-  """Whether something that happens every so often happens now."""
+  """Whether a periodic action is due."""
   return update == last or (every > 0 and update % every == 0)
 
 
@@ -559,7 +557,7 @@ def train(
   *,
   report: Callable[[pathlib.Path], pathlib.Path] | None = None,
 ) -> dict[str, float]:
-  """Trains as configured; goes on where an earlier run in workdir stopped.
+  """Trains as configured; resumes an earlier run in workdir.
 
   Args:
     config: see `configs/base.py`.
@@ -570,7 +568,7 @@ def train(
     The last evaluation.
 
   Raises:
-    ValueError: if the configuration or something it names is wrong.
-    CollapseError: if the collapse guard was set to stop the run, and did.
+    ValueError: if the configuration is invalid. CollapseError: if the collapse
+      guard stopped the run.
   """
   return Run(config, pathlib.Path(workdir).absolute()).train(report)

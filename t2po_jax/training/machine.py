@@ -1,4 +1,4 @@
-"""What a run ran on: commit, versions and hardware, noted in its folder."""
+"""The environment of a run: commit, versions and hardware."""
 
 import json
 import os
@@ -14,7 +14,7 @@ FILE = "machine.json"
 
 
 def describe() -> dict[str, str]:
-  """Commit, versions, processor and devices, in words."""
+  """Commit, versions, processor and devices, as text."""
   devices = jax.devices()
   return {
     "version": t2po_jax.__version__,
@@ -28,13 +28,13 @@ def describe() -> dict[str, str]:
 
 
 def note(workdir: pathlib.Path) -> None:
-  """Writes `machine.json`; a resumed run notes where it runs now."""
+  """Writes `machine.json`; a resumed run overwrites it."""
   text = json.dumps(describe(), indent=2) + "\n"
   (workdir / FILE).write_text(text)
 
 
 def _commit() -> str:
-  """The commit of the checkout this code lies in; `unknown` without one."""
+  """The commit of this checkout; `unknown` without one."""
   root = pathlib.Path(t2po_jax.__file__).resolve().parents[1]
   if not (root / ".git").exists():
     return "unknown"
@@ -58,7 +58,7 @@ def _commit() -> str:
 
 
 def _processor() -> str:
-  """The processor's name, as Linux or the platform says it."""
+  """The processor's name, from Linux or the platform module."""
   path = pathlib.Path("/proc/cpuinfo")
   if path.is_file():
     for line in path.read_text().splitlines():

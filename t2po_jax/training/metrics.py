@@ -1,16 +1,16 @@
-"""The numbers of a run: dicts of scalars to files, screen and dashboards.
+"""Metrics of a run: dicts of scalars to files, console and dashboards.
 
 `Writer` hands each dict to every sink. `metrics.jsonl` in the workdir is the
 record: always written, one JSON object a line, each with `step`, `time` (Unix
-seconds) and `elapsed` (seconds the run has been running, restarts summed).
-After a kill it is cut back to the resumed step, so that it reads like the file
-of an uninterrupted run. All other sinks are views of it: one console line per
-update, TensorBoard by default, Weights & Biases and MLflow when asked for.
+seconds) and `elapsed` (seconds of running time, summed over restarts). After a
+kill it is truncated to the resumed step, so that it reads like the file of an
+uninterrupted run. All other sinks are views of it: one console line per update,
+TensorBoard by default, Weights & Biases and MLflow on request.
 
-JSON knows no NaN and no infinity: NaN is written as null, infinities as the
-strings "inf" and "-inf"; `read` turns them back. Dashboards get the finite
-values only, and one that fails is left behind with a warning: a run does not
-end because a server is away.
+JSON has neither NaN nor infinity: NaN is written as null, infinities as the
+strings "inf" and "-inf"; `read` converts them back. Dashboards only get finite
+values, and one that fails is dropped with a warning: a run does not end because
+a server is down.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -44,7 +44,7 @@ def to_floats(values: Mapping[str, Any]) -> dict[str, float]:
     values: name -> number, bool or array of one element.
 
   Returns:
-    The same names with Python floats; float32 values keep all their bits.
+    The same names with Python floats; float32 values are exact.
 
   Raises:
     ValueError: if a value is not one number; names the key.
@@ -69,11 +69,11 @@ def summary(
 ) -> dict[str, float]:
   """Mean, minimum, maximum, quantiles and count of a ragged collection.
 
-  NaN stands for "no value" in the records (the first turn has no Gamma) and
-  is left out; infinities are kept.
+  NaN means "no value" (the first turn has no Gamma) and is left out; infinities
+  are kept.
 
   Args:
-    values: numbers and arrays of any shape, mixed; all elements count alike.
+    values: numbers and arrays of any shape; all elements count equally.
     prefix: the names become `prefix/mean`, `prefix/p50`, ...
     quantiles: in [0, 1], interpolated linearly.
 
@@ -103,7 +103,7 @@ def summary(
 
 
 def read(path: str | os.PathLike) -> list[dict[str, float]]:
-  """Reads a metrics file, torn last line excluded.
+  """Reads a metrics file, without a truncated last line.
 
   Args:
     path: a `metrics.jsonl`.
@@ -125,17 +125,17 @@ def read(path: str | os.PathLike) -> list[dict[str, float]]:
 
 
 def print_line(line: str) -> None:
-  """Prints one line in process 0; a log file keeps it whole, however long."""
+  """Prints one line in process 0, however long."""
   if processes.index():
     return
   rich.get_console().print(line, soft_wrap=True, markup=False, emoji=False)
 
 
 class Timer:
-  """Seconds by stage of work, summed until they are taken.
+  """Seconds per stage of work, accumulated until they are taken.
 
-  Dispatch is asynchronous: a stage that must include device time has to wait
-  for its results before it ends.
+  JAX dispatches asynchronously: a stage that should include device time must
+  wait for its results before it ends.
   """
 
   def __init__(self):
@@ -143,7 +143,7 @@ class Timer:
 
   @contextlib.contextmanager
   def stage(self, name: str) -> Iterator[None]:
-    """Adds the duration of the block to the stage, also when it raises."""
+    """Adds the duration of the block to the stage, even if it raises."""
     start = time.perf_counter()
     try:
       yield
@@ -169,7 +169,7 @@ def progress(
     total: the number of items, None if unknown.
 
   Yields:
-    A function that is told how many items are done; thread-safe.
+    A function to call with the number of finished items; thread-safe.
   """
   console = rich.get_console()
   if not console.is_terminal or processes.index():
@@ -204,11 +204,11 @@ class Writer:
     mlflow_experiment: str = "",
     settings: Mapping[str, Any] | None = None,
   ):
-    """Opens the sinks; cuts what an earlier run wrote from resume_step on.
+    """Opens the sinks; drops what an earlier run wrote from resume_step on.
 
     Args:
       workdir: the run's folder; created if absent.
-      resume_step: lines of this step and later ones will be written anew.
+      resume_step: lines of this step and later ones will be written again.
       console: names shown in the console line, in this order; a dict that
         has none of them prints nothing.
       tensorboard: whether to write event files to `workdir/tensorboard`.
@@ -251,7 +251,7 @@ class Writer:
       )
 
   def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-    """Writes one dict of scalars; it is on disk when the call returns.
+    """Writes one dict of scalars, synchronously to disk.
 
     Args:
       step: the update they belong to.
@@ -275,11 +275,11 @@ class Writer:
   def write_episodes(
     self, step: int, rows: Sequence[Mapping[str, Any]]
   ) -> None:
-    """Shows a table of episodes in the dashboards that can.
+    """Shows a table of episodes in the dashboards that support it.
 
     Args:
       step: the update they belong to.
-      rows: one per episode, all with the same keys; nothing for none.
+      rows: one per episode, all with the same keys; may be empty.
     """
     if not rows:
       return
@@ -289,14 +289,14 @@ class Writer:
           sink.write_episodes(int(step), rows)
 
   def write_report(self, path: pathlib.Path) -> None:
-    """Adds an HTML report to the dashboards that can hold one."""
+    """Adds an HTML report to the dashboards that support it."""
     for sink in list(self._sinks):
       if isinstance(sink, (_WeightsAndBiases, _MLflow)):
         with self._tolerating(sink, "the report"):
           sink.write_report(path)
 
   def close(self) -> None:
-    """Finishes all sinks; a second call does nothing."""
+    """Closes all sinks; a second call does nothing."""
     sinks, self._sinks = self._sinks, []
     for sink in sinks:
       with self._tolerating(sink, "the end"):
@@ -304,7 +304,7 @@ class Writer:
 
   @contextlib.contextmanager
   def _tolerating(self, sink: "_Sink", moment: str) -> Iterator[None]:
-    """Drops a failing dashboard; the record itself must not fail."""
+    """Drops a failing dashboard; only the record must not fail."""
     try:
       yield
     except Exception as error:
@@ -328,7 +328,7 @@ class Writer:
 
 
 class _Sink(Protocol):
-  """One place where metrics go."""
+  """The interface of a sink."""
 
   def write(self, step: int, floats: Mapping[str, float]) -> None: ...
 
@@ -351,7 +351,7 @@ class _JsonLines:
       "elapsed": round(elapsed, 3),
     }
     record |= {name: _encode(value) for name, value in floats.items()}
-    # One write per line and a sync: a kill leaves at most one torn line.
+    # One write and sync per line: a kill truncates at most one line.
     self._file.write(json.dumps(record, allow_nan=False) + "\n")
     self._file.flush()
     os.fsync(self._file.fileno())
@@ -361,7 +361,7 @@ class _JsonLines:
 
 
 class _ConsoleLine:
-  """One line per update with the chosen numbers."""
+  """One line per update with selected metrics."""
 
   def __init__(self, names: Sequence[str]):
     self._names = tuple(names)
@@ -376,7 +376,7 @@ class _ConsoleLine:
 
 
 class _TensorBoard:
-  """Event files; a resumed run hides what it will write again."""
+  """Event files; a resumed run hides steps that it will write again."""
 
   def __init__(self, folder: pathlib.Path, resume_step: int):
     import tensorboardX
@@ -468,7 +468,7 @@ class _MLflow:
       mlflow.log_params(settings)
 
   def write(self, step: int, floats: Mapping[str, float]) -> None:
-    # MLflow refuses most punctuation in names.
+    # MLflow rejects most punctuation in names.
     named = {
       re.sub(r"[^\w\-. :/]", "_", name): value
       for name, value in _finite(floats).items()
@@ -492,7 +492,7 @@ _DASHBOARDS = (_TensorBoard, _WeightsAndBiases, _MLflow)
 
 
 def _encode(value: float) -> float | str | None:
-  """A float as JSON allows it."""
+  """A float in a form that JSON allows."""
   if math.isnan(value):
     return None
   if math.isinf(value):
@@ -501,18 +501,18 @@ def _encode(value: float) -> float | str | None:
 
 
 def _finite(floats: Mapping[str, float]) -> dict[str, float]:
-  """The entries that a dashboard can draw."""
+  """The finite values."""
   return {name: x for name, x in floats.items() if math.isfinite(x)}
 
 
 def _installed(package: str) -> bool:
-  """Whether a package, not just a folder of that name, can be imported."""
+  """Whether a package can be imported, not just a folder of that name."""
   spec = importlib.util.find_spec(package)
   return spec is not None and spec.origin is not None
 
 
 def _whole_lines(path: pathlib.Path) -> list[bytes]:
-  """The lines of a metrics file without newline and without a torn tail."""
+  """The lines of a metrics file, without newlines or a truncated tail."""
   *lines, tail = path.read_bytes().split(b"\n")
   for number, line in enumerate(lines, 1):
     if _step(line) is None:
@@ -520,7 +520,7 @@ def _whole_lines(path: pathlib.Path) -> list[bytes]:
         f"{path}:{number}: found {line[:40]!r}, expected a JSON object with "
         "a step; mend the line or choose another workdir"
       )
-  # Only the newline was lost if the tail is a whole object.
+  # If the tail is a complete object, only the newline was lost.
   return lines + ([tail] if _step(tail) is not None else [])
 
 
@@ -534,7 +534,7 @@ def _step(line: bytes) -> int | None:
 
 
 def _cut(path: pathlib.Path, resume_step: int) -> float:
-  """Drops torn and later lines atomically; returns seconds already run."""
+  """Drops truncated and later lines atomically; returns the elapsed seconds."""
   if not path.exists():
     return 0.0
   before = path.read_bytes()

@@ -1,9 +1,9 @@
-"""From episodes to a better policy: score, estimate, fill in, step.
+"""The policy update: from episodes to optimizer steps.
 
-The rows of an update are packed once. What the estimator needs of the
-networks (the critic's values, log-probs of the reference policy for a KL
-penalty in the reward) is computed on these rows and taken apart into turns;
-what it finds is laid out on the same rows, and the learner steps on them.
+The rows of an update are packed once. The network outputs that the estimator
+needs (the critic's values, log-probs of the reference policy for a KL penalty
+in the reward) are computed on these rows and split into turns; the advantages
+are arranged on the same rows, and the learner steps on them.
 """
 
 from collections.abc import Sequence
@@ -31,11 +31,11 @@ class Improver:
   """The update of one run.
 
   Attributes:
-    kl: holds the coefficient of the KL penalty in the reward.
-    caution: how carefully steps are taken, after the guard rolled back.
-    good: parameters of the policy that a cautious run stays near; None
+    kl: controls the coefficient of the KL penalty in the reward.
+    caution: how cautiously steps are taken, after rollbacks.
+    good: parameters of the policy that a cautious run stays close to; None
       before a rollback.
-    estimate: the advantages of the last update; None if it learned nothing.
+    estimate: the advantages of the last update; None if it made no step.
   """
 
   def __init__(
@@ -50,7 +50,7 @@ class Improver:
       config: the run's configuration.
       learner: compiled updates.
       reference: parameters of the reference policy, from `place_params`; None
-        if nothing compares with it.
+        if it is not needed.
     """
     self._config = config
     self._learner = learner
@@ -72,7 +72,7 @@ class Improver:
     Args:
       state: donated.
       gathered: the episodes.
-      update: number of the update; draws the mini-batches.
+      update: number of the update; seeds the mini-batches.
 
     Returns:
       The new state and scalars to log.
@@ -105,7 +105,7 @@ class Improver:
       state,
       batches,
       epochs=self.caution.steps(config.train.epochs),
-      # A KL penalty in the reward has filled in the log-probs already.
+      # A KL penalty in the reward has already filled in the log-probs.
       ref_params=None if config.reward.kl != "off" else self._reference,
       lr_scale=self.caution.rate,
       agreement=bool(every) and update % every == 0,
@@ -165,7 +165,7 @@ class Improver:
     turns: Sequence[types.Turn],
     data: episodes.Episodes,
   ):
-    """Subtracts what it costs a cautious run to leave the good policy."""
+    """Charges a cautious run for its KL to the good policy."""
     _, sums = self._kl_sums(batches, turns, self.good, kind="k1")
     mean = sum(sums) / _tokens(batches)
     scalars = {"guard/kl": mean, "guard/kl_coefficient": self.caution.kl}
@@ -179,7 +179,7 @@ class Improver:
     *,
     kind: str,
   ):
-    """The batches with a policy's log-probs; per turn the KL from it."""
+    """Adds a policy's log-probs to the batches; also the KL to it per turn."""
     batches = [
       batch.replace(
         ref_logprobs=sharding.gather(self._learner.logprobs(reference, batch))
@@ -206,7 +206,7 @@ class Improver:
     batches: Sequence[types.Batch],
     turns: Sequence[types.Turn],
   ) -> list[np.ndarray]:
-    """The critic's values per turn; 0 for turns that are not learned from."""
+    """The critic's values per turn; 0 for turns that are not trained on."""
     values = [
       sharding.gather(self._learner.values(state, batch)) for batch in batches
     ]
@@ -223,7 +223,7 @@ def _tokens(batches: Sequence[types.Batch]) -> float:
 
 
 def _charged(data: episodes.Episodes, sums: Sequence[float], beta: float):
-  """The episodes with beta times a sum per turn taken from their rewards."""
+  """Subtracts beta times a sum per turn from the episodes' rewards."""
   rewards, start = [], 0
   for reward in data.rewards:
     charge = np.array(sums[start : start + len(reward)])
@@ -233,7 +233,7 @@ def _charged(data: episodes.Episodes, sums: Sequence[float], beta: float):
 
 
 def turn_advantages(estimate: episodes.Advantages) -> list[list[float]]:
-  """One advantage per turn of each trajectory; of tokens their mean."""
+  """One advantage per turn of each trajectory; token means for `gae`."""
   if estimate.tokens is None:
     return [turns.tolist() for turns in estimate.turns]
   return [
@@ -243,7 +243,7 @@ def turn_advantages(estimate: episodes.Advantages) -> list[list[float]]:
 
 
 def _by_trajectory(values: Sequence[Any], data: episodes.Episodes):
-  """Per turn of the rollout -> per turn of each trajectory."""
+  """Groups values per turn of the rollout by trajectory."""
   nested, start = [], 0
   for reward in data.rewards:
     nested.append(tuple(values[start : start + len(reward)]))
@@ -258,7 +258,7 @@ def _fill(
   values: list[np.ndarray] | None,
   discarded: float = 0.0,
 ) -> types.Batch:
-  """Lays out advantages, and with a critic its old values and targets.
+  """Arranges advantages, and with a critic its old values and targets.
 
   Args:
     batch: packed rows.
