@@ -5,12 +5,11 @@
 trains a small model from scratch on tiny generated scenes of all six task
 types. On 120 held-out tasks (standard error 0.04) success went from 0.22 at the
 cold start to 0.28, 0.38, 0.34 and 0.47 at updates 10, 20, 30 and 40; one seed,
-2026-11-27, two cores of an AMD EPYC, 10 minutes.
-Twice as many demonstrations teach more (0.32 to 0.57 with all classes of
-objects in the rooms). With a doubt of 0.7 demonstrations seldom get as far as
-the last step of a long task, and it is not learned. An expert that does not
-first say what it sees teaches much less: the policy then often takes what is
-not there.
+2026-11-27, two cores of an AMD EPYC, 10 minutes. Twice as many demonstrations
+help (0.32 to 0.57 with all classes of objects in the rooms). With
+`expert_doubt` 0.7 demonstrations seldom reach the last step of a long task, so
+it is not learned. An expert that does not first state what it sees teaches much
+less: the policy then often takes objects that are not there.
 """
 
 from t2po_jax.configs import base, environment, models
@@ -52,7 +51,7 @@ def smollm2(c: base.ConfigDict) -> None:
   models.smollm2(c, max_prompt=1472, max_response=112)
   c.env.size = "full"
   c.env.max_turns = 50
-  # Games stand in order of their task type: draw, do not take the first.
+  # Games are ordered by task type: sample them instead of taking the first.
   c.env.valid_tasks = 12
   c.env.expert_mode = "walkthrough"
   c.env.expert_hesitation = 0.5

@@ -1,9 +1,9 @@
 """Presets of algorithms, for every task: `--config=configs/searchqa.py:grpo`.
 
-A base configuration is T2PO already: GiGPO advantages with the thinking
-intervention and turn resampling. Each preset begins from there, whatever came
-before it, and changes only what makes the algorithm; lengths, numbers of
-episodes and the optimizer stay the task's.
+The base configuration is already T2PO: GiGPO advantages with the thinking
+intervention and turn resampling. Each preset starts from there, regardless of
+earlier presets, and changes only what defines the algorithm; lengths, numbers
+of episodes and the optimizer remain those of the task.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ else:
 
 
 def _estimate(c: ConfigDict, name: str) -> None:
-  """Takes an estimator; options it does not have get their defaults."""
+  """Selects an estimator; resets the options of others to their defaults."""
   c.advantage.estimator = name
   c.advantage.modulation = "off"
   for key, option in estimators.option_keys().items():
@@ -30,7 +30,7 @@ def _estimate(c: ConfigDict, name: str) -> None:
 
 
 def _minimise(c: ConfigDict, kind: str) -> None:
-  """Takes a policy loss; all options of losses get their defaults."""
+  """Selects a policy loss; resets all options of losses to their defaults."""
   loss = policy_losses.POLICY_LOSSES[kind]
   c.loss.kind = kind
   c.loss.aggregation = loss.aggregation or "token_mean"
@@ -44,12 +44,12 @@ def _gigpo_norm(c: ConfigDict) -> str:
 
 
 def t2po(c: ConfigDict) -> None:
-  """T2PO (arXiv 2605.02178), as the base configuration has it."""
-  if c.control.signal == "released":  # Its threshold came with it.
+  """T2PO (arXiv 2605.02178), as in the base configuration."""
+  if c.control.signal == "released":  # Its threshold was set by that preset.
     c.control.resampling.eta = "auto(0.1)"
   c.control.signal = "calibrated"
   c.control.thinking.enabled = True
-  if c.control.thinking.epsilon == "0":  # A hard budget came before.
+  if c.control.thinking.epsilon == "0":  # After the preset of the hard budget.
     c.control.thinking.epsilon = "auto(0.2)"
   c.control.resampling.max_tries = 2
   c.reward.drop_void = False
@@ -105,7 +105,7 @@ def rft(c: ConfigDict) -> None:
 
 
 def hard_budget(c: ConfigDict) -> None:
-  """T2PO with a hard thinking budget in the intervention's place.
+  """T2PO with a hard thinking budget instead of the intervention.
 
   Thinking ends after `control.thinking.max_tokens` and never before.
   """
@@ -114,22 +114,22 @@ def hard_budget(c: ConfigDict) -> None:
 
 
 def void_filter(c: ConfigDict) -> None:
-  """T2PO with void turn filtering in resampling's place.
+  """T2PO with void turn filtering instead of resampling.
 
-  Episodes with a turn without a valid action are not learned from.
+  Episodes with a turn without a valid action are not trained on.
   """
   t2po_no_tds(c)
   c.reward.drop_void = True
 
 
 def entropy(c: ConfigDict) -> None:
-  """T2PO on the entropy alone."""
+  """T2PO with the entropy alone as signal."""
   t2po(c)
   c.control.signal = "entropy"
 
 
 def confidence(c: ConfigDict) -> None:
-  """T2PO on the confidence alone."""
+  """T2PO with the confidence alone as signal."""
   t2po(c)
   c.control.signal = "confidence"
 
@@ -165,7 +165,7 @@ def grpo(c: ConfigDict) -> None:
 
 
 def dr_grpo(c: ConfigDict) -> None:
-  """Dr. GRPO (arXiv 2503.20783): no deviation, no length in the divisor."""
+  """Dr. GRPO (arXiv 2503.20783): divides by neither deviation nor length."""
   grpo(c)
   c.advantage.norm = "mean_norm"
   c.loss.aggregation = "seq_mean_token_sum_norm"
@@ -188,7 +188,7 @@ def cispo(c: ConfigDict) -> None:
 
 
 def sapo(c: ConfigDict) -> None:
-  """SAPO (arXiv 2511.20347): a soft gate in place of the clip."""
+  """SAPO (arXiv 2511.20347): a soft gate instead of the clip."""
   grpo(c)
   _minimise(c, "sapo")
 
@@ -247,13 +247,13 @@ def maxrl(c: ConfigDict) -> None:
 
 
 def opo(c: ConfigDict) -> None:
-  """OPO (arXiv 2505.23585): the mean return weighted by length as baseline."""
+  """OPO (arXiv 2505.23585): the length-weighted mean return as baseline."""
   off(c)
   _estimate(c, "opo")
 
 
 def hgpo(c: ConfigDict) -> None:
-  """HGPO (arXiv 2602.22817): turns compared by what their prompts show."""
+  """HGPO (arXiv 2602.22817): compares turns with the same context."""
   off(c)
   _estimate(c, "hgpo")
   c.advantage.norm = "mean_std_norm"
@@ -262,7 +262,7 @@ def hgpo(c: ConfigDict) -> None:
 
 
 def aem(c: ConfigDict) -> None:
-  """AEM (arXiv 2605.00425) on top of whatever came before: `grpo,aem`."""
+  """AEM (arXiv 2605.00425) on top of earlier presets: `grpo,aem`."""
   c.advantage.modulation = "aem"
 
 
@@ -312,22 +312,21 @@ def gpg(c: ConfigDict) -> None:
 
 
 def clip_cov(c: ConfigDict) -> None:
-  """Clip-Cov (arXiv 2505.22617): some tokens that cost entropy are left out."""
+  """Clip-Cov (arXiv 2505.22617): leaves out some tokens that reduce entropy."""
   grpo(c)
   _minimise(c, "clip_cov")
 
 
 def kl_cov(c: ConfigDict) -> None:
-  """KL-Cov (arXiv 2505.22617): tokens that cost entropy pay a KL."""
+  """KL-Cov (arXiv 2505.22617): a KL penalty on tokens that reduce entropy."""
   grpo(c)
   _minimise(c, "kl_cov")
 
 
 def icepop(c: ConfigDict) -> None:
-  """IcePop (arXiv 2510.18855) on top of whatever came before.
+  """IcePop (arXiv 2510.18855) on top of earlier presets.
 
-  Tokens on which trainer and sampler disagree beyond a ratio of 0.5 to 5 take
-  no part.
+  Tokens whose ratio of trainer to sampler lies outside 0.5 to 5 are left out.
   """
   c.loss.old_logprobs = "recompute"
   c.loss.importance = "mask"
@@ -336,7 +335,7 @@ def icepop(c: ConfigDict) -> None:
 
 
 def turn_is(c: ConfigDict) -> None:
-  """Truncated importance weights of whole turns, on top of what came before."""
+  """Truncated importance weights of whole turns, on top of earlier presets."""
   c.loss.old_logprobs = "recompute"
   c.loss.importance = "turn_truncate"
   c.loss.importance_low = 0.0
@@ -344,7 +343,7 @@ def turn_is(c: ConfigDict) -> None:
 
 
 def turn_rejection(c: ConfigDict) -> None:
-  """Turns on which trainer and sampler disagree are left out, likewise.
+  """Leaves out turns on which trainer and sampler disagree, likewise.
 
   The geometric mean of their ratios must lie from 0.99 to 1.01.
   """
@@ -353,7 +352,7 @@ def turn_rejection(c: ConfigDict) -> None:
 
 
 def lora(c: ConfigDict) -> None:
-  """Low-rank adapters alone are trained, in ten times larger steps."""
+  """Trains only low-rank adapters, with a ten times larger learning rate."""
   c.lora.rank = 16
   c.optimizer.learning_rate *= 10
 

@@ -1,15 +1,14 @@
 """Every key of a configuration: type, default, meaning and bounds.
 
 A task file (`searchqa.py`, `webshop.py`, ...) starts from `get_config()` and
-states only what differs. The result is locked: a key that is not listed here
-is refused, with the nearest name that exists. `read` turns it into the frozen
-records below, which is what the library works with.
+states only what differs. The result is locked: an unknown key is refused, with
+a suggestion. `read` converts it to the frozen records below, which the library
+works with.
 
-Presets are joined by commas after a colon, later ones win:
-`--config=configs/searchqa.py:smollm2,grpo`. A task brings those of its models,
-`algorithms.py` those that every task has, and `tiny` is the task's default.
-
-The file is long because every key stands here with all that is known of it.
+Presets follow a colon, joined by commas; later ones take precedence:
+`--config=configs/searchqa.py:smollm2,grpo`. A task defines presets of its
+models, `algorithms.py` those of all tasks, and `tiny` is the task's default.
+The file is long because it defines every key.
 """
 
 from collections.abc import Callable, Mapping
@@ -47,11 +46,11 @@ _KL = ("off", *losses.KL_KINDS)
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-  """What is played.
+  """The environment.
 
   Attributes:
-    name: of the environment.
-    arguments: of its constructor, by name.
+    name: its name.
+    arguments: its settings by name.
   """
 
   name: str = "toy"
@@ -60,16 +59,16 @@ class Environment:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-  """Where the policy comes from and how it is computed."""
+  """The policy: where it comes from and how it is computed."""
 
   source: str = key(
     "scratch",
     "A Hugging Face directory or hub id, a GGUF file, or `scratch` for a model "
-    "of `size` trained here from the start.",
+    "of `size` trained from scratch.",
   )
   size: str = key("tiny", "Named size, for `scratch` only.")
   vocab_size: int = key(
-    1024, "Most pieces of the tokenizer, for `scratch` only.", least=1
+    1024, "Largest vocabulary of the tokenizer, for `scratch` only.", least=1
   )
   dtype: str = key(
     "float32",
@@ -84,8 +83,8 @@ class Model:
   scan_layers: bool = key(True, "Training: scan over layers, or unroll them.")
   remat: str = key(
     "none",
-    "Training: what the backward pass computes again: `none`, `full` (layers) "
-    "or `dots` (layers, but not their products with weights).",
+    "Training: what the backward pass recomputes: nothing (`none`), whole "
+    "layers (`full`), or everything but products with weights (`dots`).",
     choices=decoder.REMATS,
   )
 
@@ -95,9 +94,9 @@ class Lora:
   """Low-rank adapters over the policy."""
 
   rank: int = key(
-    0, "Train adapters of this rank alone; 0 = all weights.", least=0
+    0, "Train only adapters of this rank; 0 = train all weights.", least=0
   )
-  alpha: float = key(32.0, "Their strength is alpha / rank.", above=0)
+  alpha: float = key(32.0, "Adapters are scaled by alpha / rank.", above=0)
   targets: str = key(
     "all",
     "`all` projections of the layers, or some of `query,key,value,out,gate,up,"
@@ -105,51 +104,49 @@ class Lora:
   )
   cold_start: bool = key(
     False,
-    "Train adapters in the cold start too and merge them after it; else it "
-    "trains all weights.",
+    "Train adapters in the cold start too, and merge them afterwards; "
+    "otherwise it trains all weights.",
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-  """How episodes are played for training.
-
-  Programs are compiled for sizes that double from the smallest on: tokens of
-  a prompt, prompts per call (these in fours), cache length attended to.
-  Environments answer on the spot, or in threads if they wait for a server, or
-  in processes if they are not safe between threads, crash or leak.
+  """How training episodes are played. Programs are compiled for sizes that grow
+  by doubling: tokens of a prompt, prompts per call (these by factors of four),
+  cache length attended to. Environments are called synchronously, or in threads
+  if they wait for a server, or in processes if they are not thread-safe, crash
+  or leak.
   """
 
   tasks: int = key(16, "Task groups per update.", least=1)
   group_size: int = key(8, "Trajectories per group, G.", least=1)
   filter_groups: bool = key(
-    False, "Replace groups whose returns are all equal by fresh ones (DAPO)."
+    False, "Replace groups with equal returns by new ones (DAPO)."
   )
   filter_tries: int = key(3, "Most rounds of replacement per update.", least=1)
   ahead: int = key(
     0,
-    "Updates that the policy of a rollout may lag behind: rollouts are played "
-    "beside the updates before them. 0 = they take turns.",
+    "Updates that the policy of a rollout may lag behind: rollouts then "
+    "overlap with earlier updates. 0 = no overlap.",
     least=0,
   )
   context: str = key(
     "window",
     "`window`: a prompt shows the last turns. `append`: it is the whole "
-    "dialogue, word for word, and starts over from the window when it gets "
-    "too long.",
+    "dialogue, verbatim, and restarts from the window when it gets too long.",
     choices=collect.CONTEXTS,
   )
   memory: int = key(4, "(observation, action) pairs in the window.", least=0)
-  prefix: str = key("<think>", "Text that every response is begun with.")
-  max_prompt: int = key(192, "Tokens, the prefix included.", least=2)
+  prefix: str = key("<think>", "Text prepended to every response.")
+  max_prompt: int = key(192, "Tokens, including the prefix.", least=2)
   max_response: int = key(48, "Tokens.", least=1)
   slots: int = key(
     64, "Responses decoded at the same time, per process.", least=1
   )
   tensor: int = key(
     1,
-    "Devices of a process that share every product; the slots are split over "
-    "as many groups of them as divide their number.",
+    "Devices of a process that split each matrix product; the slots are "
+    "divided over groups of that many devices.",
     least=1,
   )
   chunk: int = key(
@@ -162,11 +159,12 @@ class Rollout:
   live_tokens: int = key(128, "Smallest cache length.", least=1)
   one_size: bool = key(
     False,
-    "One program of the largest size for all: results then do not depend on "
-    "which responses share a call, nor so on environments' latency; dearer.",
+    "Always use the program of the largest size: results then do not depend on "
+    "which responses share a call, and thus not on the environments' latency. "
+    "Costs more.",
   )
   env_threads: int = key(
-    0, "Environment calls at the same time; 0 = no threads.", least=0
+    0, "Concurrent environment calls; 0 = no threads.", least=0
   )
   env_workers: int = key(0, "Worker processes; 0 = none.", least=0)
   env_memory: float = key(
@@ -174,20 +172,24 @@ class Rollout:
   )
   env_calls: int = key(
     0,
-    "Decode calls that an environment may think: its answer is taken that much "
-    "later, or when nothing else is left to decode, so that runs are equal to "
-    "the last bit whatever the latency. 0 = it is taken once it is there.",
+    "Decode calls after which an environment's answer is awaited, or earlier "
+    "if nothing is left to decode, so that runs are bit-identical whatever the "
+    "latency. 0 = take answers as they arrive.",
     least=0,
   )
   env_timeout: float = key(
     0.0, "Seconds per environment call; 0 = no limit.", least=0
   )
-  temperature: float = key(1.0, "Of sampling.", least=0)
-  top_k: int = key(0, "Most likely tokens to draw from; 0 = all.", least=0)
-  top_p: float = key(1.0, "Probability to draw from; 1 = all.", above=0, most=1)
+  temperature: float = key(1.0, "Sampling temperature.", least=0)
+  top_k: int = key(
+    0, "Number of most likely tokens to sample from; 0 = all.", least=0
+  )
+  top_p: float = key(
+    1.0, "Cumulative probability to sample from; 1 = all.", above=0, most=1
+  )
   min_p: float = key(
     0.0,
-    "Least probability of a token, as a part of the largest; 0 = none.",
+    "Least probability of a token relative to the largest; 0 = no bound.",
     least=0,
     most=1,
   )
@@ -197,22 +199,24 @@ class Rollout:
 class Thinking:
   """The token-level thinking intervention."""
 
-  enabled: bool = key(True, "Whether it acts.")
+  enabled: bool = key(True, "Whether the intervention is on.")
   epsilon: str = key(
     "auto(0.2)",
     "Threshold of mean |dM|: a number in quotes, or `auto(q)`, the q-quantile "
-    "of what is measured.",
+    "of the measured values.",
   )
   window: int = key(8, "N: the mean is over N + 1 changes.", least=0)
-  min_tokens: int = key(8, "L_min: never fires before.", least=0)
-  max_tokens: int = key(
-    450, "L_max: always fires here; the hard budget.", least=1
+  min_tokens: int = key(
+    8, "L_min: tokens before which it never fires.", least=0
   )
-  require_past_peak: bool = key(True, "Only after the signal's peak.")
+  max_tokens: int = key(
+    450, "L_max: tokens at which it always fires; the hard budget.", least=1
+  )
+  require_past_peak: bool = key(True, "Only fire after the signal's peak.")
   closing: str = key(
     "",
-    "Text that it forces, beginning with `</think>`; empty = the "
-    "environment's, which opens the action as well.",
+    "The forced text, beginning with `</think>`; empty = the environment's, "
+    "which also opens the action.",
   )
 
 
@@ -221,20 +225,18 @@ class Resampling:
   """Turn-level resampling."""
 
   eta: str = key("auto(0.1)", "Threshold of |dPhi|, as `thinking.epsilon`.")
-  max_tries: int = key(
-    2, "B_max: samplings beyond the first; 0 = off.", least=0
-  )
+  max_tries: int = key(2, "B_max: attempts beyond the first; 0 = off.", least=0)
   sign: str = key(
     "phi",
-    "What asks for another try: |dPhi| < eta (`phi`); of ours, the same "
-    "`action` from the same observation as at the turn before, `both` of them, "
-    "or an `unsure` response, exp(-mean entropy) < eta.",
+    "What triggers resampling: |dPhi| < eta (`phi`); or, ours, the same "
+    "`action` from the same observation as in the previous turn, `both` of "
+    "them, or an `unsure` response, exp(-mean entropy) < eta.",
     choices=resampling.SIGNS,
   )
   negative: float = key(
     0.0,
-    "Discarded responses are learned from with an advantage of minus this "
-    "(ours); 0 = they are not.",
+    "Train on discarded responses with an advantage of minus this (ours); 0 = "
+    "do not.",
     least=0,
   )
 
@@ -243,7 +245,7 @@ class Resampling:
 class Calibration:
   """When `auto` thresholds are set."""
 
-  rollouts: int = key(1, "Rollouts that one waits for.", least=0)
+  rollouts: int = key(1, "Rollouts before the first calibration.", least=0)
   every: int = key(10, "Updates between recalibrations; 0 = never.", least=0)
 
 
@@ -257,7 +259,7 @@ class Control:
     choices=lambda: uncertainty.SIGNALS,
   )
   top_j: int = key(20, "Tokens the confidence averages over.", least=1)
-  tempered: bool = key(False, "Measure after the temperature.")
+  tempered: bool = key(False, "Measure the tempered distribution.")
   thinking: Thinking = Thinking()
   resampling: Resampling = Resampling()
   calibration: Calibration = Calibration()
@@ -265,15 +267,17 @@ class Control:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-  """What is added to and left out of the environment's reward."""
+  """Penalties on the environment's reward, and episodes left out."""
 
   format_penalty: float = key(
-    0.1, "Per response that breaks the grammar.", least=0
+    0.1, "For a response that violates the grammar.", least=0
   )
-  invalid_penalty: float = key(0.1, "Per action that is not possible.", least=0)
+  invalid_penalty: float = key(
+    0.1, "For an action that is not possible.", least=0
+  )
   penalties: str = key(
     "sum",
-    "What a response costs that is both.",
+    "The penalty of a response that is both.",
     choices=penalties.COMBINATIONS,
   )
   repeat_penalty: float = key(
@@ -284,42 +288,52 @@ class Reward:
   )
   overlong_penalty: float = key(
     0.0,
-    "Of a response of `rollout.max_response` tokens (soft overlong punishment "
+    "For a response of `rollout.max_response` tokens (soft overlong punishment "
     "of DAPO).",
     least=0,
   )
   overlong_buffer: int = key(
-    0, "Tokens below that length over which it is approached.", least=0
+    0, "Tokens below that length over which the penalty rises.", least=0
   )
-  drop_void: bool = key(False, "Leave out episodes with a turn without action.")
-  drop_overlong: bool = key(False, "Leave out responses that were cut off.")
-  kl: str = key("off", "KL to the reference, charged per turn.", choices=_KL)
-  kl_coefficient: float = key(0.0, "Of that KL.", least=0)
+  drop_void: bool = key(
+    False,
+    "Leave out episodes with a turn without an action.",
+  )
+  drop_overlong: bool = key(False, "Leave out truncated responses.")
+  kl: str = key(
+    "off", "KL to the reference policy, charged per turn.", choices=_KL
+  )
+  kl_coefficient: float = key(0.0, "Coefficient of that KL.", least=0)
   kl_target: float = key(
-    0.0, "nats per token; the coefficient follows; 0 = fixed.", least=0
+    0.0,
+    "Target KL in nats per token, to which the coefficient adapts; 0 = fixed.",
+    least=0,
   )
   kl_horizon: float = key(
-    10_000.0, "Trajectories, or turns, over which it follows.", least=1
+    10_000.0,
+    "Trajectories, or turns, over which the coefficient adapts.",
+    least=1,
   )
   kl_mean: str = key(
     "token",
-    "What the KL that it follows is a mean of: all tokens, counting "
-    "trajectories, or the means of turns, counting turns (the reference).",
+    "How the KL for adaptation is averaged: over all tokens, counting "
+    "trajectories, or over per-turn means, counting turns (the reference).",
     choices=kl_control.MEANS,
   )
 
 
 @dataclasses.dataclass(frozen=True)
 class Advantage:
-  """How good a turn was; the options of all estimators are keys, too."""
+  """The advantage estimator; the options of all estimators are keys, too."""
 
   estimator: str = key(
     "gigpo",
-    "One of `learning/estimators`, or `package.module:NAME` of another.",
+    "One of `learning/estimators`, or another one as `package.module:NAME`.",
   )
   modulation: str = key(
     "off",
-    "Factors on what the estimator finds: `aem`, sure turns learn more.",
+    "Factors applied to the estimator's advantages: `aem`, confident turns "
+    "learn more.",
     choices=lambda: ("off", *modulation.MODULATIONS),
   )
 
@@ -330,49 +344,56 @@ class Critic:
 
   kind: str = key(
     "trunk",
-    "Shares the policy's layers; or `separate`.",
+    "Share the policy's layers (`trunk`), or a `separate` network.",
     choices=critic.KINDS,
   )
   rate: float = key(
-    10.0, "Learning rate of its own parameters, per policy's.", above=0
+    10.0,
+    "Learning rate of its own parameters, relative to the policy's.",
+    above=0,
   )
-  coefficient: float = key(0.5, "trunk: weight of its loss.", above=0)
-  clip: float = key(0.0, "Range around its old values; 0 = off.", least=0)
+  coefficient: float = key(0.5, "trunk: weight of the value loss.", above=0)
+  clip: float = key(0.0, "Clip range around its old values; 0 = off.", least=0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-  """What an update minimises."""
+  """The objective of an update."""
 
   kind: str = key(
     "ppo",
-    "Of the policy; the options of all losses are keys, too.",
+    "The policy loss; the options of all losses are keys, too.",
     choices=lambda: policy_losses.POLICY_LOSSES,
   )
   aggregation: str = key(
-    "token_mean", "How tokens are averaged.", choices=losses.AGGREGATIONS
+    "token_mean", "How token losses are averaged.", choices=losses.AGGREGATIONS
   )
   kl: str = key(
     "off",
-    "Term against the reference; `k1+`, `k3+` have the gradient of k2.",
+    "KL to the reference policy as a loss term; `k1+` and `k3+` have the "
+    "gradient of k2.",
     choices=_KL,
   )
-  kl_coefficient: float = key(0.0, "Of that term.", least=0)
-  entropy_coefficient: float = key(0.0, "Of the entropy bonus.", least=0)
+  kl_coefficient: float = key(0.0, "Coefficient of that term.", least=0)
+  entropy_coefficient: float = key(
+    0.0, "Coefficient of the entropy bonus.", least=0
+  )
   old_logprobs: str = key(
     "sampler",
-    "Or `recompute` before each update.",
+    "Log-probs of the old policy: from the `sampler`, or `recompute` before "
+    "each update.",
     choices=objectives.OLD_LOGPROBS,
   )
   importance: str = key(
     "truncate",
-    "With `recompute`: w = old / sampler, `truncate` to at most the cap, "
-    "`mask` tokens beyond it, `turn_truncate` a turn's product, or `off`.",
+    "With `recompute`: w = old / sampler; `truncate` it to at most the cap, "
+    "`mask` tokens beyond it, `turn_truncate` the product over a turn, or "
+    "`off`.",
     choices=objectives.WEIGHTS,
   )
   importance_cap: float = key(2.0, "Largest importance weight.", above=1)
   importance_low: float = key(
-    0.0, "mask: the smallest; 0 = 1 / cap.", least=0, most=1
+    0.0, "mask: the smallest weight; 0 = 1 / cap.", least=0, most=1
   )
   rejection: str = key(
     "off",
@@ -381,10 +402,10 @@ class Loss:
     choices=objectives.REJECTIONS,
   )
   rejection_low: float = key(
-    0.0, "Smallest ratio; 0 = what is usual for the kind.", least=0, most=1
+    0.0, "Smallest ratio; 0 = the usual one for the kind.", least=0, most=1
   )
   rejection_high: float = key(
-    0.0, "Largest ratio; 0 = what is usual for the kind.", least=0
+    0.0, "Largest ratio; 0 = the usual one for the kind.", least=0
   )
 
 
@@ -392,17 +413,21 @@ class Loss:
 class Optimizer:
   """AdamW."""
 
-  learning_rate: float = key(3e-4, "Peak of the schedule.", above=0)
+  learning_rate: float = key(3e-4, "Peak learning rate.", above=0)
   schedule: str = key(
     "constant",
-    "Or `linear`, `cosine`: decay to 0.",
+    "`constant`, or `linear` or `cosine` decay to 0.",
     choices=optimizers.SCHEDULES,
   )
   warmup: int = key(0, "Steps of linear warm-up.", least=0)
-  b1: float = key(0.9, "Decay of the gradient's mean.", least=0, most=1)
-  b2: float = key(0.95, "Decay of its square.", least=0, most=1)
-  weight_decay: float = key(0.0, "Per step, times the learning rate.", least=0)
-  clip_norm: float = key(1.0, "Global gradient norm; 0 = off.", least=0)
+  b1: float = key(0.9, "Decay of the first moment.", least=0, most=1)
+  b2: float = key(0.95, "Decay of the second moment.", least=0, most=1)
+  weight_decay: float = key(
+    0.0, "Weight decay per step, times the learning rate.", least=0
+  )
+  clip_norm: float = key(
+    1.0, "Global gradient norm to clip to; 0 = off.", least=0
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -415,12 +440,12 @@ class Train:
   )
   epochs: int = key(1, "Passes over a rollout.", least=1)
   row_tokens: int = key(
-    256, "Length of packed rows; at least prompt + response.", least=1
+    256, "Length of packed rows in tokens; at least prompt + response.", least=1
   )
   micro_rows: int = key(
     8,
-    "Rows per gradient accumulation step; few, because a part is computed "
-    "whole.",
+    "Rows per micro-batch (gradient accumulation step); keep it small, because "
+    "partly filled micro-batches are computed whole.",
     least=1,
   )
   eval_every: int = key(
@@ -429,109 +454,118 @@ class Train:
   save_every: int = key(
     5, "Updates between checkpoints; 0 = only at the end.", least=0
   )
-  keep: int = key(2, "Newest checkpoints kept, beside the best.", least=1)
+  keep: int = key(2, "Newest checkpoints to keep, besides the best.", least=1)
   checkpoints: str = key(
     "",
-    "Folder of the checkpoints, a path or `gs://...`, that all processes "
-    "reach; empty = in the workdir.",
+    "Folder of the checkpoints, a path or `gs://...`, accessible to all "
+    "processes; empty = in the workdir.",
   )
-  split: str = key("train", "Where tasks come from.")
+  split: str = key("train", "Split of the tasks.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-  """Limits whose violation means that training collapses; 0 = no limit."""
+  """Limits whose violation indicates a collapse of training; 0 = no limit."""
 
   action: str = key(
     "warn",
-    "What follows an alarm: `off`, `warn`, `stop`, or `rollback` to the "
-    "checkpoint that was measured best, on with a fresh optimizer and with "
-    "more care.",
+    "Reaction to an alarm: `off`, `warn`, `stop`, or `rollback` to the best "
+    "checkpoint, continuing more cautiously with a fresh optimizer.",
     choices=collapse_guard.ACTIONS,
   )
   patience: int = key(
-    3, "Updates in a row beyond a limit that make an alarm.", least=1
+    3, "Consecutive violations of a limit that raise an alarm.", least=1
   )
   min_entropy: float = key(0.002, "nats per token.", least=0)
   max_entropy: float = key(5.0, "nats per token.", least=0)
   max_kl: float = key(
-    0.5, "Old policy against new within an update, nats.", least=0
+    0.5, "KL of the old policy to the new one within an update, nats.", least=0
   )
   max_reference_kl: float = key(
-    0.0, "With `loss.kl`: from the reference, nats.", least=0
+    0.0, "With `loss.kl`: KL to the reference policy, nats.", least=0
   )
-  max_grad_norm: float = key(50.0, "Before clipping.", least=0)
-  max_repetition: float = key(0.8, "Of a response's 4-grams.", least=0)
-  min_format: float = key(0.3, "Responses that follow the grammar.", least=0)
+  max_grad_norm: float = key(50.0, "Gradient norm before clipping.", least=0)
+  max_repetition: float = key(
+    0.8, "Fraction of repeated 4-grams in a response.", least=0
+  )
+  min_format: float = key(
+    0.3, "Fraction of responses that follow the grammar.", least=0
+  )
   max_mismatch: float = key(
-    0.1, "Sampler against trainer, mean, nats.", least=0
+    0.1, "Mean gap of log-probs between sampler and trainer, nats.", least=0
   )
   max_skipped: float = key(
-    0.5, "Steps skipped because a gradient was not finite.", least=0
+    0.5, "Fraction of steps skipped because of a non-finite gradient.", least=0
   )
   window: int = key(
-    3, "Updates over which falling metrics of training are averaged.", least=1
+    3,
+    "Updates over which training metrics are averaged to detect a fall.",
+    least=1,
   )
   max_score_fall: float = key(
     0.4,
-    "Of the held-out success below the run's best, beyond its noise.",
+    "Fall of the held-out success below the run's best, as a fraction of it, "
+    "beyond noise.",
     least=0,
   )
   max_return_fall: float = key(
     0.4,
-    "Of the training return below the run's best, in standard deviations of an "
-    "episode's.",
+    "Fall of the training return below the run's best, in standard deviations "
+    "of an episode's return.",
     least=0,
   )
   max_deviation_fall: float = key(
     0.6,
-    "Of the deviation of returns inside the groups below the run's best, while "
-    "the return is not at its own.",
+    "Fall of the standard deviation of returns within groups below the run's "
+    "best, while the return is not at its best.",
     least=0,
   )
   max_dependence_fall: float = key(
     0.7,
-    "Of the dependence of first responses on their prompt below the run's "
+    "Fall of the dependence of first responses on their prompt below the run's "
     "best.",
     least=0,
   )
   rate_factor: float = key(
-    0.5, "rollback: of the learning rate, per rollback.", above=0, most=1
+    0.5, "rollback: factor of the learning rate, per rollback.", above=0, most=1
   )
   reuse_factor: float = key(
     0.5,
-    "rollback: of passes over a rollout and of mini-batches, per rollback.",
+    "rollback: factor of epochs and of mini-batches, per rollback.",
     above=0,
     most=1,
   )
   kl_coefficient: float = key(
     0.05,
-    "rollback: reward per nat of KL from the good policy, per rollback.",
+    "rollback: reward charged per nat of KL to the good policy, per rollback.",
     least=0,
   )
-  rollbacks: int = key(3, "rollback: most of them; then stop.", least=0)
+  rollbacks: int = key(
+    3, "rollback: the most rollbacks; after that, stop.", least=0
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class ColdStart:
-  """Supervised start of the policy."""
+  """The supervised start of the policy."""
 
   kind: str = key(
     "none",
-    "Imitate the expert, then the policy's own successes, or one of them.",
+    "Imitate the expert, the policy's own successes, or first one and then the "
+    "other.",
     choices=("expert", "rft", "expert+rft", "none"),
   )
   episodes: int = key(512, "Demonstrations of the scripted expert.", least=1)
   only_successes: bool = key(False, "Leave out demonstrations that failed.")
   epochs: int = key(1, "Passes over the demonstrations.", least=1)
-  learning_rate: float = key(1e-3, "Peak; cosine decay.", above=0)
+  learning_rate: float = key(1e-3, "Peak learning rate; cosine decay.", above=0)
   batch_size: int = key(32, "Turns per optimizer step.", least=1)
   micro_rows: int = key(8, "Rows per gradient accumulation step.", least=1)
   rft_rounds: int = key(
     1, "Rounds of sampling and fine-tuning on successes.", least=1
   )
   rft_tasks: int = key(
-    64, "Tasks per round, `rollout.group_size` tries each.", least=1
+    64, "Tasks per round, with `rollout.group_size` episodes each.", least=1
   )
   rft_epochs: int = key(1, "Passes over the successes of a round.", least=1)
 
@@ -540,29 +574,32 @@ class ColdStart:
 class Eval:
   """The fixed panel of held-out tasks."""
 
-  split: str = key("valid", "Where its tasks come from.")
-  tasks: int = key(64, "Its size, from the split's start.", least=1)
-  temperature: float = key(0.6, "Of sampling; 0 = greedy.", least=0)
+  split: str = key("valid", "Split of its tasks.")
+  tasks: int = key(64, "Number of tasks, from the start of the split.", least=1)
+  temperature: float = key(0.6, "Sampling temperature; 0 = greedy.", least=0)
   top_k: int = key(20, "As `rollout.top_k`.", least=0)
   top_p: float = key(0.95, "As `rollout.top_p`.", above=0, most=1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-  """Devices per axis of the update; one may be -1, the rest."""
+  """Devices per mesh axis of the update; one may be -1: the remaining."""
 
-  data: int = key(-1, "Rows are split over these.", least=-1)
-  fsdp: int = key(1, "Rows and parameters are split over these.", least=-1)
-  tensor: int = key(1, "Products are split over these.", least=-1)
+  data: int = key(-1, "Devices that split the rows.", least=-1)
+  fsdp: int = key(1, "Devices that split rows and parameters.", least=-1)
+  tensor: int = key(1, "Devices that split matrix products.", least=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """The plan of a device's memory."""
+  """The memory plan of a device."""
 
-  check: bool = key(True, "Say what a run needs; refuse it if that cannot fit.")
+  check: bool = key(
+    True,
+    "Print a run's memory plan; refuse the run if it cannot fit.",
+  )
   limit: float = key(
-    0.0, "GB of a device that may be used; 0 = what it has.", least=0
+    0.0, "GB that may be used per device; 0 = all of it.", least=0
   )
 
 
@@ -575,19 +612,19 @@ class Log:
   mlflow: str = key("", "MLflow experiment; empty = off.")
   trajectories: int = key(
     4,
-    "Training episodes written to `trajectories/` per update, for reading; "
-    "those of evaluations are written whole. 0 = none at all.",
+    "Training episodes written to `trajectories/` per update; of evaluations, "
+    "all are written. 0 = none at all.",
     least=0,
   )
   gradient_noise: int = key(
     0,
-    "Updates between measurements of how much micro-batches agree on the "
-    "gradient, `learn/grad_agreement`; each costs a gradient. 0 = never.",
+    "Updates between measurements of how much the micro-batches' gradients "
+    "agree, `learn/grad_agreement`; each costs one gradient. 0 = never.",
     least=0,
   )
 
 
-# Sections that have the options of whatever is registered for them as keys.
+# Sections with the options of registered methods as keys.
 _OPTIONS: Mapping[type, Callable[[], Mapping[str, keys.Key]]] = {
   Control: uncertainty.option_keys,
   Advantage: estimators.option_keys,
@@ -596,7 +633,7 @@ _OPTIONS: Mapping[type, Callable[[], Mapping[str, keys.Key]]] = {
 
 
 def with_options(section: type) -> type:
-  """A section with the options that are registered for it by now."""
+  """A section with the options registered for it so far."""
   if section not in _OPTIONS:
     return section
   return _extend(section, tuple(_OPTIONS[section]().values()))
@@ -604,7 +641,7 @@ def with_options(section: type) -> type:
 
 @functools.cache
 def _extend(section: type, options: tuple[keys.Key, ...]) -> type:
-  """The section with these keys; the same class for the same ones."""
+  """The section extended by these keys; cached per set of keys."""
   return dataclasses.make_dataclass(
     section.__name__,
     [(key.name, type(key.default), keys.field(key)) for key in options],
@@ -614,7 +651,7 @@ def _extend(section: type, options: tuple[keys.Key, ...]) -> type:
 
 
 def _extensible(section: type) -> Any:
-  """A field for a section whose keys are not known before it is made."""
+  """A field for a section whose keys are only known later."""
   return dataclasses.field(default_factory=lambda: with_options(section)())
 
 
@@ -622,8 +659,8 @@ def _extensible(section: type) -> Any:
 class Config:
   """All settings of a run."""
 
-  name: str = key("base", "Names the run and its directory.")
-  seed: int = key(0, "Everything random derives from it.", least=0)
+  name: str = key("base", "Name of the run and of its directory.")
+  seed: int = key(0, "All random numbers derive from it.", least=0)
   env: Environment = Environment()
   model: Model = Model()
   lora: Lora = Lora()
@@ -643,13 +680,13 @@ class Config:
   log: Log = Log()
   cache_dir: str = key(
     "",
-    "Cold starts, search indexes and compiled programs; relative to the home "
-    "directory's cache unless absolute. Empty = `~/.cache/t2po_jax`.",
+    "Folder of cold starts, search indexes and compiled programs; empty = "
+    "`~/.cache/t2po_jax`.",
   )
 
 
 def get_config() -> ConfigDict:
-  """All keys with defaults that train a tiny model on a CPU."""
+  """All keys, with defaults that train a tiny model on a CPU."""
   return config_dict.ConfigDict(to_dict(Config()))
 
 
@@ -665,22 +702,22 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def read(config: ConfigDict) -> Config:
-  """The frozen record of a configuration.
+  """Reads a configuration into its frozen record.
 
   Args:
-    config: from a task's `get_config`, perhaps changed since.
+    config: from a task's `get_config`, possibly modified.
 
   Returns:
     The same settings.
 
   Raises:
-    ValueError: for a key that does not exist, or a value out of its bounds.
+    ValueError: for an unknown key or a value that is not allowed.
   """
   return _read(Config, config.to_dict(), "")
 
 
 def _read(section: type, values: Mapping[str, Any], name: str) -> Any:
-  """One section and those inside it."""
+  """Reads one section and its subsections."""
   if section is Environment:
     arguments = dict(values)
     return Environment(arguments.pop("name"), arguments)

@@ -9,7 +9,7 @@ from t2po_jax import envs, keys
 
 
 def section(name: str, **changes: Any) -> config_dict.ConfigDict:
-  """Every key of an environment, so that each can be set anywhere.
+  """The section `env` with every key of an environment.
 
   Args:
     name: of a built-in or installed environment, or `module:class`.

@@ -1,4 +1,4 @@
-"""Gridworld: walk to a goal around walls that answer nothing.
+"""Gridworld: walk to a goal around walls, without feedback from them.
 
   python experiments/main.py --config=configs/gridworld.py
 
@@ -28,9 +28,8 @@ def get_config(presets: str = "") -> base.ConfigDict:
 
 
 def loops(c: base.ConfigDict) -> None:
-  """Long walks in few turns, by a policy that likes to repeat itself.
-
-  No turn is punished: what is lost are turns.
+  """Long walks in few turns, by a policy that tends to repeat itself. Turns are
+  not penalised: the cost of repetition is lost turns.
   """
   c.env.size = 7
   c.env.walls = 0.3

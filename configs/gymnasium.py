@@ -11,7 +11,7 @@ from t2po_jax.configs import base, environment, textarena
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
-  """Fetch a passenger, bring them where they want to go."""
+  """Fetch a passenger and bring them to their destination."""
   c = base.get_config()
   c.name = "gymnasium"
   c.env = environment.section(

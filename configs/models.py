@@ -1,4 +1,4 @@
-"""What a language model brings to any task, shared by the tasks' presets."""
+"""Settings of language models, shared by the presets of all tasks."""
 
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -14,7 +14,7 @@ else:
 
 
 def from_scratch(c: ConfigDict, *, max_prompt: int, max_response: int) -> None:
-  """A small model without a source, which an expert teaches its first words.
+  """A small model from scratch, first taught by the environment's expert.
 
   Args:
     c: a configuration with its environment.
@@ -42,7 +42,7 @@ def smollm2(c: ConfigDict, *, max_prompt: int, max_response: int = 96) -> None:
   c.name += "-smollm2"
   c.env.wording = "full"
   c.model.source = "smollm2-135m-instruct"
-  c.model.remat = "dots"  # A seventh faster on CPUs: less memory to hand out.
+  c.model.remat = "dots"  # 14 % faster on CPUs: fewer allocations.
   c.rollout.tasks = 4
   c.rollout.group_size = 4
   c.rollout.slots = 16
@@ -76,8 +76,8 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.model.remat = "full"
   c.rollout.tasks = 16
   c.rollout.group_size = 8
-  # Of a process; with four chips of 16 GB, as a host of a TPU v5e has, what is
-  # left beside the weights, which they share.
+  # Per process; this fits beside the weights on four chips of 16 GB, as on a
+  # host of a TPU v5e.
   c.rollout.slots = 32
   c.rollout.tensor = 4
   c.rollout.prefill_rows = 4
@@ -97,15 +97,15 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.train.micro_rows = 4
   c.mesh.data = 1
   c.mesh.fsdp = -1
-  c.mesh.tensor = 4  # So that no chip ever holds the whole table.
+  c.mesh.tensor = 4  # So that no chip ever holds the whole embedding table.
 
 
 def paper(c: ConfigDict) -> None:
-  """What the published setting (arXiv 2605.02178) has on every task.
+  """The published setting (arXiv 2605.02178), common to all tasks.
 
-  On top of `qwen3_4b`. "Text" is the paper, "script" and "code" what it
-  released. Not published as numbers, and ours: epsilon of the thinking
-  intervention, its window and its least tokens.
+  On top of `qwen3_4b`. "Text" is the paper, "script" and "code" its release.
+  Not published as numbers, and therefore ours: epsilon of the thinking
+  intervention, its window and its minimum number of tokens.
   """
   algorithms.t2po(c)
   c.control.alpha = 0.4  # Text: weight of the entropy.

@@ -2,9 +2,9 @@
 
   python experiments/main.py --config=configs/own.py:my_package.my_module:MyGame
 
-The first part after the colon is its `module:class`, or its name where an
-installed package offers it; presets follow, joined by commas. Its settings are
-keys of `config.env`. docs/environments.md shows how it is written.
+The first part after the colon is its `module:class`, or its name if an
+installed package provides it; presets follow, joined by commas. Its settings
+are keys of `config.env`. docs/environments.md shows how to write one.
 """
 
 from t2po_jax.configs import base, environment, models

@@ -34,7 +34,7 @@ def smollm2(c: base.ConfigDict) -> None:
   --config=configs/searchqa.py:smollm2 --config.env.data_dir=DIR
   """
   models.smollm2(c, max_prompt=960)
-  c.env.reward_f1 = 0.5  # So small a model seldom matches exactly.
+  c.env.reward_f1 = 0.5  # Such a small model seldom matches exactly.
   c.env.topk = 3
   c.env.passage_chars = 240
   c.control.thinking.min_tokens = 12
@@ -56,8 +56,8 @@ def qwen3_4b(c: base.ConfigDict) -> None:
 def deep(c: base.ConfigDict) -> None:
   """Three to five hops among distractors; thoughts run into the limit.
 
-  A response that is cut off brings no action, and its turn is void: what the
-  paper's thinking intervention is for. See docs/study.md.
+  A truncated response has no action, so its turn is void: the case that the
+  paper's thinking intervention is made for. See docs/study.md.
   """
   c.env.hops = "3,4,5"
   c.env.topk = 2

@@ -1,4 +1,4 @@
-"""The whole loop on the toy bandit, to see that an installation works.
+"""The whole loop on the toy bandit, to check an installation.
 
 python experiments/main.py --config=configs/smoke.py
 """
@@ -7,7 +7,7 @@ from t2po_jax.configs import base, environment
 
 
 def get_config(presets: str = "") -> base.ConfigDict:
-  """A cold start and a few updates of a very small model."""
+  """A cold start and a few updates of a tiny model."""
   c = base.get_config()
   c.name = "smoke"
   c.env = environment.section("toy")

@@ -1,4 +1,4 @@
-"""FrozenLake of TextArena, whose holes lie elsewhere in every game.
+"""FrozenLake of TextArena, with random holes in every game.
 
   python experiments/main.py --config=configs/textarena.py
 

@@ -4,8 +4,8 @@
 
 trains a small model from scratch on the embedded catalogue: held-out success
 0.29 after the cold start, 0.69 at update 5, 0.89 at 10 and 0.94 at 30 (seed 0,
-100 goals, standard error 0.05 at first and 0.02 at last), 11 CPU minutes on
-an AMD EPYC. Held-out goals are new wishes in the same shop of 100 products.
+100 goals, standard error 0.05 at first and 0.02 at last), 11 CPU minutes on an
+AMD EPYC. Held-out goals are new instructions in the same shop of 100 products.
 """
 
 from t2po_jax.configs import base, environment, models
@@ -26,7 +26,7 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.rollout.tasks = 8
   c.rollout.memory = 2
   c.control.thinking.min_tokens = 8  # A product and its price take seven.
-  c.advantage.norm = "mean_norm"  # As the published script has it here.
+  c.advantage.norm = "mean_norm"  # As in the published script.
   c.cold_start.episodes = 1000
   c.cold_start.epochs = 2
   c.cold_start.batch_size = 16

@@ -4,18 +4,18 @@
     --presets=t2po,gigpo,grpo --seeds=0,1,2 --workdir=runs/ablation
 
 trains every preset with every seed by `experiments/main.py`, `--jobs` of them
-at the same time, each on its share of the cores. Presets that belong together
-are joined by a plus: `rft+t2po`. Flags that start with `--config.` go to every
-run. Start the same command again to go on after a stop: finished runs are kept,
-the others continue. At the end, and with `--jobs=0` at once, it prints a table
-and writes `ablation.json` (everything) and `ablation.svg` (learning curves and
-tokens saved; needs matplotlib, in the extra `dev`).
+at the same time, each on its share of the cores. Presets to combine are joined
+by a plus: `rft+t2po`. Flags that start with `--config.` are passed to every
+run. Run the same command again to resume: finished runs are kept, the others
+continue. At the end, and with `--jobs=0` at once, it prints a table and writes
+`ablation.json` (everything) and `ablation.svg` (learning curves and tokens
+saved; needs matplotlib, in the extra `dev`).
 
   --grid=optimizer.learning_rate=3e-4,1e-3,3e-3 --grid=train.mini_batches=1,4
 
-does so in every setting of a grid of keys, for a map of where training is
-stable: a row per preset and setting, and `stability.svg`. What counts as
-collapsed is written in `results.py`.
+repeats this for every combination of values, for a map of where training is
+stable: a row per preset and setting, and `stability.svg`. `results.py` defines
+when a run has collapsed.
 """
 
 from collections.abc import Sequence
@@ -71,7 +71,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def _start(command: list[str], log: pathlib.Path, cores: set[int]):
-  """Starts one run on its cores, its output in a file."""
+  """Starts one run on its cores, with its output in a file."""
   log.parent.mkdir(parents=True, exist_ok=True)
 
   def pin():
@@ -106,9 +106,7 @@ class Entry:
 
   Attributes:
     preset: what is compared.
-    setting: where in the grid.
-    seed: of the run.
-    folder: where it is written.
+    setting: its point in the grid. seed: of the run. folder: of the run.
   """
 
   preset: str
@@ -117,7 +115,7 @@ class Entry:
   folder: pathlib.Path
 
   def read(self) -> results.Result | None:
-    """What the run has written so far."""
+    """The run's result so far."""
     return results.read_run(self.preset, self.seed, self.folder, self.setting)
 
 
@@ -159,8 +157,8 @@ def plan_runs(
 ) -> list[Entry]:
   """Every run, in the order in which it is started.
 
-  All seeds of a preset come first: their cold starts differ, and whatever
-  follows finds them done.
+  All seeds of a preset come first: their cold starts differ, and the other
+  presets then find them in the cache.
   """
   return [
     Entry(preset, setting, seed, workdir / _name(preset, setting, seed))
@@ -177,7 +175,7 @@ def _name(preset: str, setting: results.Setting, seed: int) -> str:
 
 
 def _beside(folder: pathlib.Path, ending: str) -> pathlib.Path:
-  """The file next to a run's folder, whose name may hold dots."""
+  """The file next to a run's folder, whose name may contain dots."""
   return folder.with_name(folder.name + ending)
 
 
@@ -204,7 +202,7 @@ def check_plan(
   settings: Sequence[results.Setting],
   options: Sequence[str] = (),
 ) -> None:
-  """Builds every configuration once, so that a mistake shows at once.
+  """Builds every configuration once, so that mistakes show immediately.
 
   Args:
     config: path and presets, as on the command line.
@@ -261,7 +259,7 @@ def _set(config: Any, key: str, text: str, *, flag: str) -> None:
 def check_commands(
   plan: Sequence[tuple[pathlib.Path, list[str]]],
 ) -> None:
-  """Notes what a run was started with; refuses to mix it with another.
+  """Records the command of a run; refuses to mix it with another.
 
   Raises:
     ValueError: if a folder holds a run of another command.
@@ -281,7 +279,7 @@ def check_commands(
 def run_all(
   waiting: Sequence[tuple[pathlib.Path, list[str]]], *, jobs: int
 ) -> list[pathlib.Path]:
-  """Trains everything that is not finished.
+  """Runs all unfinished trainings.
 
   Args:
     waiting: folder and command of each run, in order.
@@ -314,7 +312,7 @@ def run_all(
 
 
 def _was_stopped(folder: pathlib.Path) -> bool:
-  """Whether the collapse guard ended a run: a result, not a failure."""
+  """Whether the collapse guard stopped a run: a result, not a failure."""
   found = results.read_run("", 0, folder)
   return found is not None and found.finished
 
@@ -328,7 +326,7 @@ def _say_end(folder: pathlib.Path, code: int, minutes: float) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """Parses our own flags; what starts with `--config.` is left over."""
+  """Parses the program's own flags; `--config.` options are left over."""
   try:
     return flags.FLAGS(argv, known_only=True)
   except flags.Error as error:
@@ -336,7 +334,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def compare(given: flags.FlagValues, *options: str) -> None:
-  """Trains what is not finished, and reports on all that is.
+  """Trains unfinished runs, then reports on all finished ones.
 
   Args:
     given: the flags.
@@ -387,7 +385,7 @@ def compare(given: flags.FlagValues, *options: str) -> None:
 def train_all(
   plan: Sequence[Entry], config: str, options: Sequence[str], *, jobs: int
 ) -> list[pathlib.Path]:
-  """Trains what is not finished; returns the folders of runs that failed.
+  """Trains unfinished runs; returns the folders of those that failed.
 
   Raises:
     ValueError: if a folder holds a run of another command.

@@ -1,9 +1,9 @@
-"""Judges an environment: `experiments/check_env.py --config=FILE`.
+"""Checks an environment: `experiments/check_env.py --config=FILE`.
 
-Is it the same for the same task, are its splits disjoint, do its prompts fit,
-can its listed actions be executed, does it refuse what it must, is it as safe
-between threads as it says, does it reach worker processes, is it fast, does it
-leak? One line per finding; the exit code is 1 if one of them is a fault.
+Is it deterministic, are its splits disjoint, do its prompts fit, can its listed
+actions be executed, does it reject invalid ones, is it as thread-safe as it
+claims, does it work in worker processes, is it fast, does it leak? One line per
+finding; the exit code is 1 if one of them is a fault.
 """
 
 from collections.abc import Callable, Iterator
@@ -40,7 +40,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 def check_workers(
   recipe: Callable[[], base.Benchmark], episode: checks.Episode
 ) -> checks.Finding:
-  """An episode in a worker process equals that in this one."""
+  """Checks that an episode in a worker process equals one in this process."""
   try:
     pool = workers.WorkerPool(recipe, workers=1)
   except Exception as error:
@@ -68,8 +68,8 @@ def judge(
 
   Args:
     config: a configuration.
-    tasks: how many tasks of each split are played.
-    resets: over how many resets memory is watched.
+    tasks: the number of tasks played per split.
+    resets: the number of resets over which memory is measured.
 
   Raises:
     ValueError: if the configuration makes no benchmark.
@@ -117,7 +117,7 @@ def judge(
 
 
 def check(given: flags.FlagValues) -> None:
-  """Prints what every check finds; code 1 if there is a fault.
+  """Prints all findings; exits with code 1 if one is a fault.
 
   Raises:
     ValueError: if the configuration makes no benchmark.

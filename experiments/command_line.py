@@ -1,8 +1,7 @@
-"""What every program does around its own work.
-
-A program defines its flags in a function and works in another; `run` brings
-them together. Nothing is defined when a module is imported, so that any two of
-them can be imported by a third. What is wrong is told in one line.
+"""The frame shared by all programs. A program defines its flags in one function
+and does its work in another; `run` combines the two. Nothing is defined on
+import, so that any two programs can be imported together. Errors are reported
+in one line.
 """
 
 from collections.abc import Callable
@@ -22,12 +21,12 @@ def run(
   positional: bool = False,
   verbosity: int = logging.WARNING,
 ) -> None:
-  """Runs a program: the whole of a script or console command.
+  """Runs a program as a script or console command.
 
   Args:
-    program: called with the parsed flags, and with the positional arguments
-      one by one if there may be any. Its `ValueError` or `OSError` ends the
-      process with one line and code 1.
+    program: called with the parsed flags, followed by the positional arguments
+      if these are allowed. Its `ValueError` or `OSError` ends the process with
+      one line and exit code 1.
     define_flags: defines the flags of this program.
     parse: parses the command line; `parse_flags` if None.
     positional: whether positional arguments are allowed.
@@ -48,25 +47,25 @@ def run(
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """For `absl.app.run`: parses all flags.
+  """Parses all flags; to be passed to `absl.app.run`.
 
   Args:
     argv: the command line.
 
   Returns:
-    What is left of it. Ends the program with one line if a flag or a key is
-    unknown, a value has the wrong type, or the configuration cannot be read.
+    The remaining arguments. Exits with one line if a flag or key is unknown, a
+    value has the wrong type, or the configuration cannot be read.
   """
   try:
     rest = flags.FLAGS(argv)
     if "config" in flags.FLAGS and flags.FLAGS["config"].value is not None:
-      # A missing file shows only when it is used.
+      # A missing file is only noticed when it is used.
       _ = flags.FLAGS["config"].value.name
     return rest
   except (AttributeError, LookupError, TypeError) as error:
     reason = " ".join(str(error).replace("\\n", " ").split())
   except (OSError, ValueError, flags.Error) as error:
-    # An error inside a configuration brings its whole traceback along.
+    # An error inside a configuration comes with its whole traceback.
     reason = str(error).strip().splitlines()[-1].strip()
   given = " ".join(part for part in argv[1:] if part.startswith("--config"))
   reason = _unknown_key(argv) or reason
@@ -74,9 +73,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _unknown_key(argv: list[str]) -> str:
-  """What is wrong with the first unknown key; empty if all are known."""
+  """A message about the first unknown key; empty if all are known."""
   files = [part for part in argv[1:] if part.startswith("--config=")]
-  # The library looks for keys in the command line itself.
+  # The library scans the command line for keys by itself.
   given, sys.argv = sys.argv, [argv[0], *files]
   try:
     flags.FLAGS.unparse_flags()

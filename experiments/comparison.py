@@ -1,4 +1,4 @@
-"""What runs of several algorithms, settings and seeds say together.
+"""Compares runs of several algorithms, settings and seeds.
 
 Runs of one preset in one setting of the grid are a *cell*. A table with one
 row per cell, means with deviations and intervals, and one JSON file with

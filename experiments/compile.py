@@ -1,12 +1,12 @@
-"""Compiles a run's programs for devices that need not be here.
+"""Compiles a run's programs for devices that need not be present.
 
   python experiments/compile.py --config=configs/searchqa.py:qwen3-4b \
     --topology=v5e:4x4
 
-tells for each program what a device holds, computes and exchanges, and the
-time that the chip's peaks allow at least; refuses what does not fit. TPUs need
-libtpu, but no TPU; `--topology=gpu` and `cpu` mean the devices that are here.
-No weight is read.
+reports for each program the memory, FLOPs and communication of a device, and a
+lower bound on its time from the chip's peak rates; refuses what does not fit.
+TPU topologies need libtpu, but no TPU; `--topology=gpu` and `cpu` mean the
+devices present. No weights are read.
 """
 
 import json
@@ -57,7 +57,7 @@ def compile_run(given: flags.FlagValues) -> None:
     ValueError: if the configuration is wrong, or there is no such device.
   """
   if given.topology not in ("cpu", "gpu"):
-    # A host with other devices must not wait for them.
+    # A host with other devices must not initialise them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
   config = validate.read(given.config)

@@ -1,4 +1,4 @@
-"""Scores a policy on the panel of training: `experiments/evaluate.py`.
+"""Evaluates a policy on the tasks of training: `experiments/evaluate.py`.
 
   python experiments/evaluate.py --workdir=runs/mine --step=all
   python experiments/evaluate.py --config=configs/searchqa.py --policy=expert
@@ -8,9 +8,9 @@
     --endpoint=https://host/v1 --model=NAME --concurrency=8 --out=results/name
 
 `--workdir` takes the settings of a run, `--config` those of a configuration.
-Prints a table; the folder `--out` gets numbers, one line per episode and
-traces for `experiments/view.py`. An evaluation of an endpoint that was stopped
-goes on where it was. Its key comes from the environment (`--key_variable`).
+Prints a table; the folder `--out` gets numbers, one line per episode and traces
+for `experiments/view.py`. An interrupted evaluation of an endpoint resumes. Its
+key comes from the environment (`--key_variable`).
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-  """What is scored.
+  """The evaluated tasks and their settings.
 
   Attributes:
     config: the settings.
@@ -160,7 +160,7 @@ def make_panel(config: settings.Config, given: flags.FlagValues) -> Panel:
 def play_weights(
   panel: Panel, given: flags.FlagValues, store: results.Results
 ) -> None:
-  """Scores checkpoints or a model, every decoding and control asked for."""
+  """Evaluates checkpoints or a model, for every decoding and control."""
   agent = build.agent(panel.config, panel.benchmark)
   workdir = pathlib.Path(given.workdir) if given.workdir else None
   step = given.step or ("best" if workdir else "base")
@@ -197,7 +197,7 @@ def play_weights(
 def make_endpoint(
   panel: Panel, given: flags.FlagValues, decoding: str, control: str
 ) -> endpoint.Endpoint:
-  """An endpoint with the sampling of the evaluation, or greedy."""
+  """An endpoint with the evaluation's sampling, or greedy decoding."""
   config = panel.config
   greedy = decoding == "greedy"
   return endpoint.Endpoint(
@@ -222,7 +222,7 @@ def make_endpoint(
 def play_text(
   panel: Panel, given: flags.FlagValues, store: results.Results
 ) -> dict[str, dict[str, int]]:
-  """Scores policies that speak in text; returns what an endpoint counted."""
+  """Evaluates policies that answer in text; returns an endpoint's counts."""
   config = panel.config
   counts: dict[str, dict[str, int]] = {}
   tokenizer = build.tokenizer_of(config, panel.benchmark)
@@ -281,10 +281,10 @@ def play_text(
 
 
 def evaluate(given: flags.FlagValues) -> None:
-  """Everything between flags and tables.
+  """Runs the evaluation that the flags describe.
 
   Raises:
-    ValueError: if something that was asked for does not exist.
+    ValueError: if the flags are invalid.
   """
   began = time.monotonic()
   config = read_config(given)

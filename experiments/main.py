@@ -2,7 +2,7 @@
 
 Presets follow a colon and any key can be set on the command line:
 `--config=configs/searchqa.py:smollm2 --config.train.updates=2`.
-Run the same command with the same `--workdir` again to go on after a stop.
+Run the same command with the same `--workdir` again to resume.
 Several processes: `docs/scaling.md`.
 """
 
@@ -60,7 +60,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def train(given: flags.FlagValues) -> None:
-  """Trains; a process among others ends in a way that the others notice."""
+  """Trains; on failure, processes exit so that the others notice."""
   name = given.config.name
   workdir = given.workdir or str(
     pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -81,8 +81,8 @@ def train(given: flags.FlagValues) -> None:
   except jax.errors.JaxRuntimeError as error:
     if processes.count() == 1:
       raise
-    # Whether another process is gone or this one is wrong, the error does not
-    # say; whoever looks for the cause needs all of it.
+    # The error does not tell whether another process died or this one failed;
+    # finding the cause needs all of it.
     traceback.print_exc()
     reason = processes.first_line(error)
     processes.end(

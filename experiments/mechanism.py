@@ -1,17 +1,17 @@
-"""What control has to go by: `experiments/mechanism.py RUN [RUN ...]`.
+"""Diagnoses exploration control: `experiments/mechanism.py RUN [RUN ...]`.
 
-Reads the episodes that runs have written (all of every evaluation, and the
-first `log.trajectories` of every rollout) and says, before a training run is
-spent on it, how well turn-level resampling can work: the area under the ROC
-curve with which |dPhi| < eta and simpler signs tell useless, repeated and
-losing turns from the others. At 0.5 a sign knows nothing. A simulation with a
-tabular policy needed about 0.8 for resampling to pay (docs/study.md).
+Reads the episodes written by runs (all of every evaluation, and the first
+`log.trajectories` of every rollout) and predicts, without another training run,
+how well turn-level resampling can work: the area under the ROC curve with which
+|dPhi| < eta and simpler signs detect useless, repeated and losing turns. At 0.5
+a sign is uninformative. A simulation with a tabular policy needed about 0.8 for
+resampling to pay off (docs/study.md).
 
   python experiments/mechanism.py runs/gigpo --update=0 --kind=eval
 
-With `--replay=CONFIG`, the configuration of the runs, it plays every resampled
-turn again in the environment, once with the response that stood and once with
-the first that was discarded, and counts which of the two led further.
+With `--replay=CONFIG`, the configuration of the runs, it replays every
+resampled turn in the environment, once with the kept response and once with the
+first discarded one, and counts which of the two led further.
 
 It also shows the uncertainty M over the positions of a thought, where the
 thinking intervention looks for a hump. `--out=FILE` writes everything as JSON.
@@ -114,13 +114,13 @@ def restore(record: Mapping[str, Any]) -> types.Trajectory:
 
 
 def _overlap(one: types.Turn, other: types.Turn) -> float:
-  """How much of the tokens of two responses is shared, as sets."""
+  """Jaccard similarity of the token sets of two responses."""
   a, b = set(one.response.tokens.tolist()), set(other.response.tokens.tolist())
   return len(a & b) / max(len(a | b), 1)
 
 
-# Sign -> how suspicious a turn is after the one before it, as both are known
-# when the response stands, before it is executed.
+# Sign -> score of a turn, given the previous one; computed from what is known
+# before the response is executed.
 SIGNS: Mapping[str, Callable[[types.Turn, types.Turn], float]] = {
   "small change of Phi": lambda turn, last: -turn.phi_change,
   "small Phi": lambda turn, last: -turn.response.phi,
@@ -139,7 +139,7 @@ def detect(
 ) -> dict[str, dict[str, float]]:
   """The ROC area of every sign for every label.
 
-  Only turns after the first count: a change needs a turn before.
+  Only turns after the first count: a change needs a previous turn.
 
   Args:
     trajectories: episodes that were not aborted.
@@ -183,7 +183,7 @@ def detect(
 def _worth(
   benchmark: base.Benchmark, trajectory: types.Trajectory, at: int, text: str
 ) -> float:
-  """How far a response leads at a turn, after the same turns before it.
+  """How far a response leads at a turn, after the same previous turns.
 
   2 for success, 1 for an observation that was not seen before, 0 for neither.
   """
@@ -204,15 +204,15 @@ def _worth(
 def second_tries(
   benchmark: base.Benchmark, trajectories: Sequence[types.Trajectory]
 ) -> dict[str, float]:
-  """What came of resampling, by playing both responses.
+  """The effect of resampling, by playing both responses.
 
   Args:
     benchmark: deterministic: the same responses lead to the same place.
     trajectories: episodes that were not aborted.
 
   Returns:
-    `turns`, how many were sampled again, and the shares in which the response
-    that stood led further than the first discarded one (`better`), equally far
+    `turns`, how many were resampled, and the fractions in which the kept
+    response led further than the first discarded one (`better`), equally far
     (`equal`) or less far (`worse`); NaN without such turns.
   """
   gains = [
@@ -274,7 +274,7 @@ def _plain(value: Any) -> Any:
 
 
 def analyse(given: flags.FlagValues, *folders: str) -> None:
-  """Prints what the episodes of runs say; writes it if asked to.
+  """Prints the diagnostics of runs; writes them if requested.
 
   Raises:
     ValueError: if no folder is named, or one holds no episodes.

@@ -1,11 +1,10 @@
 """Plays an environment in the terminal: `experiments/play.py --env=webshop`.
 
-You see the very prompts that a model sees, whole, before a prompt that is too
-long for its model is cut. Type an action, or a whole response with its tags;
-an empty line ends the game. `--expert` watches the scripted expert instead,
-`--config=configs/webshop.py` takes an environment's settings from a
-configuration, `--task` and `--split` choose what is played. `--web` opens
-WebShop as a web site.
+You see exactly the prompts that a model sees, before any truncation. Type an
+action, or a whole response with its tags; an empty line ends the game.
+`--expert` shows the scripted expert instead, `--config=configs/webshop.py`
+takes an environment's settings from a configuration, `--task` and `--split`
+choose what is played. `--web` opens WebShop as a web site.
 """
 
 from collections.abc import Callable
@@ -45,10 +44,10 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def complete(text: str, grammar: prompts.Grammar) -> str:
-  """Makes a whole response of what a person types.
+  """Completes typed text to a whole response.
 
-  A text with tags stays as it is. Otherwise it is the action; where there are
-  several kinds, its first word says which: `search red mug`.
+  Text with tags is unchanged. Otherwise it is the action; if there are several
+  kinds, the first word is the kind: `search red mug`.
   """
   if "<" in text:
     return text
@@ -71,7 +70,7 @@ def show_prompt(messages: list[prompts.Message], turn: int) -> None:
 
 
 def show_result(result: base.StepResult) -> None:
-  """Prints what the environment made of a response."""
+  """Prints the environment's result of a response."""
   remarks = [f"action: {result.action or 'none'}", f"reward {result.reward:g}"]
   if not result.format_valid:
     remarks.append("badly formed")
@@ -97,7 +96,7 @@ def play(
     benchmark: what is played.
     task_id: the task.
     memory: (observation, action) pairs in a prompt.
-    start: gives, for an environment, the function that answers a prompt.
+    start: returns, for an environment, the function that answers a prompt.
 
   Returns:
     Whether the episode was played to its end.
@@ -133,7 +132,7 @@ def play(
 
 
 def ask_person(grammar: prompts.Grammar) -> Callable[[], str]:
-  """Answers with what is typed; an empty line or the end of input stops."""
+  """Answers with typed text; an empty line or the end of input stops."""
 
   def respond() -> str:
     try:
@@ -146,7 +145,7 @@ def ask_person(grammar: prompts.Grammar) -> Callable[[], str]:
 
 
 def ask_expert(env: base.Env, seed: int) -> Callable[[], str]:
-  """Answers with what the expert says, and prints it."""
+  """Answers with the expert's response, and prints it."""
   expert = env.expert(seed)
 
   def respond() -> str:
@@ -203,7 +202,7 @@ def open_benchmark(
 
 
 def run_episodes(given: flags.FlagValues) -> None:
-  """Plays what the flags name, or serves it as a web site.
+  """Plays the episodes that the flags name, or serves a web site.
 
   Raises:
     ValueError: if flags or settings make no benchmark, or there is no task.

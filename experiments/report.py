@@ -5,8 +5,8 @@ table of its evaluations. `--out=FILE.md` or `FILE.html` writes a whole report:
 settings that differ from the default, results with intervals over the runs of
 one label, categories, curves, stage times, tokens, where the exploration
 control acted, alarms, commit and hardware. `--plot=FILE` draws held-out success
-and tokens per episode over updates (needs matplotlib, in the extra `dev`). Of
-the folder of an ablation all runs are taken, each preset's under one label.
+and tokens per episode over updates (needs matplotlib, in the extra `dev`). For
+an ablation's folder, all its runs are used, with one label per preset.
 """
 
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ def read_run(argument: str) -> tuple[str, list[dict[str, float]]]:
 
 
 def find_runs(arguments: Sequence[str]) -> list[str]:
-  """The runs that arguments name; of an ablation's folder all of them.
+  """Finds the runs that arguments name; an ablation's folder names several.
 
   Args:
     arguments: folders, each perhaps as `label=folder`. An ablation's folder
@@ -121,7 +121,7 @@ def draw(runs: Sequence[tuple[str, list[dict[str, float]]]], path: str) -> None:
 
 
 def print_report(given: flags.FlagValues, *folders: str) -> None:
-  """Prints the evaluations of runs; writes what was asked for.
+  """Prints the evaluations of runs; writes the requested files.
 
   Args:
     given: the flags.

@@ -1,10 +1,9 @@
-"""What one training run says of itself: its curve, its cost, its end.
+"""The result of a training run: its curve, its cost, its outcome.
 
 A run has *collapsed* if it `fell`, its last held-out success being below
-`COLLAPSE` times its own best, or if the collapse guard `stopped` it. Alarms
-of the guard are counted beside that and do not make a collapse by themselves:
-a run that was rolled back and recovered has had an alarm and has not
-collapsed. The two are told apart everywhere.
+`COLLAPSE` times its own best, or if the collapse guard `stopped` it. Alarms of
+the guard are counted separately and are not a collapse by themselves: a run
+that was rolled back and recovered has had an alarm but has not collapsed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,7 @@ SCORES = {
   "tokens": "eval/tokens",
   "turns": "eval/turns",
 }
-# What stands for a run: the scores of its last evaluation, its best success,
-# and what it cost.
+# Columns: the scores of the last evaluation, the best success, and costs.
 COLUMNS = (*SCORES, "best", "yield", "sampled", "minutes")
 # A run fell if it ends below this fraction of its own best score.
 COLLAPSE = 0.5
@@ -82,7 +80,7 @@ class Result:
 
   @property
   def fell(self) -> bool:
-    """Whether the last held-out success is far below the run's own best."""
+    """Whether the last held-out success is far below the run's best."""
     return has_fallen([point.success for point in self.curve])
 
   @property
@@ -106,12 +104,12 @@ def mean_over_tokens(result: Result, budget: float) -> float:
     1 / X  integral from 0 to X of s(x) dx,
 
   where s interpolates the evaluations linearly in x, the thousands of tokens
-  sampled, so that learning with fewer tokens counts as much as learning more.
+  sampled, so that learning faster counts as much as learning more.
 
   Args:
     result: the run.
-    budget: X, in thousands of tokens, the same for all that are compared; at
-      most what the run has sampled, else its last score is held.
+    budget: X, in thousands of tokens, the same for all compared runs; beyond
+      the tokens that the run has sampled, its last score is used.
 
   Returns:
     A success rate; the first evaluation's for a budget of 0.
@@ -127,7 +125,7 @@ def mean_over_tokens(result: Result, budget: float) -> float:
 
 
 def success_at(result: Result, budget: float) -> float:
-  """Held-out success after so many thousand sampled tokens, interpolated."""
+  """Held-out success at a budget of sampled tokens, interpolated."""
   return float(
     np.interp(
       budget,
@@ -140,7 +138,7 @@ def success_at(result: Result, budget: float) -> float:
 def read_run(
   preset: str, seed: int, folder: pathlib.Path, setting: Setting = ()
 ) -> Result | None:
-  """Reads what a run has written; None if it has no evaluation yet."""
+  """Reads a run's result; None if it has no evaluation yet."""
   if not (folder / metrics.FILE).is_file():
     return None
   lines = metrics.read(folder / metrics.FILE)

@@ -1,14 +1,14 @@
-"""Serves a policy over the OpenAI protocol: `experiments/serve.py`.
+"""Serves a policy over the OpenAI API: `experiments/serve.py`.
 
   python experiments/serve.py --workdir=runs/mine --port=8000
   python experiments/serve.py --config=configs/searchqa.py:smollm2 \
     --config.model.source=models/mine
 
-Any client of that protocol can use it with `base_url=http://127.0.0.1:8000/v1`
-(see `t2po_jax/serving/protocol.py` for what is ours in it). It listens on this
-machine only unless `--host` says otherwise; `--key_variable` names an
-environment variable with a key that clients must send. Needs the extra
-`serve`: pip install -e ".[serve]".
+Any client of that API can use it with `base_url=http://127.0.0.1:8000/v1` (see
+`t2po_jax/serving/protocol.py` for our extensions). It listens on this machine
+only, unless `--host` is given; `--key_variable` names an environment variable
+with a key that clients must send. Needs the extra `serve`: pip install -e
+".[serve]".
 """
 
 import dataclasses
@@ -96,13 +96,13 @@ def _assemble(
   key: str,
   apps: Any,
 ):
-  """Loads the weights and puts the parts together."""
+  """Loads the weights and builds the application."""
   benchmark = build.benchmark(config)
   agent = build.agent(config, benchmark)
   step = given.step or ("best" if workdir else "base")
   (weights,) = policies.weights_of(config, agent, workdir, step)
   actor = build.actor(config, benchmark, agent)
-  actor.pool.close()  # The environments are the clients' own.
+  actor.pool.close()  # Clients have their own environments.
   actor.sampler.load(weights.params)
   sampling = build.eval_sampling(config)
   with metrics.progress("compiling") as advance:

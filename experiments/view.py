@@ -4,11 +4,11 @@
   python experiments/view.py --workdir=runs/mine --export=traces.html \
     --filter=kind=eval,success=no --limit=50
 
-A local page over the episodes and metrics of runs, or of evaluations: a list
-with filters, every episode as a dialogue whose tokens are tinted by what was
-measured of them, two episodes of a task beside each other, learning curves. A
-run may be going on meanwhile. It listens on 127.0.0.1 only. `--export` writes
-one HTML file instead, which needs nothing else.
+A local page for the episodes and metrics of runs or evaluations: a list with
+filters, every episode as a dialogue with tokens coloured by a measurement, two
+episodes of a task side by side, learning curves. A run may still be in
+progress. It listens on 127.0.0.1 only. `--export` writes a single
+self-contained HTML file instead.
 """
 
 import pathlib

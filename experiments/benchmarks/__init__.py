@@ -1,1 +1,1 @@
-"""Speed tests, each beside its peers."""
+"""Speed tests, compared with other libraries."""

@@ -19,22 +19,30 @@ import json
 import pathlib
 import random
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
 from t2po_jax.envs.searchqa import benchmark
+from t2po_jax.experiments import command_line
 from t2po_jax.learning.estimators import anchored
 
 
-def define_flags() -> None:
-  """Defines the command line."""
-  flags.DEFINE_string("data_dir", None, "Folder of eval.jsonl and the corpus.")
-  flags.DEFINE_integer("queries", 8, "Queries per question.", lower_bound=2)
-  flags.DEFINE_integer("questions", 200, "Questions at most.", lower_bound=1)
-  flags.DEFINE_integer("topk", 3, "Passages per search.", lower_bound=1)
-  flags.DEFINE_list("thresholds", ["0.7", "0.8", "0.9"], "Similarities.")
-  flags.DEFINE_string("anchors_json", "", "File for the numbers.")
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_string(
+    "data_dir", None, "Folder of eval.jsonl and the corpus.", **own
+  )
+  flags.DEFINE_integer("queries", 8, "Queries per question.", 2, **own)
+  flags.DEFINE_integer("questions", 200, "The most questions.", 1, **own)
+  flags.DEFINE_integer("topk", 3, "Passages per search.", 1, **own)
+  flags.DEFINE_list(
+    "thresholds", ["0.7", "0.8", "0.9"], "Similarities to compare.", **own
+  )
+  flags.DEFINE_string("anchors_json", "", "File for the numbers.", **own)
+  flags.mark_flag_as_required("data_dir", given)
 
 
 def shorten(question: str, draw: random.Random) -> str:
@@ -105,10 +113,8 @@ def score(
   }
 
 
-def main(argv: Sequence[str]) -> None:
+def compare(given: flags.FlagValues) -> None:
   """Prints the table."""
-  del argv
-  given = flags.FLAGS
   settings = benchmark.SearchQA.Settings(
     data_dir=given.data_dir, topk=given.topk
   )
@@ -137,10 +143,8 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run() -> None:
-  """Entry point."""
-  define_flags()
-  flags.mark_flag_as_required("data_dir")
-  app.run(main)
+  """Runs this program."""
+  command_line.run(compare, define_flags)
 
 
 if __name__ == "__main__":
