@@ -97,15 +97,14 @@ def trajectory_segments(
     max_length: tokens of the longest row; a growing dialogue is split there.
     drop_void: whether to leave out trajectories with any turn that has no
       valid action (void turn filtering, a baseline).
-    drop_overlong: whether to leave out responses that were cut off at the
-      longest length allowed (overlong filtering, arXiv 2503.14476).
-    discarded: advantage of the attempts that resampling threw away; 0 leaves
-      them out.
+    drop_overlong: whether to leave out responses truncated at the length limit
+      (overlong filtering, arXiv 2503.14476).
+    discarded: advantage of attempts discarded by resampling; 0 leaves them out.
 
   Returns:
     Segments in the order of the rollout, then the discarded attempts. Turns are
-    numbered over the whole rollout, those left out included, and the discarded
-    attempts go on from there.
+    numbered over the whole rollout, including those left out, and the discarded
+    attempts continue that numbering.
 
   Raises:
     ValueError: if trajectories and advantages do not match, or a prompt is
@@ -254,9 +253,9 @@ def to_turns(
 
   Args:
     batches: packed batches.
-    values: [B, R] numbers for each batch, e.g. of a critic.
-    turns: number of turns in the rollout; what is numbered beyond them, the
-      discarded attempts, is left out.
+    values: [B, R] per batch, e.g. of a critic.
+    turns: number of turns in the rollout; discarded attempts, which are
+      numbered beyond them, are left out.
 
   Returns:
     Per turn [T] values, one per response token, forced ones included; empty for

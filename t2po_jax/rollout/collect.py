@@ -282,7 +282,7 @@ class Loop:
     self.waiting[future] = episode
 
   def _repeats(self, episode: _Episode, text: str) -> bool:
-    """Whether a response does what the last turn did, from where it did it."""
+    """Whether a response repeats the last turn's action and observation."""
     if not episode.turns:
       return False
     last, grammar = episode.turns[-1], self._benchmark.grammar

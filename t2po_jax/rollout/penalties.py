@@ -13,10 +13,10 @@ class Penalties:
     malformed: for a response that violates the grammar, >= 0.
     impossible: for an action that is not possible, >= 0.
     combine: a response that is both costs the `sum` or the `largest`.
-    overlong: of a response of the greatest length, >= 0.
-    buffer: tokens below that length over which it is approached, >= 0.
-    repeated: of an action that the turn before took, from the same
-      observation, >= 0.
+    overlong: for a response of the maximum length, >= 0.
+    buffer: tokens below that length over which the penalty rises, >= 0.
+    repeated: for the action of the previous turn, from the same observation, >=
+      0.
   """
 
   malformed: float = 0.0
