@@ -60,6 +60,8 @@ def compile_run(given: flags.FlagValues) -> None:
     # A host with other devices must not initialise them.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
+    # Programs for devices that are not here cannot be read back from it.
+    jax.config.update("jax_enable_compilation_cache", False)
   config = validate.read(given.config)
   plan = compile_plan.Plan(config, compile_plan.target(given.topology))
   found: list[compile_plan.Program] = []
