@@ -1,11 +1,15 @@
 """Writes a trained agent for other programs: `experiments/export.py`.
 
   python experiments/export.py --workdir=runs/mine --out=models/mine
+  python experiments/export.py --workdir=runs/mine --out=models/mine \\
+    --push=my-name/my-agent
 
 The result is a Hugging Face directory (config, safetensors, tokenizer,
 generation config) for transformers, or for `--config.model.source` here. With
 `--kind=adapter` a run with `lora.rank` gives its adapters alone, as the PEFT
-library stores them.
+library stores them. `--push` uploads it to the Hugging Face hub, as a private
+repository unless `--public` is given; the token is read from HF_TOKEN. Without
+`--workdir` a folder that was written before is uploaded.
 """
 
 import pathlib
@@ -14,13 +18,15 @@ from typing import Any
 from absl import flags
 
 from t2po_jax.experiments import command_line
-from t2po_jax.training import export
+from t2po_jax.training import export, publish
 
 
 def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
-  flags.DEFINE_string("workdir", None, "Folder of the run.", **own)
+  flags.DEFINE_string(
+    "workdir", None, "Folder of the run; left out to push --out alone.", **own
+  )
   flags.DEFINE_string("out", None, "New folder for the model.", **own)
   flags.DEFINE_string(
     "step",
@@ -32,24 +38,42 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_string(
     "dtype", "", "float32 or bfloat16; default: as the run computed.", **own
   )
-  flags.mark_flags_as_required(["workdir", "out"], given)
+  flags.DEFINE_string(
+    "push",
+    "",
+    "OWNER/NAME of a repository of the Hugging Face hub to upload to.",
+    **own,
+  )
+  flags.DEFINE_bool(
+    "public", False, "Whether everybody may read that repository.", **own
+  )
+  flags.mark_flag_as_required("out", given)
 
 
 def write(given: flags.FlagValues) -> None:
-  """Writes the model.
+  """Writes the model, and uploads it if it is asked for.
 
   Raises:
-    ValueError: if there is no such run or checkpoint, or the folder exists.
+    ValueError: if there is no such run or checkpoint, the folder exists, or
+      the hub refuses.
+    OSError: if the folder cannot be written.
   """
   out = pathlib.Path(given.out)
-  update = export.export(
-    pathlib.Path(given.workdir),
-    out,
-    step=given.step,
-    kind=given.kind,
-    dtype=given.dtype,
-  )
-  print(f"update {update} written to {out}")
+  if given.push:
+    publish.check(given.push)  # Before anything is written.
+  elif given.workdir is None:
+    raise ValueError("--workdir: found none; name the folder of a run")
+  if given.workdir is not None:
+    update = export.export(
+      pathlib.Path(given.workdir),
+      out,
+      step=given.step,
+      kind=given.kind,
+      dtype=given.dtype,
+    )
+    print(f"update {update} written to {out}", flush=True)
+  if given.push:
+    print(publish.push(out, given.push, public=given.public))
 
 
 def run() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import files, types
 
 FOLDER = "trajectories"
 INDEX = "index.jsonl"
@@ -197,14 +197,16 @@ class Writer:
     name = _file(kind, update)
     number, end = self._ends.get(name, (0, 0))
     member, line = _pack(kind, update, number, episode, end)
-    with (self.folder / name).open("ab") as file:
+    path = self.folder / name
+    with files.writing(path), path.open("ab") as file:
       file.truncate(end)  # Leftovers of a killed process are not in the index.
       file.write(member)
     self._note(line)
     self._ends[name] = number + 1, end + len(member)
 
   def _note(self, lines: str) -> None:
-    with (self.folder / INDEX).open("a", encoding="utf-8") as file:
+    path = self.folder / INDEX
+    with files.writing(path), path.open("a", encoding="utf-8") as file:
       file.write(lines)
 
 
@@ -227,8 +229,9 @@ def _pack(
 def _replace(path: pathlib.Path, data: bytes) -> None:
   """Writes a file atomically."""
   draft = path.with_suffix(".tmp")
-  draft.write_bytes(data)
-  os.replace(draft, path)
+  with files.writing(path):
+    draft.write_bytes(data)
+    os.replace(draft, path)
 
 
 def read_index(folder: str | os.PathLike) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ FLOORS = {
   "": 0,
   "keys": 0,
   "types": 0,
+  "files": 0,
   "masked": 0,
   "distributed": 0,
   "models": 1,

@@ -116,9 +116,13 @@ class Dense:
     if file is not None:
       file.parent.mkdir(parents=True, exist_ok=True)
       handle, draft = tempfile.mkstemp(dir=file.parent, suffix=".npy")
-      with os.fdopen(handle, "wb") as target:
-        np.save(target, vectors)
-      os.replace(draft, file)
+      try:
+        with os.fdopen(handle, "wb") as target:
+          np.save(target, vectors)
+        os.replace(draft, file)
+      except OSError as error:
+        pathlib.Path(draft).unlink(missing_ok=True)
+        raise OSError(f"{file} could not be written: {error}") from error
     return vectors
 
   def search(

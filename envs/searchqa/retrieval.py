@@ -151,10 +151,10 @@ def _save_index(index: Any, folder: pathlib.Path) -> None:
   try:
     index.save(draft, show_progress=False)
     pathlib.Path(draft).rename(folder)
-  except OSError:
+  except OSError as error:
     # Another process was first; its index is the same.
     if not folder.is_dir():
-      raise
+      raise OSError(f"{folder} could not be written: {error}") from error
   finally:
     shutil.rmtree(draft, ignore_errors=True)
 

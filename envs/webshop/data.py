@@ -13,6 +13,7 @@ same in every subset of the catalogue, on every machine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
 import functools
 import json
@@ -327,11 +328,28 @@ class DiskCatalogue:
 
   @classmethod
   def write(cls, path: pathlib.Path, products: Iterable[Product]) -> None:
-    """Writes a catalogue file; a reader never sees half of one."""
+    """Writes a catalogue file; a reader never sees half of one.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.partial")
     partial.unlink(missing_ok=True)
-    connection = sqlite3.connect(partial)
+    try:
+      with contextlib.closing(sqlite3.connect(partial)) as connection:
+        cls._fill(connection, products)
+      os.replace(partial, path)
+    except sqlite3.OperationalError as error:
+      raise OSError(f"{path} could not be written: {error}") from error
+    finally:
+      partial.unlink(missing_ok=True)
+
+  @staticmethod
+  def _fill(
+    connection: sqlite3.Connection, products: Iterable[Product]
+  ) -> None:
+    """Writes the products' table."""
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(
@@ -353,8 +371,6 @@ class DiskCatalogue:
     )
     connection.execute("CREATE UNIQUE INDEX by_asin ON product (asin)")
     connection.commit()
-    connection.close()
-    os.replace(partial, path)
 
   def __len__(self) -> int:
     return self._size

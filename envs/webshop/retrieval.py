@@ -104,15 +104,22 @@ class Index:
     return cls(sparse.bm25s.BM25.load(directory, mmap=True))
 
   def save(self, directory: pathlib.Path) -> None:
-    """Saves the index; a reader never sees half of one."""
+    """Saves the index; a reader never sees half of one.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
     partial = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    self._scores.save(partial, show_progress=False)
     try:
+      self._scores.save(partial, show_progress=False)
       os.rename(partial, directory)
-    except OSError:
+    except OSError as error:
       # Another worker was faster; its index is the same.
-      shutil.rmtree(partial)
+      if not directory.is_dir():
+        raise OSError(f"{directory} could not be written: {error}") from error
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
 
   def search(self, query: str, most: int) -> list[int]:
     """The best products for a query.

@@ -11,7 +11,7 @@ import json
 import pathlib
 from typing import Any
 
-from t2po_jax import records, types
+from t2po_jax import files, records, types
 from t2po_jax.judging import scores, tables
 
 EPISODES = "episodes.jsonl"
@@ -87,8 +87,10 @@ class Results:
     self.episodes = [e for e in self.episodes if not e.aborted]
     self._lines.close()
     text = "".join(json.dumps(scores.to_line(e)) + "\n" for e in self.episodes)
-    (self.folder / EPISODES).write_text(text)
-    self._lines = (self.folder / EPISODES).open("a", encoding="utf-8")
+    path = self.folder / EPISODES
+    with files.writing(path):
+      path.write_text(text)
+    self._lines = path.open("a", encoding="utf-8")
 
   def add(
     self,
@@ -113,8 +115,7 @@ class Results:
     record = records.to_record(trajectory, decode, token_bytes)
     self._traces.append(kind, step, record)
     self.episodes.append(found)
-    self._lines.write(json.dumps(scores.to_line(found)) + "\n")
-    self._lines.flush()
+    self._note(json.dumps(scores.to_line(found)) + "\n")
 
   def add_all(
     self,
@@ -134,8 +135,12 @@ class Results:
     )
     self.episodes.extend(found)
     lines = (json.dumps(scores.to_line(e)) + "\n" for e in found)
-    self._lines.write("".join(lines))
-    self._lines.flush()
+    self._note("".join(lines))
+
+  def _note(self, lines: str) -> None:
+    with files.writing(self.folder / EPISODES):
+      self._lines.write(lines)
+      self._lines.flush()
 
   def finish(
     self, benchmark: str, extra: Mapping[str, Any]
@@ -162,12 +167,16 @@ class Results:
       {"results": _plain(numbers), **_plain(dict(extra))},
     )
     text = "\n\n".join(table.markdown() for table in made)
-    (self.folder / "tables.md").write_text(text + "\n")
+    path = self.folder / "tables.md"
+    with files.writing(path):
+      path.write_text(text + "\n")
     return made
 
   def _write_summary(self, numbers: Mapping[str, Any]) -> None:
     text = json.dumps({"settings": self._settings, **numbers}, indent=2)
-    (self.folder / SUMMARY).write_text(text + "\n")
+    path = self.folder / SUMMARY
+    with files.writing(path):
+      path.write_text(text + "\n")
 
 
 def _plain(value: Any) -> Any:

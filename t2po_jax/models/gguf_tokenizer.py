@@ -1,13 +1,19 @@
 """The tokenizer inside a GGUF file.
 
-Byte-level BPE, used in files of Llama 3, Qwen2, Qwen3 and SmolLM2, is rebuilt
-from the metadata with the library `tokenizers`; the readers of transformers
-would need PyTorch. The pre-tokenisation is not stored in the file but only
-named there (`tokenizer.ggml.pre`): a name that is not in `CUTS` is refused
-rather than guessed, because the wrong one would silently give different ids.
+It is rebuilt from the metadata with the library `tokenizers`; the readers of
+transformers would need PyTorch. There are two kinds:
+
+Byte-level BPE (`gpt2`), used in files of Llama 3, Qwen2, Qwen3 and SmolLM2.
+The pre-tokenisation is not stored in the file but only named there
+(`tokenizer.ggml.pre`): a name that is not in `CUTS` is refused rather than
+guessed, because the wrong one would silently give different ids.
+
+SentencePiece BPE (`llama`), used in files of Gemma, Llama 2 and Mistral. It has
+no list of merges: two neighbours are merged if the result is a piece, the piece
+with the highest score first.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import pathlib
 from typing import Any
 
@@ -18,7 +24,8 @@ import transformers
 from t2po_jax.models import sources
 
 # Token types in `tokenizer.ggml.token_type`.
-_CONTROL, _USER_DEFINED = 3, 4
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
+_SPACE = "▁"
 
 
 def _pattern(digits: str) -> str:
@@ -47,6 +54,13 @@ CUTS: Mapping[str, tuple[str | None, bool]] = {
 }
 
 
+# What a tokenizer of each kind must have.
+_NEEDED: Mapping[str, tuple[str, ...]] = {
+  "gpt2": ("tokens", "merges"),
+  "llama": ("tokens", "scores", "token_type"),
+}
+
+
 def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
   """Reads the tokenizer of a GGUF file.
 
@@ -66,16 +80,20 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     if name.startswith("tokenizer.")
   }
   kind = found.get("model")
-  if kind != "gpt2":
+  if kind not in _NEEDED:
     raise ValueError(
       f"{path}: tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level "
-      "BPE); give the model's Hugging Face directory instead"
+      "BPE) or 'llama' (SentencePiece); give the model's Hugging Face "
+      "directory instead"
     )
-  for key in ("tokens", "merges"):
+  for key in _NEEDED[kind]:
     if key not in found:
       raise ValueError(f"{path}: metadata key tokenizer.ggml.{key} is missing")
   pieces = found["tokens"]
-  backend = _rebuild(found, path)
+  if kind == "gpt2":
+    backend = _rebuild(found, path)
+  else:
+    backend = _rebuild_sentencepiece(found)
   named = {
     f"{name}_token": pieces[found[f"{key}_token_id"]]
     for name, key in (
@@ -92,6 +110,17 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     clean_up_tokenization_spaces=False,
     **named,
   )
+
+
+def ends(path: pathlib.Path) -> list[int]:
+  """Ids that end a turn in a GGUF file, beside that which ends a text.
+
+  Args:
+    path: the file.
+  """
+  fields = sources.read_gguf(path).fields
+  names = ("tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+  return [int(fields[name].contents()) for name in names if name in fields]
 
 
 def _rebuild(
@@ -127,10 +156,78 @@ def _rebuild(
   backend.decoder = decoders.ByteLevel()
   if cut == "qwen2":
     backend.normalizer = normalizers.NFC()
-  for piece, kind in zip(pieces, found.get("token_type", ()), strict=False):
-    if kind in (_CONTROL, _USER_DEFINED):
-      token = tokenizers.AddedToken(
-        piece, special=kind == _CONTROL, normalized=False
-      )
-      backend.add_tokens([token])
+  _add_tokens(backend, pieces, found.get("token_type", ()))
   return backend
+
+
+def _add_tokens(
+  backend: tokenizers.Tokenizer, pieces: Sequence[str], kinds: Sequence[int]
+) -> None:
+  """Tells the tokenizer which pieces are read before all others."""
+  backend.add_tokens(
+    [
+      tokenizers.AddedToken(
+        piece,
+        special=kind == _CONTROL,
+        # Where spaces are a letter, that is what they are when it is read.
+        normalized=kind == _USER_DEFINED and _SPACE in piece,
+      )
+      for piece, kind in zip(pieces, kinds, strict=False)
+      if kind in (_CONTROL, _USER_DEFINED)
+    ]
+  )
+
+
+def _rebuild_sentencepiece(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
+  """The tokenizer that pieces and their scores describe."""
+  kinds = found["token_type"]
+  # Pieces that were given to the trainer are stored with plain spaces.
+  pieces = [
+    piece.replace(" ", _SPACE) if kind == _USER_DEFINED else piece
+    for piece, kind in zip(found["tokens"], kinds, strict=True)
+  ]
+  unknown = found.get("unknown_token_id")
+  backend = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={piece: i for i, piece in enumerate(pieces)},
+      merges=_merges(pieces, found["scores"], kinds),
+      unk_token=None if unknown is None else pieces[unknown],
+      fuse_unk=True,
+      byte_fallback=True,
+    )
+  )
+  prefixed = bool(found.get("add_space_prefix", True))
+  backend.normalizer = normalizers.Sequence(
+    [normalizers.Prepend(_SPACE)] * prefixed
+    + [normalizers.Replace(" ", _SPACE)]
+  )
+  backend.decoder = decoders.Sequence(
+    [
+      decoders.Replace(_SPACE, " "),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      *[decoders.Strip(" ", 1, 0)] * prefixed,
+    ]
+  )
+  _add_tokens(backend, pieces, kinds)
+  return backend
+
+
+def _merges(
+  pieces: Sequence[str], scores: Sequence[float], kinds: Sequence[int]
+) -> list[tuple[str, str]]:
+  """All pairs of pieces that make a piece, that of the highest score first."""
+  ranks = {
+    piece: (-score, i)
+    for i, (piece, score, kind) in enumerate(
+      zip(pieces, scores, kinds, strict=True)
+    )
+    if kind == _NORMAL
+  }
+  pairs = [
+    (rank, cut, piece)
+    for piece, rank in ranks.items()
+    for cut in range(1, len(piece))
+    if piece[:cut] in ranks and piece[cut:] in ranks
+  ]
+  return [(piece[:cut], piece[cut:]) for _, cut, piece in sorted(pairs)]

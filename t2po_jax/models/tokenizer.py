@@ -191,8 +191,10 @@ class HuggingFaceTokenizer:
     pieces = [b""] * (max(vocabulary.values()) + 1)
     for piece, index in vocabulary.items():
       if index in added:
-        special = added[index].special
-        pieces[index] = b"" if special else added[index].content.encode()
+        content = added[index].content
+        if not byte_level:  # Then spaces are a letter here too.
+          content = content.replace(SPACE, " ")
+        pieces[index] = b"" if added[index].special else content.encode()
       elif byte_level and alphabet.keys() >= set(piece):
         pieces[index] = bytes(alphabet[letter] for letter in piece)
       else:
@@ -539,7 +541,7 @@ def load(
     return SentencePieceTokenizer((path / SENTENCEPIECE_FILE).read_bytes())
   if path.suffix == ".gguf" and path.is_file():
     return HuggingFaceTokenizer(
-      gguf_tokenizer.load(path), template_arguments=template_arguments
+      gguf_tokenizer.load(path), gguf_tokenizer.ends(path), template_arguments
     )
   names = ("tokenizer_config.json", "tokenizer.json")
   if not any((path / name).is_file() for name in names):

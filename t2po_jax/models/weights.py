@@ -178,11 +178,16 @@ def _open_safetensors(directory: pathlib.Path) -> Tensors:
 
 
 def _load_directory(directory: pathlib.Path, dtype: Any):
+  described = sources.read_json(directory / "config.json")
   try:
-    config = families.read_config(sources.read_json(directory / "config.json"))
-  except TypeError as error:
+    config = families.read_config(described)
+  except (AttributeError, TypeError) as error:
     raise ValueError(f"{directory}/config.json: {error}") from None
-  tensors = _open_safetensors(directory)
+  tensors = {
+    renamed: read
+    for name, read in _open_safetensors(directory).items()
+    if (renamed := families.rename(described, name)) is not None
+  }
   if config.tied_embeddings:
     # Some writers store the embedding table a second time under this name.
     tensors.pop("lm_head.weight", None)

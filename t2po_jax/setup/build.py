@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from t2po_jax import envs, keys, types
+from t2po_jax import envs, files, keys, types
 from t2po_jax.configs import base as settings
 from t2po_jax.control import thinking, thresholds, uncertainty
 from t2po_jax.distributed import sharding
@@ -151,7 +151,10 @@ def tokenizer_of(
   corpus = made.corpus()
   place = cache_dir(config) / "tokenizers"
   place /= fingerprint(corpus, symbols, model.vocab_size)
-  return tokenizer.train_sentencepiece(corpus, model.vocab_size, symbols, place)
+  with files.writing(place):
+    return tokenizer.train_sentencepiece(
+      corpus, model.vocab_size, symbols, place
+    )
 
 
 def template_arguments(

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import files, types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes, sharding
 from t2po_jax.learning import (
@@ -142,11 +142,20 @@ def store(place: pathlib.Path, agent: agents.Agent, report: dict) -> None:
     place: the directory; a complete existing one is kept.
     agent: its parameters and tokenizer are written.
     report: contents of `cold_start.json`.
+
+  Raises:
+    OSError: if it cannot be written; nothing is left of it then.
   """
-  place.parent.mkdir(parents=True, exist_ok=True)
-  draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
-  write(draft, agent)
-  (draft / "cold_start.json").write_text(json.dumps(report, indent=2) + "\n")
+  text = json.dumps(report, indent=2) + "\n"
+  with files.writing(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
+    try:
+      write(draft, agent)
+      (draft / "cold_start.json").write_text(text)
+    except BaseException:
+      shutil.rmtree(draft, ignore_errors=True)
+      raise
   if not _is_done(place):
     shutil.rmtree(place, ignore_errors=True)
   try:

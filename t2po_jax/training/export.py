@@ -20,7 +20,7 @@ import jax
 from ml_collections import config_dict
 import numpy as np
 
-from t2po_jax import types
+from t2po_jax import files, types
 from t2po_jax.configs import base as settings
 from t2po_jax.learning import lora
 from t2po_jax.models import agent as agents
@@ -82,10 +82,13 @@ def export(
   if spec is not None:
     base, params = cold_start.initial_parameters(config, agent)
     agent = dataclasses.replace(agent, params=params)
-  report = {"workdir": str(workdir), "update": number, "score": score}
-  out.parent.mkdir(parents=True, exist_ok=True)
-  draft = pathlib.Path(tempfile.mkdtemp(dir=out.parent))
-  try:
+  report = {
+    "workdir": str(workdir),
+    "environment": config.env.name,
+    "update": number,
+    "score": score,
+  }
+  with _draft(out) as draft:
     if kind == "adapter" and spec is not None:
       lora.save(spec, trained, draft, base=base)
       agent.tokenizer.save(draft)
@@ -95,11 +98,21 @@ def export(
       cold_start.write(draft, dataclasses.replace(agent, params=params))
       _say_how_to_sample(draft / "generation_config.json", config)
     _write_json(draft / "export.json", report)
-    draft.chmod(0o755)
-    draft.rename(out)
-  finally:
-    shutil.rmtree(draft, ignore_errors=True)
   return number
+
+
+@contextlib.contextmanager
+def _draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A folder that becomes `out` when the block is done, or vanishes."""
+  with files.writing(out):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = pathlib.Path(tempfile.mkdtemp(dir=out.parent))
+    try:
+      yield draft
+      draft.chmod(0o755)
+      draft.rename(out)
+    finally:
+      shutil.rmtree(draft, ignore_errors=True)
 
 
 def load_config(workdir: pathlib.Path) -> settings.Config:

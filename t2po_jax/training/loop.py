@@ -23,7 +23,7 @@ from typing import Any
 from absl import logging
 import jax
 
-from t2po_jax import records, types
+from t2po_jax import files, records, types
 from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
 from t2po_jax.envs import base
@@ -199,8 +199,9 @@ class Run:
             earlier.get(key),
             values.get(key),
           )
-    path.write_text(json.dumps(values, indent=2) + "\n")
-    machine.note(self.workdir)
+    with files.writing(path):
+      path.write_text(json.dumps(values, indent=2) + "\n")
+      machine.note(self.workdir)
 
   def _load(self, params: types.Params) -> None:
     """Loads parameters of a state into the sampler."""

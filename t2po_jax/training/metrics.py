@@ -31,6 +31,7 @@ import numpy as np
 import rich
 import rich.progress
 
+from t2po_jax import files
 from t2po_jax.distributed import processes
 
 FILE = "metrics.jsonl"
@@ -339,6 +340,7 @@ class _JsonLines:
   """The record of the run in its workdir."""
 
   def __init__(self, path: pathlib.Path, resume_step: int):
+    self._path = path
     self._elapsed = _cut(path, resume_step)
     self._start = time.monotonic()
     self._file = path.open("a", encoding="utf-8")
@@ -352,12 +354,15 @@ class _JsonLines:
     }
     record |= {name: _encode(value) for name, value in floats.items()}
     # One write and sync per line: a kill truncates at most one line.
-    self._file.write(json.dumps(record, allow_nan=False) + "\n")
-    self._file.flush()
-    os.fsync(self._file.fileno())
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with files.writing(self._path):
+      self._file.write(line)
+      self._file.flush()
+      os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    self._file.close()
+    with files.writing(self._path):
+      self._file.close()
 
 
 class _ConsoleLine:

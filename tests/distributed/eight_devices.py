@@ -214,6 +214,60 @@ class FamiliesTest(parameterized.TestCase):
       self.assertEqual(kernel.addressable_shards[0].data.shape, (2, 2, 4, 8))
 
 
+class MoreFamiliesTest(parameterized.TestCase):
+  @parameterized.parameters("llama3", "mistral", "smollm3", "gemma2")
+  def test_logits_and_gradients_split_equal_whole(self, kind):
+    """What is new in these has no parameters: windows, ropes, bounds."""
+    plain = config_lib.ModelConfig("llama", toy.V, 8, 2, 4, 2, 4, 8)
+    windowed, full = config_lib.LayerKind(3), config_lib.LayerKind()
+    options = {
+      "llama3": {"rope_scaling": config_lib.RopeScaling("llama3", 4.0, 8)},
+      "mistral": {"kinds": (windowed, windowed)},
+      "smollm3": {"kinds": (full, config_lib.LayerKind(rope="none"))},
+      "gemma2": {
+        "kinds": (windowed, full),
+        "activation": "gelu_tanh",
+        "norm_offset": True,
+        "post_norms": True,
+        "scaled_embeddings": True,
+        "attention_softcap": 2.0,
+        "logit_softcap": 3.0,
+      },
+    }
+    config = dataclasses.replace(plain, family=kind, **options[kind])
+    policy = decoder.Policy(config)
+    params = jax.tree.map(
+      lambda x: x + 0.1, jax.device_get(policy.init(jax.random.key(0)))
+    )
+    tokens = np.random.default_rng(0).integers(0, toy.V, (8, 10))
+    positions = np.tile(np.arange(10), (8, 1))
+
+    def loss(params, *rows):
+      logits = policy.logits(params, policy.hidden(params, *rows))
+      return jnp.sum(jnp.sin(logits)), logits
+
+    found = []
+    for mesh in (
+      sharding.create_mesh(data=2, fsdp=2, tensor=2),
+      sharding.create_mesh(devices=ONE),
+    ):
+      layout = sharding.params_sharding(
+        mesh, params, decoder.logical_axes(params)
+      )
+      rows = [
+        sharding.put(row, sharding.row_sharding(mesh))
+        for row in (tokens, positions, np.ones_like(tokens))
+      ]
+      with jax.set_mesh(mesh):
+        step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+        found.append(step(sharding.put(params, layout), *rows))
+    up = found[0][1]["layers"]["mlp"]["up"]["kernel"]
+    self.assertEqual(len(up.sharding.device_set), 8)
+    chex.assert_trees_all_close(
+      *(sharding.gather(part) for part in found), rtol=2e-4, atol=2e-5
+    )
+
+
 class AdaptersTest(chex.TestCase):
   def test_base_and_adapters_are_split_and_equal(self):
     policy = decoder.Policy(

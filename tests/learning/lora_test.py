@@ -303,9 +303,18 @@ class PeftTest(chex.TestCase):
 class FamiliesTest(parameterized.TestCase):
   """Beside the kernel equals merged into it, for every form of layer."""
 
-  @parameterized.parameters("experts", "gemma")
+  @parameterized.parameters("experts", "gemma", "mistral", "smollm3", "llama3")
   def test_all_that_a_family_has_is_adapted(self, kind):
     options = {
+      "mistral": {"family": "mistral", "kinds": (config_lib.LayerKind(2),) * 2},
+      "smollm3": {
+        "family": "smollm3",
+        "kinds": (config_lib.LayerKind(rope="none"), config_lib.LayerKind()),
+      },
+      "llama3": {
+        "family": "llama",
+        "rope_scaling": config_lib.RopeScaling("llama3", 4.0, 4),
+      },
       "experts": {
         "family": "qwen3_moe",
         "qk_norm": True,
@@ -323,7 +332,10 @@ class FamiliesTest(parameterized.TestCase):
       },
     }
     config = dataclasses.replace(
-      CONFIG, attention_bias=False, output_bias=False, **options[kind]
+      CONFIG,
+      attention_bias=False,
+      output_bias=False,
+      **{"qk_norm": False, **options[kind]},
     )
     policy = decoder.Policy(config)
     spec = lora.Adapters(policy, 2, 6.0)
@@ -335,7 +347,7 @@ class FamiliesTest(parameterized.TestCase):
       for tree in (decoder.shapes(config), jax.eval_shape(spec.init))
     )
     self.assertEqual(
-      "gate" in adapters["layers"].get("mlp", {}), kind == "gemma"
+      "gate" in adapters["layers"].get("mlp", {}), kind != "experts"
     )
 
     @jax.jit
@@ -351,7 +363,7 @@ class FamiliesTest(parameterized.TestCase):
       saved = json.loads(
         (pathlib.Path(place) / "adapter_config.json").read_text()
       )
-    self.assertEqual("gate_proj" in saved["target_modules"], kind == "gemma")
+    self.assertEqual("gate_proj" in saved["target_modules"], kind != "experts")
 
   def test_experts_that_are_asked_for_are_refused(self):
     config = dataclasses.replace(

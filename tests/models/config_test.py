@@ -96,6 +96,57 @@ class FromHuggingFaceTest(parameterized.TestCase):
     self.assertNotIn("\n", str(raised.exception))
 
 
+# Keys of published multimodal models: what has its default is left out.
+GEMMA3 = {
+  "model_type": "gemma3",
+  "vision_config": {"hidden_size": 1152},
+  "text_config": {
+    "model_type": "gemma3_text",
+    "hidden_size": 2560,
+    "intermediate_size": 10_240,
+    "num_hidden_layers": 34,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024,
+  },
+}
+
+
+class WrapperTest(parameterized.TestCase):
+  def test_the_text_of_a_multimodal_model(self):
+    config = families.read_config(GEMMA3)
+    self.assertEqual(config.family, "gemma3_text")
+    self.assertEqual((config.vocab_size, config.width), (262_208, 2560))
+    self.assertEqual((config.heads, config.kv_heads), (8, 4))
+    self.assertEqual((config.head_width, config.query_scalar), (256, 256.0))
+    self.assertEqual(config.rope_scaling, config_lib.RopeScaling("linear", 8.0))
+    self.assertEqual((config.rope_theta, config.local_rope_theta), (1e6, 1e4))
+    self.assertTrue(config.tied_embeddings)
+    self.assertEqual(
+      [kind.window for kind in config.layer_kinds[:6]], [1024] * 5 + [0]
+    )
+
+  @parameterized.parameters(
+    ("language_model.model.norm.weight", "model.norm.weight"),
+    ("model.language_model.norm.weight", "model.norm.weight"),
+    ("language_model.lm_head.weight", "lm_head.weight"),
+    ("lm_head.weight", "lm_head.weight"),
+    ("vision_tower.vision_model.post_layernorm.bias", None),
+    ("model.multi_modal_projector.mm_soft_emb_norm.weight", None),
+  )
+  def test_names_of_its_tensors(self, name, expected):
+    self.assertEqual(families.rename(GEMMA3, name), expected)
+    self.assertEqual(families.rename(QWEN3, name), name)
+
+  def test_what_is_said_around_counts(self):
+    untied = GEMMA3 | {"tie_word_embeddings": False}
+    self.assertFalse(families.read_config(untied).tied_embeddings)
+    quantised = GEMMA3 | {"quantization_config": {"bits": 4}}
+    with self.assertRaisesRegex(ValueError, "quantization_config"):
+      families.read_config(quantised)
+    with self.assertRaisesRegex(ValueError, "'text_config' is missing"):
+      families.read_config({"model_type": "gemma3"})
+
+
 class ToHuggingFaceTest(parameterized.TestCase):
   @parameterized.parameters(
     "tiny", "smollm2-135m", "llama3.2-1b", "qwen2.5-0.5b", "qwen3-4b"

@@ -15,6 +15,9 @@ from t2po_jax.models import decoder, rope
 LLAMA = config_lib.ModelConfig(
   "llama", 29, 16, 2, 4, 2, 8, 24, rope_theta=100.0, max_positions=64
 )
+LLAMA3 = dataclasses.replace(
+  LLAMA, rope_scaling=config_lib.RopeScaling("llama3", 4.0, 16)
+)
 QWEN2 = dataclasses.replace(
   LLAMA, family="qwen2", attention_bias=True, tied_embeddings=False
 )
@@ -288,6 +291,7 @@ class PolicyTest(chex.TestCase):
     (QWEN2, "bfloat16", 1),
     (QWEN3, "float32", 7),  # Several blocks of keys.
     (MISTRAL, "float32", 1),
+    (LLAMA3, "float32", 1),
     (SMOLLM3, "float32", 1),
     (QWEN3_MOE, "float32", 1),
     (GEMMA2, "float32", 1),

@@ -1,5 +1,7 @@
 """Tokenizers of GGUF files against those of transformers, without PyTorch."""
 
+import functools
+import io
 import pathlib
 import subprocess
 import sys
@@ -7,6 +9,7 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 import gguf
+import sentencepiece
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 import transformers
@@ -45,7 +48,7 @@ def train(*digits):
   return vocabulary, [line for line in lines if not line.startswith("#")]
 
 
-def write(path, pieces, merges, cut, *, model="gpt2"):
+def write(path, pieces, merges, cut, *, model="gpt2", turn=""):
   """A file with nothing but a tokenizer."""
   writer = gguf.GGUFWriter(path, "llama")
   writer.add_tokenizer_model(model)
@@ -55,6 +58,8 @@ def write(path, pieces, merges, cut, *, model="gpt2"):
   writer.add_token_merges(merges)
   writer.add_eos_token_id(pieces.index("<|end|>"))
   writer.add_pad_token_id(pieces.index("<|start|>"))
+  if turn:
+    writer.add_eot_token_id(pieces.index(turn))
   writer.add_chat_template(
     "{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}"
   )
@@ -130,16 +135,22 @@ class GGUFTokenizerTest(parameterized.TestCase):
       self.assertEqual(made.decode(made.encode(text)), text)
 
   def test_other_kinds_are_refused(self):
-    write(self.path, self.pieces, self.merges, "gpt-2", model="llama")
-    with self.assertRaisesRegex(
-      ValueError, "model is 'llama', expected 'gpt2'"
-    ):
+    write(self.path, self.pieces, self.merges, "gpt-2", model="t5")
+    with self.assertRaisesRegex(ValueError, "model is 't5', expected 'gpt2'"):
+      gguf_tokenizer.load(self.path)
+    write(self.path, self.pieces, self.merges, "default", model="llama")
+    with self.assertRaisesRegex(ValueError, "ggml.scores is missing"):
       gguf_tokenizer.load(self.path)
     write(self.path, self.pieces, [], "gpt-2")
     with self.assertRaisesRegex(ValueError, "ggml.merges is missing"):
       gguf_tokenizer.load(self.path)
     with self.assertRaisesRegex(ValueError, "pre is 'viking', expected one of"):
       self.load("viking")
+
+  def test_ends_of_turns(self):
+    write(self.path, self.pieces, self.merges, "gpt-2", turn="<|start|>")
+    end, start = map(self.pieces.index, SPECIAL)
+    self.assertEqual(tokenizer.load(self.path).eos_ids, (end, start))
 
   def test_no_pytorch_is_needed(self):
     write(self.path, self.pieces, self.merges, "qwen2")
@@ -178,6 +189,114 @@ class GGUFTokenizerTest(parameterized.TestCase):
     self.assertEqual(made.token_bytes(), wanted.token_bytes())
     chat = [{"role": "user", "content": "Who wrote it?"}]
     self.assertEqual(made.render_chat(chat), wanted.render_chat(chat))
+
+
+# Pieces that the trainer of `train_sentencepiece` was given.
+GIVEN = ("<table>", "▁▁", "▁▁▁", "\n")
+
+
+@functools.cache
+def train_sentencepiece(prefix):
+  """A BPE model of the reference library."""
+  model = io.BytesIO()
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(CORPUS),
+    model_writer=model,
+    model_type="bpe",
+    vocab_size=360,
+    hard_vocab_limit=False,
+    byte_fallback=True,
+    character_coverage=0.99,
+    normalization_rule_name="identity",
+    remove_extra_whitespaces=False,
+    add_dummy_prefix=prefix,
+    control_symbols=list(SPECIAL),
+    user_defined_symbols=[] if prefix else list(GIVEN),
+    minloglevel=2,
+    num_threads=1,
+  )
+  return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def write_sentencepiece(path, made, prefix):
+  """Writes the model the way converters for llama.cpp do."""
+
+  def kind(i):
+    if made.is_unknown(i):
+      return 2
+    if made.is_control(i):
+      return 3
+    if made.is_byte(i):
+      return 6
+    return 4 if made.id_to_piece(i) in GIVEN and not prefix else 1
+
+  writer = gguf.GGUFWriter(path, "gemma3")
+  ids = range(made.vocab_size())
+  writer.add_tokenizer_model("llama")
+  writer.add_tokenizer_pre("default")
+  writer.add_token_list(
+    [
+      made.id_to_piece(i).replace("▁", " " if kind(i) == 4 else "▁")
+      for i in ids
+    ]
+  )
+  writer.add_token_scores([made.get_score(i) for i in ids])
+  writer.add_token_types([kind(i) for i in ids])
+  writer.add_unk_token_id(made.unk_id())
+  writer.add_eos_token_id(made.eos_id())
+  writer.add_add_space_prefix(prefix)
+  writer.add_chat_template(
+    "{% for m in messages %}<|start|>{{ m['content'] }}<|end|>{% endfor %}"
+  )
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+
+
+SPACED = (
+  "x  y   z     w\n\n\nv",
+  "a<table>b <table>  ▁▁▁▁ the<table",
+  "日本 the quick <0x41> <unk>",
+)
+
+
+class SentencePieceTest(parameterized.TestCase):
+  def load(self, prefix):
+    """The reference, and the path of the same model as a file."""
+    made = train_sentencepiece(prefix)
+    path = pathlib.Path(tempfile.mkdtemp()) / "model.gguf"
+    write_sentencepiece(path, made, prefix)
+    return made, path
+
+  @parameterized.parameters(*TEXTS, "", "   ", *SPACED)
+  def test_ids_are_those_of_the_reference(self, text):
+    made, path = self.load(prefix=False)
+    found = tokenizer.load(path)
+    self.assertEqual(found.encode(text), made.encode(text))
+    self.assertEqual(found.decode(made.encode(text)), text.replace("▁", " "))
+
+  @parameterized.parameters(*TEXTS[:4], SPACED[0])
+  def test_a_space_before_the_text(self, text):
+    made, path = self.load(prefix=True)
+    own = gguf_tokenizer.load(path)
+    wanted = made.encode(text)
+    self.assertEqual(own.encode(text, add_special_tokens=False), wanted)
+    self.assertEqual(own.decode(wanted), text)
+    # Parts of a prompt have none.
+    found = tokenizer.load(path)
+    self.assertEqual(found.decode(found.encode(text)), text)
+
+  def test_names_of_control_tokens_are_text(self):
+    made, path = self.load(prefix=False)
+    found = tokenizer.load(path)
+    end, start = map(made.piece_to_id, SPECIAL)
+    said = "a<|end|><|start|> <unk></s>b"
+    ids = found.render_chat([{"role": "user", "content": said}])
+    self.assertEqual((ids[0], ids[-1]), (start, end))
+    control = {i for i in range(made.vocab_size()) if made.is_control(i)}
+    self.assertFalse(control & set(ids[1:-1]))
+    self.assertEqual(found.decode(ids), said)
+    self.assertFalse(control & set(found.encode(said)))
 
 
 if __name__ == "__main__":

@@ -203,11 +203,52 @@ class TransformersParityTest(chex.TestCase):
       pad_token_id=0,
     ).numpy()
     found = our_logits(config, params, tokens)
+    # Both in float32; logits of about 5.
     np.testing.assert_allclose(
-      found, torch_logits(model, tokens), rtol=2e-4, atol=2e-4
+      found, torch_logits(model, tokens), rtol=0, atol=1e-4
     )
     # Given the text so far, ours would have written the same next token.
     np.testing.assert_array_equal(found[:, 5:-1].argmax(-1), tokens[:, 6:])
+
+  @parameterized.parameters("as transformers writes it", "as on the hub")
+  def test_text_of_a_multimodal_gemma(self, names):
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    (settings,) = [c[2] for c in CASES if c[0] == "gemma3_two_ropes"]
+    model = transformers.Gemma3ForConditionalGeneration(
+      transformers.Gemma3Config(
+        text_config={**SIZES, **settings},
+        vision_config={
+          **{"hidden_size": 16, "intermediate_size": 16, "image_size": 28},
+          **{"num_hidden_layers": 1, "num_attention_heads": 2},
+        },
+        image_token_index=60,
+        boi_token_index=59,
+        eoi_token_index=58,
+        mm_tokens_per_image=1,
+      )
+    ).eval()
+    tokens = np.random.default_rng(0).integers(0, 58, (2, 20))
+    with tempfile.TemporaryDirectory() as directory:
+      model.save_pretrained(directory)
+      file = pathlib.Path(directory) / "model.safetensors"
+      tensors = safetensors.numpy.load_file(file)
+      self.assertTrue(any("vision_tower" in name for name in tensors))
+      if names == "as on the hub":
+        renamed = {}
+        for name, tensor in tensors.items():
+          name = name.replace("model.language_model.", "language_model.model.")
+          renamed[name.removeprefix("model.")] = tensor
+        safetensors.numpy.save_file(renamed, file)
+      config, params = weights.load(directory)
+    np.testing.assert_allclose(
+      our_logits(config, params, tokens),
+      torch_logits(model, tokens),
+      rtol=0,
+      atol=1e-4,
+    )
 
   @parameterized.parameters(
     "llama_biased_untied_llama3",

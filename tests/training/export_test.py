@@ -35,6 +35,32 @@ def state_of(params, step):
   return types.TrainState(step=jnp.int32(step), params=params, opt_state=())
 
 
+def make_run(place, **changes):
+  """A folder with two checkpoints; returns it with what the first holds."""
+  config = smoke.get_config().unlock()
+  config.cache_dir = str(place / "cache")
+  config.cold_start.kind = "none"
+  config.update(changes)
+  workdir = place / "run"
+  workdir.mkdir()
+  text = json.dumps(settings.flatten(config.to_dict()))
+  (workdir / "config.json").write_text(text)
+  config = settings.read(config)
+  agent = build.agent(config, build.benchmark(config))
+  spec = build.adapters(config, agent.policy)
+  shapes = agent.params if spec is None else spec.init()
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes
+  )
+  store = checkpoint.Checkpoints(workdir / "checkpoints")
+  store.save(1, state_of(params, 1), {}, score=0.5)
+  other = jax.tree.map(np.zeros_like, params)
+  store.save(2, state_of(other, 2), {}, score=0.25)
+  store.close()
+  return workdir, agent, spec, params
+
+
 class ExportTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
@@ -43,29 +69,7 @@ class ExportTest(absltest.TestCase):
     self.place = pathlib.Path(place.name)
 
   def make_run(self, **changes):
-    """A folder with two checkpoints; returns it with what the first holds."""
-    config = smoke.get_config().unlock()
-    config.cache_dir = str(self.place / "cache")
-    config.cold_start.kind = "none"
-    config.update(changes)
-    workdir = self.place / "run"
-    workdir.mkdir()
-    text = json.dumps(settings.flatten(config.to_dict()))
-    (workdir / "config.json").write_text(text)
-    config = settings.read(config)
-    agent = build.agent(config, build.benchmark(config))
-    spec = build.adapters(config, agent.policy)
-    shapes = agent.params if spec is None else spec.init()
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(
-      lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), shapes
-    )
-    store = checkpoint.Checkpoints(workdir / "checkpoints")
-    store.save(1, state_of(params, 1), {}, score=0.5)
-    other = jax.tree.map(np.zeros_like, params)
-    store.save(2, state_of(other, 2), {}, score=0.25)
-    store.close()
-    return workdir, agent, spec, params
+    return make_run(self.place, **changes)
 
   def test_the_best_checkpoint_is_written_whole(self):
     workdir, agent, _, params = self.make_run()

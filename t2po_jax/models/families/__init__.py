@@ -1,6 +1,6 @@
 """The supported model families, one file each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from t2po_jax.models import config as config_lib
@@ -30,6 +30,10 @@ FAMILIES: dict[str, family.Family] = {
   )
 }
 
+WRAPPERS: dict[str, family.Wrapper] = {
+  each.name: each for each in (gemma3.WRAPPER,)
+}
+
 
 def of(config: config_lib.ModelConfig) -> family.Family:
   """The family of a config.
@@ -40,11 +44,11 @@ def of(config: config_lib.ModelConfig) -> family.Family:
   return _named(config.family, f"family {config.family!r}")
 
 
-def _named(name: str, found: str) -> family.Family:
+def _named(
+  name: str, found: str, known: Iterable[str] = FAMILIES
+) -> family.Family:
   if name not in FAMILIES:
-    raise ValueError(
-      f"{found} is not supported; use one of {', '.join(FAMILIES)}"
-    )
+    raise ValueError(f"{found} is not supported; use one of {', '.join(known)}")
   return FAMILIES[name]
 
 
@@ -62,7 +66,25 @@ def read_config(source: Mapping[str, Any]) -> config_lib.ModelConfig:
       implemented by the decoder.
   """
   name = family.require(source, "model_type")
-  return _named(name, f"config.json: model_type {name!r}").read(source)
+  wrapper = WRAPPERS.get(name)
+  if wrapper is not None:
+    return FAMILIES[wrapper.text].read(wrapper.unwrap(source))
+  known = [*FAMILIES, *WRAPPERS]
+  return _named(name, f"config.json: model_type {name!r}", known).read(source)
+
+
+def rename(source: Mapping[str, Any], tensor: str) -> str | None:
+  """The name that a tensor of a checkpoint has in the family's table.
+
+  Args:
+    source: contents of its `config.json`.
+    tensor: the name in the file.
+
+  Returns:
+    The name; None for what is no part of the model of the text.
+  """
+  wrapper = WRAPPERS.get(source.get("model_type", ""))
+  return tensor if wrapper is None else wrapper.rename(tensor)
 
 
 def write_config(config: config_lib.ModelConfig) -> dict[str, Any]:

@@ -76,6 +76,46 @@ class Family:
   from_gguf: Callable[[Tensor, np.ndarray, ModelConfig], np.ndarray] = keep
 
 
+@dataclasses.dataclass(frozen=True)
+class Wrapper:
+  """A model of which only the part that reads and writes text is read.
+
+  Attributes:
+    name: `model_type` in config.json; the text's own stands in `text_config`.
+    text: the family of the text.
+    defaults: what `text_config` means by keys that it leaves out.
+    renames: beginnings of tensors' names and what the family has instead,
+      None for parts that are left out; the first that fits counts.
+  """
+
+  name: str
+  text: str
+  defaults: Source
+  renames: tuple[tuple[str, str | None], ...]
+
+  def unwrap(self, source: Source) -> Source:
+    """What config.json says of the text."""
+    around = {
+      key: source.get(key)
+      for key in ("tie_word_embeddings", "quantization_config")
+    }
+    told = {**require(source, "text_config"), **_told(around)}
+    return {**self.defaults, **_told(told)}
+
+  def rename(self, tensor: str) -> str | None:
+    """A tensor's name in the family of the text, None for other parts."""
+    for beginning, instead in self.renames:
+      if tensor.startswith(beginning):
+        if instead is None:
+          return None
+        return instead + tensor.removeprefix(beginning)
+    return tensor
+
+
+def _told(source: Source) -> Source:
+  return {key: value for key, value in source.items() if value is not None}
+
+
 def _layer(name: str, gguf_name: str, path: str) -> Tensor:
   return Tensor(
     f"model.layers.{{layer}}.{name}",

@@ -1,6 +1,7 @@
 """Gemma 3, text: five layers with a sliding window per layer without.
 
 Layers with a window have a separate rotary base. Otherwise see `gemma2`.
+The larger models have a vision tower as well, which is not read.
 """
 
 import dataclasses
@@ -110,4 +111,27 @@ FAMILY = family.Family(
   gguf="gemma3",
   gguf_options=_gguf_options,
   from_gguf=gemma2.from_gguf,
+)
+
+# Both spellings of the names, those on the hub and those that newer
+# transformers write. Published configs leave out what has its default.
+WRAPPER = family.Wrapper(
+  "gemma3",
+  "gemma3_text",
+  {
+    "vocab_size": 262_208,
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+  },
+  (
+    ("language_model.", ""),
+    ("model.language_model.", "model."),
+    ("vision_tower.", None),
+    ("model.vision_tower.", None),
+    ("multi_modal_projector.", None),
+    ("model.multi_modal_projector.", None),
+  ),
 )
