@@ -5,6 +5,7 @@ in one line.
 """
 
 from collections.abc import Callable
+import pathlib
 import sys
 from typing import Any
 
@@ -68,8 +69,24 @@ def parse_flags(argv: list[str]) -> list[str]:
     # An error inside a configuration comes with its whole traceback.
     reason = str(error).strip().splitlines()[-1].strip()
   given = " ".join(part for part in argv[1:] if part.startswith("--config"))
-  reason = _unknown_key(argv) or reason
+  reason = _missing_file(argv) or _unknown_key(argv) or reason
   sys.exit(f"error: {given}: {reason}" if given else f"error: {reason}")
+
+
+def _missing_file(argv: list[str]) -> str:
+  """Suggests a configuration file for one that does not exist; else empty."""
+  for part in argv[1:]:
+    flag, _, value = part.partition("=")
+    path = pathlib.Path(value.partition(":")[0])
+    if flag == "--config" and value and not path.is_file():
+      names = [
+        each.stem
+        for each in path.parent.glob("*.py")
+        if each.stem not in ("__init__", "base", "environment")
+      ]
+      near = keys.nearest(path.stem, names) if names else ""
+      return f"found no file {str(path)!r}{near}"
+  return ""
 
 
 def _unknown_key(argv: list[str]) -> str:

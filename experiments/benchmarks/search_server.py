@@ -10,6 +10,7 @@ through the client that episodes use (one pool of connections). `--url` asks a
 server that is there already. The line at the end is JSON.
 """
 
+from collections.abc import Iterator
 import concurrent.futures
 import contextlib
 import json
@@ -20,25 +21,36 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
-from absl import app, flags
+from absl import flags
 import numpy as np
 
 from t2po_jax.envs.searchqa import remote
+from t2po_jax.experiments import command_line
 
-_CLIENTS = flags.DEFINE_integer(
-  "clients", 64, "Threads that ask at the same time.", lower_bound=1
-)
-_QUERIES = flags.DEFINE_integer(
-  "queries", 4000, "Queries of all of them together.", lower_bound=1
-)
-_PASSAGES = flags.DEFINE_integer(
-  "passages", 20_000, "Passages of the server that is started.", lower_bound=1
-)
-_TOPK = flags.DEFINE_integer("topk", 3, "Passages per answer.", lower_bound=1)
-_URL = flags.DEFINE_string(
-  "url", "", "Of a server that is there; empty: start one."
-)
+
+def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
+  """All flags of this program."""
+  own: dict[str, Any] = {"flag_values": given}
+  flags.DEFINE_integer(
+    "clients", 64, "Threads that ask at the same time.", lower_bound=1, **own
+  )
+  flags.DEFINE_integer(
+    "queries", 4000, "Queries of all of them together.", lower_bound=1, **own
+  )
+  flags.DEFINE_integer(
+    "passages",
+    20_000,
+    "Passages of the server that is started.",
+    lower_bound=1,
+    **own,
+  )
+  flags.DEFINE_integer("topk", 3, "Passages per answer.", lower_bound=1, **own)
+  flags.DEFINE_string(
+    "url", "", "Address of a running server; empty: start one.", **own
+  )
+
 
 # Words of a passage and of a query, and how many there are.
 _PASSAGE_WORDS, _QUERY_WORDS, _VOCABULARY = 60, 6, 20_000
@@ -51,7 +63,7 @@ def draw_text(draw: random.Random, words: int) -> str:
 
 
 @contextlib.contextmanager
-def start_server(passages: int):
+def start_server(passages: int) -> Iterator[str]:
   """A search server in a process of its own; gives its address."""
   draw = random.Random(0)
   with tempfile.TemporaryDirectory() as folder:
@@ -74,13 +86,15 @@ def start_server(passages: int):
         if found := re.search(r"at (http://\S+)", told):
           yield found[1]
           return
-      raise RuntimeError(f"the server did not start: {told.strip()}")
+      raise OSError(f"the server did not start: {told.strip()}")
     finally:
       process.terminate()
       process.wait()
 
 
-def measure(url: str, clients: int, queries: int, topk: int) -> dict:
+def measure(
+  url: str, clients: int, queries: int, topk: int
+) -> dict[str, float]:
   """Asks a server from many threads.
 
   Args:
@@ -114,19 +128,27 @@ def measure(url: str, clients: int, queries: int, topk: int) -> dict:
   }
 
 
-def main(argv: list[str]) -> None:
-  if len(argv) > 1:
-    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def measure_server(given: flags.FlagValues) -> None:
+  """Measures and prints.
+
+  Raises:
+    OSError: if the server does not start.
+  """
   with contextlib.ExitStack() as stack:
-    url = _URL.value or stack.enter_context(start_server(_PASSAGES.value))
+    url = given.url or stack.enter_context(start_server(given.passages))
     numbers = {
-      "clients": _CLIENTS.value,
-      **measure(url, _CLIENTS.value, _QUERIES.value, _TOPK.value),
+      "clients": given.clients,
+      **measure(url, given.clients, given.queries, given.topk),
     }
   for name, value in numbers.items():
     print(f"{name:28} {value}")
   print(json.dumps(numbers))
 
 
+def run() -> None:
+  """Runs the program."""
+  command_line.run(measure_server, define_flags)
+
+
 if __name__ == "__main__":
-  app.run(main)
+  run()

@@ -8,6 +8,7 @@ import tomllib
 from absl import flags
 from absl.testing import absltest, parameterized
 
+from t2po_jax.experiments import command_line
 from tests import places
 
 COMMANDS = tomllib.loads((places.ROOT / "pyproject.toml").read_text())[
@@ -74,6 +75,18 @@ class FrameTest(absltest.TestCase):
     unknown = self.run_program("--prot=2", body=body)
     self.assertEqual(unknown.returncode, 1)
     self.assertRegex(unknown.stderr, r"^error: .*'prot'.*\n$")
+
+  def test_a_configuration_that_does_not_exist(self):
+    folder = places.ROOT / "configs"
+    with self.assertRaises(SystemExit) as raised:
+      command_line.parse_flags(["x", f"--config={folder}/serchqa.py:smollm2"])
+    self.assertRegex(
+      str(raised.exception),
+      r"found no file '\S+serchqa.py'; did you mean 'searchqa'\? \(known: alf",
+    )
+    self.assertNotIn("\n", str(raised.exception))
+    with self.assertRaisesRegex(SystemExit, "found no file 'none/such.py'$"):
+      command_line.parse_flags(["x", "--config=none/such.py"])
 
   def test_positional_arguments_only_where_allowed(self):
     body = "print(given.port, *rest)"
