@@ -124,6 +124,25 @@ class Observation:
   text: str
   admissible: tuple[str, ...] = ()
 
+  def view(
+    self, past: Sequence[tuple[str, str]], *, memory: int, max_turns: int
+  ) -> prompts.View:
+    """The contents of the prompt for the turn that starts here.
+
+    Args:
+      past: (observation, action) of all earlier turns of the episode.
+      memory: how many of these to show, the latest ones.
+      max_turns: of the benchmark.
+    """
+    return prompts.View(
+      task=self.task,
+      memory=tuple(past[-memory:]) if memory else (),
+      observation=self.text,
+      admissible=self.admissible,
+      turn=len(past) + 1,
+      max_turns=max_turns,
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
@@ -260,15 +279,8 @@ def transcribe(
   except NotImplementedError:
     expert = None
   past: list[tuple[str, str]] = []
-  for turn in range(1, benchmark.max_turns + 1):
-    view = prompts.View(
-      task=observation.task,
-      memory=tuple(past[-memory:]) if memory else (),
-      observation=observation.text,
-      admissible=observation.admissible,
-      turn=turn,
-      max_turns=benchmark.max_turns,
-    )
+  for _ in range(benchmark.max_turns):
+    view = observation.view(past, memory=memory, max_turns=benchmark.max_turns)
     if expert is not None:
       response = expert.respond()
     else:

@@ -328,16 +328,10 @@ def views(
   """What the prompts of played episodes show."""
   for episode in episodes:
     past: list[tuple[str, str]] = []
-    for turn, result in enumerate(episode.results, 1):
-      observation = episode.observations[turn - 1]
-      yield prompts.View(
-        task=observation.task,
-        memory=tuple(past[-memory:]) if memory else (),
-        observation=observation.text,
-        admissible=observation.admissible,
-        turn=turn,
-        max_turns=benchmark.max_turns,
-      )
+    for observation, result in zip(
+      episode.observations, episode.results, strict=False
+    ):
+      yield observation.view(past, memory=memory, max_turns=benchmark.max_turns)
       past.append((observation.text, result.action))
 
 

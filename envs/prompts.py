@@ -138,6 +138,16 @@ class View:
   max_turns: int
 
 
+def history(view: View) -> str:
+  """The remembered turns of a view as text; empty without any."""
+  lines = []
+  first = view.turn - len(view.memory)
+  for turn, (observation, done) in enumerate(view.memory, first):
+    lines.append(f"Turn {turn}: {observation}")
+    lines.append(f"You did: {done or 'nothing'}")
+  return "The last turns:\n" + "\n".join(lines) + "\n\n" if lines else ""
+
+
 def follow_up(view: View) -> Message:
   """The message that continues a dialogue: only what is new.
 

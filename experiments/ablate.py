@@ -86,7 +86,7 @@ def _start(command: list[str], log: pathlib.Path, cores: set[int]):
     )
 
 
-def _shares(jobs: int) -> list[set[int]]:
+def _split_cores(jobs: int) -> list[set[int]]:
   """The cores of each job; empty sets where they cannot be chosen."""
   if jobs == 1 or not hasattr(os, "sched_setaffinity"):
     return [set() for _ in range(jobs)]
@@ -288,7 +288,7 @@ def run_all(
   Returns:
     The folders of the runs that failed.
   """
-  waiting, free, running, failed = list(waiting), _shares(jobs), {}, []
+  waiting, free, running, failed = list(waiting), _split_cores(jobs), {}, []
   try:
     while waiting or running:
       while waiting and free:
@@ -304,7 +304,7 @@ def run_all(
         free.append(cores)
         if process.returncode and not _was_stopped(folder):
           failed.append(folder)
-        _say_end(folder, process.returncode, (time.time() - since) / 60)
+        _print_end(folder, process.returncode, (time.time() - since) / 60)
   finally:
     for process, _, _ in running.values():
       process.terminate()
@@ -317,7 +317,7 @@ def _was_stopped(folder: pathlib.Path) -> bool:
   return found is not None and found.finished
 
 
-def _say_end(folder: pathlib.Path, code: int, minutes: float) -> None:
+def _print_end(folder: pathlib.Path, code: int, minutes: float) -> None:
   """Prints how a run ended; with its last line if it did not end well."""
   print(f"{folder.name}: {minutes:.1f} min", flush=True)
   if code:

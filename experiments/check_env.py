@@ -61,7 +61,7 @@ def check_workers(
   return checks.Finding("workers", "ok", "an episode in a process is the same")
 
 
-def judge(
+def run_checks(
   config: settings.Config, *, tasks: int, resets: int
 ) -> Iterator[checks.Finding]:
   """Runs every check; a benchmark that cannot be played ends them.
@@ -125,7 +125,7 @@ def check(given: flags.FlagValues) -> None:
   faults = 0
   config = validate.read(given.config)
   print(f"{config.env.name}:", flush=True)
-  for finding in judge(config, tasks=given.tasks, resets=given.resets):
+  for finding in run_checks(config, tasks=given.tasks, resets=given.resets):
     faults += finding.verdict == "fault"
     line = f"{finding.verdict:6}{finding.name:12} {finding.detail}"
     print(line, flush=True)

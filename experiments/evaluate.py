@@ -296,13 +296,13 @@ def evaluate(given: flags.FlagValues) -> None:
     or pathlib.Path(given.workdir or "runs")
     / f"evaluation-{name}-{time.strftime('%Y%m%d-%H%M%S')}"
   )
-  asked = {
+  request = {
     key: getattr(given, key)
     for key in ("workdir", "step", "policy", "endpoint", "model", "splits")
   }
-  asked |= {key: getattr(given, key) for key in ("tasks", "repeats")}
-  asked |= {"config": settings.flatten(settings.to_dict(config))}
-  store = results.Results(out, asked)
+  request |= {key: getattr(given, key) for key in ("tasks", "repeats")}
+  request |= {"config": settings.flatten(settings.to_dict(config))}
+  store = results.Results(out, request)
   counts: dict[str, dict[str, int]] = {}
   if given.policy or given.endpoint:
     counts = play_text(panel, given, store)

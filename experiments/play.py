@@ -106,18 +106,9 @@ def play(
   respond = start(env)
   past: list[tuple[str, str]] = []
   print(f"task {task_id} ({benchmark.category(task_id)})")
-  turn = 0
   while True:
-    turn += 1
-    view = prompts.View(
-      task=observation.task,
-      memory=tuple(past[-memory:]) if memory else (),
-      observation=observation.text,
-      admissible=observation.admissible,
-      turn=turn,
-      max_turns=benchmark.max_turns,
-    )
-    show_prompt(benchmark.render(view), turn)
+    view = observation.view(past, memory=memory, max_turns=benchmark.max_turns)
+    show_prompt(benchmark.render(view), view.turn)
     response = respond()
     if not response:
       env.close()

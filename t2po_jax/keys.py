@@ -177,6 +177,25 @@ def check(section: type, values: Mapping[str, Any], *, name: str) -> None:
       known.check(values[known.name], section=name)
 
 
+def add(table: dict[str, Any], name: str, entry: Any, *, kind: str) -> None:
+  """Adds a method with options to a table of methods.
+
+  Args:
+    table: known methods by name.
+    name: of the method.
+    entry: its record, whose `options` are a dataclass of keys.
+    kind: of the method, for messages.
+
+  Raises:
+    ValueError: if the name belongs to another method, or another method
+      defines one of its keys differently.
+  """
+  if table.get(name, entry) != entry:
+    raise ValueError(f"{kind} {name!r}: the name is taken")
+  union(known.options for known in (*table.values(), entry))
+  table[name] = entry
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
   """`; did you mean ...?` with the closest known name; empty without one."""
   match = difflib.get_close_matches(name, sorted(known), n=1)

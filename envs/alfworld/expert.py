@@ -322,9 +322,9 @@ class ScriptedExpert:
       if self._random.random() < self._doubt:
         command = self._derail(intention.command)
         thought.append(wording.plan(aim, thing, command))
-        return self._say(thought, command)
+        return self._compose(thought, command)
       thought.append(line)
-    return self._say(thought, intention.command)
+    return self._compose(thought, intention.command)
 
   def _derail(self, right: str) -> str:
     """A possible command that changes something, but not the right one."""
@@ -335,7 +335,7 @@ class ScriptedExpert:
     ]
     return self._random.choice(wrong) if wrong else right
 
-  def _say(self, thought: list[str], command: str) -> str:
+  def _compose(self, thought: list[str], command: str) -> str:
     """The words of a response."""
     wording = self._wording
     segment = wording.think(" ".join(thought))

@@ -84,14 +84,14 @@ class ScriptedExpert:
       if self._random.random() < self._doubt:
         derailed, act = self._derail(known)
         thought.extend((*line[:-1], derailed))
-        return self._say(thought, *act)
+        return self._compose(thought, *act)
       thought.extend(line)
     if self._random.random() < self._slip:
       thought[-1], act = self._derail(known)
-      return self._say(thought, *act)
+      return self._compose(thought, *act)
     if complete:
-      return self._say(thought, "answer", wording.name(entity))
-    return self._say(thought, "search", wording.query(entity, relation))
+      return self._compose(thought, "answer", wording.name(entity))
+    return self._compose(thought, "search", wording.query(entity, relation))
 
   def _count_known(self) -> int:
     """Hops whose facts stand in the passages shown so far."""
@@ -140,7 +140,7 @@ class ScriptedExpert:
         return self._random.choice(others)
     return self._question.start
 
-  def _say(self, thought: list[str], kind: str, content: str) -> str:
+  def _compose(self, thought: list[str], kind: str, content: str) -> str:
     """The words of a response."""
     wording = self._wording
     segment = wording.think(" ".join(thought))

@@ -54,19 +54,19 @@ class HindsightExpert:
         sentence = find_sentence(passage.text, target)
         if sentence:
           thought = f'{passage.title}: "{sentence}" That is the answer.'
-          return self._say(thought, "answer", target)
+          return self._compose(thought, "answer", target)
     self._searches += 1
     if self._searches == 1:
-      return self._say(
+      return self._compose(
         "I do not know this yet, so I search for it.", "search", self._question
       )
     if self._searches <= SEARCHES and self._shown:
       title = self._shown[0].title
       thought = f"The answer is not there. {title} may help."
-      return self._say(thought, "search", f"{title} {self._question}")
-    return self._say("The passages do not say it.", "answer", "unknown")
+      return self._compose(thought, "search", f"{title} {self._question}")
+    return self._compose("The passages do not say it.", "answer", "unknown")
 
-  def _say(self, thought: str, kind: str, content: str) -> str:
+  def _compose(self, thought: str, kind: str, content: str) -> str:
     wording = self._wording
     return (
       wording.think(thought) + wording.SEPARATOR + wording.action(kind, content)

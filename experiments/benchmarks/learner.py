@@ -237,7 +237,7 @@ def measure(given: flags.FlagValues, folder: pathlib.Path) -> dict:
       contestant.stop()
 
 
-def say(text: str) -> None:
+def print_progress(text: str) -> None:
   """Progress, where it does not mix with the table."""
   print(text, file=sys.stderr, flush=True)
 
@@ -256,12 +256,14 @@ def race(
       # The first step compiles; its loss is that of the given weights.
       first = contestant.ask(name)
       losses[name][contestant.name] = first["loss"]
-      say(f"{name}, warm-up: {contestant.name} {first['seconds']:.1f} s")
+      print_progress(
+        f"{name}, warm-up: {contestant.name} {first['seconds']:.1f} s"
+      )
     for step in range(1, given.steps + 1):
       for contestant in contestants:
         seconds = contestant.ask(name)["seconds"]
         times[name][contestant.name].append(seconds)
-        say(
+        print_progress(
           f"{name}, step {step} of {given.steps}: {contestant.name} "
           f"{seconds:.1f} s"
         )

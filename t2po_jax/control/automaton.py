@@ -107,7 +107,7 @@ def completed(hits: types.Array, pattern: int) -> types.Array:
   return (hits >> pattern) & 1 == 1
 
 
-def begun(
+def partial_match(
   automaton: Automaton, state: types.Array, pattern: int
 ) -> types.Array:
   """How many bytes of an unfinished pattern the stream ends with.

@@ -40,7 +40,7 @@ def phi_change(phi: Scalars, previous_phi: Scalars) -> Scalars:
   return abs(phi - previous_phi)
 
 
-def sureness(entropy: np.ndarray, forced: np.ndarray) -> float:
+def confidence(entropy: np.ndarray, forced: np.ndarray) -> float:
   """The confidence of a response: exp(-H), H its mean token entropy.
 
   Args:
@@ -69,7 +69,7 @@ def should_resample(
   nor does NaN (the first turn).
 
   Args:
-    change: Gamma^k, from `phi_change`; with the sign `unsure`, `sureness`.
+    change: Gamma^k, from `phi_change`; with the sign `unsure`, `confidence`.
     eta: threshold; 0 turns resampling off.
     tries: responses of this turn discarded so far.
     max_tries: B_max, how many responses of a turn may be discarded; 0 turns

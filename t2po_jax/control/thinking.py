@@ -11,7 +11,7 @@ In the decode loop, for each token:
   state, forced, is_forced = intervene(state, M_t, epsilon, queue, config)
   token = where(is_forced, forced, sampled)
   ... the automaton reads the token ...
-  state = observe(state, closed, begun)
+  state = observe(state, closed, partial)
 
 Choices where the paper is silent. Delta_t exists from the second token on, so
 the window of N + 1 deltas is full from t = N + 1 (t counts from 0). "Past its
@@ -171,7 +171,7 @@ def intervene(
 def observe(
   state: ThinkingState,
   closed: types.Array,
-  begun: types.Array | None = None,
+  partial: types.Array | None = None,
   *,
   active: types.Array | None = None,
 ) -> ThinkingState:
@@ -183,8 +183,8 @@ def observe(
   Args:
     state: after `intervene`.
     closed: [B] bool, whether this token completed `</think>`.
-    begun: [B] int32, bytes of an unfinished `</think>` that the text ends
-      with (`automaton.begun`). None means 0: firing is never postponed.
+    partial: [B] int32, bytes of an unfinished `</think>` that the text ends
+      with (`automaton.partial_match`). None means 0: firing is never postponed.
     active: [B] bool, rows that are generating; None means all rows.
 
   Returns:
@@ -194,7 +194,7 @@ def observe(
   if active is not None:
     one = active.astype(jnp.int32)
     closed = closed & active
-  held = state.held if begun is None else begun >= 2
+  held = state.held if partial is None else partial >= 2
   if active is not None:
     held = jnp.where(active, held, state.held)
   return state.replace(

@@ -321,13 +321,9 @@ def register(name: str, signal: Signal) -> None:
     signal: its record.
 
   Raises:
-    ValueError: if the name belongs to another signal, or one of its keys
-      means something else to another.
+    ValueError: see `keys.add`.
   """
-  if SIGNALS.get(name, signal) != signal:
-    raise ValueError(f"signal {name!r}: the name is taken")
-  keys.union(known.options for known in (*SIGNALS.values(), signal))
-  SIGNALS[name] = signal
+  keys.add(SIGNALS, name, signal, kind="signal")
 
 
 def option_keys() -> dict[str, keys.Key]:

@@ -248,13 +248,8 @@ class Table:
   ):
     """Messages of a turn, their token ids, and whether they were truncated."""
     rules, benchmark = self._rules, self._benchmark
-    view = prompts.View(
-      task=observation.task,
-      memory=tuple(memory[-rules.memory :]) if rules.memory else (),
-      observation=observation.text,
-      admissible=observation.admissible,
-      turn=len(memory) + 1,
-      max_turns=benchmark.max_turns,
+    view = observation.view(
+      memory, memory=rules.memory, max_turns=benchmark.max_turns
     )
 
     def encode(messages: list[prompts.Message]) -> list[int]:

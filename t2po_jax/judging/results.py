@@ -155,7 +155,7 @@ class Results:
       The tables.
     """
     self._lines.close()
-    numbers = {
+    summary = {
       name: scores.summarise(group)
       for name, group in tables.by_variant(self.episodes).items()
     }
@@ -164,7 +164,7 @@ class Results:
       tables.of_benchmark(benchmark, self.episodes),
     ]
     self._write_summary(
-      {"results": _plain(numbers), **_plain(dict(extra))},
+      {"results": _plain(summary), **_plain(dict(extra))},
     )
     text = "\n\n".join(table.markdown() for table in made)
     path = self.folder / "tables.md"
@@ -172,8 +172,8 @@ class Results:
       path.write_text(text + "\n")
     return made
 
-  def _write_summary(self, numbers: Mapping[str, Any]) -> None:
-    text = json.dumps({"settings": self._settings, **numbers}, indent=2)
+  def _write_summary(self, summary: Mapping[str, Any]) -> None:
+    text = json.dumps({"settings": self._settings, **summary}, indent=2)
     path = self.folder / SUMMARY
     with files.writing(path):
       path.write_text(text + "\n")

@@ -192,7 +192,7 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
     float(np.mean([e.success for e in group])) for group in tasks.values()
   ]
   low, high = interval(rates)
-  numbers = {
+  summary = {
     "tasks": float(len(tasks)),
     "episodes": float(len(episodes)),
     "aborted": float(len(episodes) - len(played)),
@@ -202,11 +202,11 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
   }
   repeats = min((len(group) for group in tasks.values()), default=0)
   for k in _powers(repeats):
-    numbers[f"pass@{k}"] = _mean(
+    summary[f"pass@{k}"] = _mean(
       pass_at(len(group), sum(e.success for e in group), k)
       for group in tasks.values()
     )
-  return numbers | {
+  return summary | {
     "return": _mean(e.episode_return for e in played),
     "score": _mean(e.score for e in played),
     "turns": _mean(e.turns for e in played),

@@ -80,12 +80,12 @@ class Caution:
   """How a run continues after a rollback.
 
   Attributes:
-    rate: factor of the learning rate, in (0, 1].
+    lr_scale: factor of the learning rate, in (0, 1].
     reuse: factor of the optimizer steps per rollout, in (0, 1].
     kl: reward charged per nat of KL to the last good policy, >= 0.
   """
 
-  rate: float = 1.0
+  lr_scale: float = 1.0
   reuse: float = 1.0
   kl: float = 0.0
 
@@ -99,7 +99,7 @@ def escalate(
 ) -> Caution:
   """The caution after n rollbacks: smaller and fewer steps, a KL penalty.
 
-    rate = rate_factor^n,  reuse = reuse_factor^n,  kl = n kl.
+    lr_scale = rate_factor^n,  reuse = reuse_factor^n,  kl = n kl.
 
   Args:
     rollbacks: n, the number so far.
@@ -108,7 +108,7 @@ def escalate(
     kl: coefficient of the KL to the good policy, per rollback.
   """
   return Caution(
-    rate=rate_factor**rollbacks,
+    lr_scale=rate_factor**rollbacks,
     reuse=reuse_factor**rollbacks,
     kl=kl * rollbacks,
   )

@@ -71,7 +71,7 @@ class Objective(Protocol):
     entropy: types.Array,
     batch: types.Batch,
     weights: types.Array,
-    shares: types.Array,
+    metric_weights: types.Array,
   ) -> Parts:
     """The loss and metrics of some rows of a batch."""
     ...
@@ -165,7 +165,7 @@ class PolicyObjective:
     entropy: types.Array,
     batch: types.Batch,
     weights: types.Array,
-    shares: types.Array,
+    metric_weights: types.Array,
   ) -> Parts:
     """The loss and metrics of some rows of a batch.
 
@@ -174,7 +174,7 @@ class PolicyObjective:
       entropy: [B, R] float32 nats; differentiated if there is a bonus.
       batch: the rows.
       weights: [B, R], the rows' part of `losses.token_weights`.
-      shares: [B, R], the same with `token_mean`, for metrics.
+      metric_weights: [B, R], the same with `token_mean`, for metrics.
 
     Returns:
       The parts; see `Parts`.
@@ -185,27 +185,30 @@ class PolicyObjective:
       logprobs, batch, self.settings or source.options()
     )
     means = {
-      name: losses.aggregate(value, shares)
+      name: losses.aggregate(value, metric_weights)
       for name, value in stats.items()
       if name != "ratio"
     }
     trust = self._trust(batch)
     if trust is not None:
       per_token = per_token * trust
-      means["importance_weight"] = losses.aggregate(trust, shares)
+      means["importance_weight"] = losses.aggregate(trust, metric_weights)
     loss = losses.aggregate(per_token, weights)
-    means |= {"pg_loss": loss, "entropy": losses.aggregate(entropy, shares)}
+    means |= {
+      "pg_loss": loss,
+      "entropy": losses.aggregate(entropy, metric_weights),
+    }
     if self.needs_reference:
       kl = losses.kl_penalty(logprobs, batch.ref_logprobs, mask, kind=self.kl)
       loss += self.kl_coefficient * losses.aggregate(kl, weights)
-      means["kl"] = losses.aggregate(kl, shares)
+      means["kl"] = losses.aggregate(kl, metric_weights)
     if self.entropy_coefficient:
       bonus = losses.aggregate(entropy, weights)
       loss -= self.entropy_coefficient * bonus
     found = self._mismatch(logprobs, batch)
-    share = jnp.sum(shares)
-    means["mismatch_mean"] = found["mean_abs"] * share
-    means["mismatch_kl"] = found["kl"] * share
+    total = jnp.sum(metric_weights)
+    means["mismatch_mean"] = found["mean_abs"] * total
+    means["mismatch_kl"] = found["kl"] * total
     return Parts(
       loss=loss,
       means={"loss": loss, **means},
@@ -303,12 +306,12 @@ class LikelihoodObjective:
     entropy: types.Array,
     batch: types.Batch,
     weights: types.Array,
-    shares: types.Array,
+    metric_weights: types.Array,
   ) -> Parts:
     """As `PolicyObjective.evaluate`; advantages are ignored."""
     del batch
     loss = losses.aggregate(-logprobs, weights)
-    means = {"loss": loss, "entropy": losses.aggregate(entropy, shares)}
+    means = {"loss": loss, "entropy": losses.aggregate(entropy, metric_weights)}
     return Parts(loss=loss, means=means, maxima={})
 
   def evaluate_values(

@@ -257,7 +257,7 @@ class Loop:
     phi_change = float(resampling.phi_change(attempt.phi, before))
     change, measured = phi_change, bool(episode.turns)
     if self.rules.resample_on == "unsure":
-      change = float(resampling.sureness(attempt.entropy, attempt.forced))
+      change = float(resampling.confidence(attempt.entropy, attempt.forced))
       measured = not np.isnan(change)
     if measured and not episode.discarded:
       self.phi_changes.append(change)
@@ -341,14 +341,9 @@ class Loop:
   def _prompt(self, episode: _Episode) -> tuple[np.ndarray, bool]:
     """The prompt's token ids, and whether it was truncated."""
     assert episode.observation
-    view = prompts.View(
-      task=episode.observation.task,
-      memory=tuple(episode.memory[-self.rules.memory :])
-      if self.rules.memory
-      else (),
-      observation=episode.observation.text,
-      admissible=episode.observation.admissible,
-      turn=len(episode.turns) + 1,
+    view = episode.observation.view(
+      episode.memory,
+      memory=self.rules.memory,
       max_turns=self._benchmark.max_turns,
     )
     last = episode.turns[-1] if episode.turns else None
@@ -379,20 +374,6 @@ class Loop:
       limit=self.rules.max_response,
       signal=episode.signal,
     )
-
-
-def first_view(
-  benchmark: base.Benchmark, observation: base.Observation
-) -> prompts.View:
-  """The view of a first turn."""
-  return prompts.View(
-    task=observation.task,
-    memory=(),
-    observation=observation.text,
-    admissible=observation.admissible,
-    turn=1,
-    max_turns=benchmark.max_turns,
-  )
 
 
 def next_prompt(

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from t2po_jax.envs import base, prompts
+from t2po_jax.envs import base
 from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import collect
 
@@ -47,13 +47,8 @@ def demonstrate(
     episode = []
     expert = env.expert(seed * len(tasks) + number)
     while not done:
-      view = prompts.View(
-        task=observation.task,
-        memory=tuple(memory[-rules.memory :]) if rules.memory else (),
-        observation=observation.text,
-        admissible=observation.admissible,
-        turn=len(memory) + 1,
-        max_turns=benchmark.max_turns,
+      view = observation.view(
+        memory, memory=rules.memory, max_turns=benchmark.max_turns
       )
       prompt, _ = collect.next_prompt(
         benchmark,

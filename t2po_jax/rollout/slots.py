@@ -385,7 +385,7 @@ def _step(
   thoughts = thinking.observe(
     thoughts,
     automata.completed(hits, 0),
-    automata.begun(tables.automaton, state, 0),
+    automata.partial_match(tables.automaton, state, 0),
     active=running,
   )
   count = slots.count + 1

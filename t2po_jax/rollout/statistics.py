@@ -53,7 +53,7 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     turn.phi_change for turn in turns if np.isfinite(turn.phi_change)
   ]
   sampled = [attempt.entropy[~attempt.forced] for attempt in kept]
-  numbers = {
+  metrics = {
     "episodes": float(len(trajectories)),
     "aborted": float(len(trajectories) - len(played)),
     "return": _mean([t.episode_return for t in played]),
@@ -84,12 +84,12 @@ def describe(trajectories: Sequence[types.Trajectory]) -> dict[str, float]:
     **_spread("phi", [attempt.phi for attempt in kept]),
     **_spread("phi_change", phi_changes),
   }
-  numbers |= mechanism.describe(played)
+  metrics |= mechanism.describe(played)
   for name in sorted({name for turn in turns for name in turn.info}):
-    numbers[name] = _mean(
+    metrics[name] = _mean(
       [turn.info[name] for turn in turns if name in turn.info]
     )
-  return numbers
+  return metrics
 
 
 def repetition(tokens: np.ndarray, *, size: int = 4) -> float:

@@ -183,51 +183,51 @@ def parse(body: bytes, model: Model, *, chat: bool) -> Ask:
     Refused: if the request is invalid.
   """
   try:
-    asked = json.loads(body)
+    request = json.loads(body)
   except (ValueError, RecursionError):
     raise Refused(400, "the body is not valid JSON") from None
-  if not isinstance(asked, dict):
-    raise Refused(400, f"the body is {type(asked).__name__}, not an object")
+  if not isinstance(request, dict):
+    raise Refused(400, f"the body is {type(request).__name__}, not an object")
   own = {"messages", "top_logprobs"} if chat else {"prompt"}
-  _check_keys(asked, _KNOWN | own)
-  if not isinstance(asked.get("model"), str):
+  _check_keys(request, _KNOWN | own)
+  if not isinstance(request.get("model"), str):
     raise Refused(400, "model: a name is missing", param="model")
-  if asked["model"] != model.name:
+  if request["model"] != model.name:
     raise Refused(
       404,
-      f"the model {asked['model']!r} does not exist; this is {model.name!r}",
+      f"the model {request['model']!r} does not exist; this is {model.name!r}",
       param="model",
       code="model_not_found",
     )
-  if asked.get("top_logprobs"):
+  if request.get("top_logprobs"):
     raise Refused(
       400,
       "top_logprobs: only the chosen token is known; use 0",
       param="top_logprobs",
     )
-  controlled, epsilon, signal = _control(asked, model)
-  most = asked.get("max_completion_tokens", asked.get("max_tokens"))
-  options = asked.get("stream_options") or {}
+  controlled, epsilon, signal = _control(request, model)
+  most = request.get("max_completion_tokens", request.get("max_tokens"))
+  options = request.get("stream_options") or {}
   if not isinstance(options, dict):
     raise Refused(400, "stream_options: not an object", param="stream_options")
   return Ask(
-    prompts=[_messages(asked)] if chat else _prompts(asked),
+    prompts=[_messages(request)] if chat else _prompts(request),
     limit=_limit(most, model),
-    sampling=_sampling(asked, model.sampling),
-    choices=_whole(asked, "n", 1, 1, MOST_CHOICES),
-    stops=_stops(asked),
-    stream=_flag(asked, "stream"),
+    sampling=_sampling(request, model.sampling),
+    choices=_whole(request, "n", 1, 1, MOST_CHOICES),
+    stops=_stops(request),
+    stream=_flag(request, "stream"),
     stream_usage=_flag(options, "include_usage"),
-    seed=_seed(asked),
-    logprobs=_wants_logprobs(asked, chat),
+    seed=_seed(request),
+    logprobs=_wants_logprobs(request, chat),
     controlled=controlled,
     epsilon=epsilon,
     signal=signal,
   )
 
 
-def _check_keys(asked: Mapping[str, Any], known: set[str]) -> None:
-  for key, value in asked.items():
+def _check_keys(request: Mapping[str, Any], known: set[str]) -> None:
+  for key, value in request.items():
     if key in _ONLY:
       if value not in _ONLY[key]:
         raise Refused(400, f"{key}: this server does not support it", param=key)
@@ -237,10 +237,14 @@ def _check_keys(asked: Mapping[str, Any], known: set[str]) -> None:
 
 
 def _number(
-  asked: Mapping[str, Any], key: str, default: float, least: float, most: float
+  request: Mapping[str, Any],
+  key: str,
+  default: float,
+  least: float,
+  most: float,
 ) -> float:
   """A number of a request, checked against its bounds; null: the default."""
-  value = asked.get(key)
+  value = request.get(key)
   if value is None:
     return default
   good = isinstance(value, int | float) and not isinstance(value, bool)
@@ -254,9 +258,9 @@ def _number(
 
 
 def _whole(
-  asked: Mapping[str, Any], key: str, default: int, least: int, most: int
+  request: Mapping[str, Any], key: str, default: int, least: int, most: int
 ) -> int:
-  value = _number(asked, key, default, least, most)
+  value = _number(request, key, default, least, most)
   if int(value) != value:
     raise Refused(
       400, f"{key}: found {value!r}, expected a whole number", param=key
@@ -264,8 +268,8 @@ def _whole(
   return int(value)
 
 
-def _flag(asked: Mapping[str, Any], key: str) -> bool:
-  value = asked.get(key)
+def _flag(request: Mapping[str, Any], key: str) -> bool:
+  value = request.get(key)
   if value not in (None, True, False):
     raise Refused(
       400, f"{key}: found {value!r}, expected true or false", param=key
@@ -273,45 +277,47 @@ def _flag(asked: Mapping[str, Any], key: str) -> bool:
   return bool(value)
 
 
-def _seed(asked: Mapping[str, Any]) -> int | None:
-  if asked.get("seed") is None:
+def _seed(request: Mapping[str, Any]) -> int | None:
+  if request.get("seed") is None:
     return None
   # Any 64 bits; random keys are derived from numbers >= 0.
-  return _whole(asked, "seed", 0, -(2**63), 2**63) % 2**64
+  return _whole(request, "seed", 0, -(2**63), 2**63) % 2**64
 
 
-def _wants_logprobs(asked: Mapping[str, Any], chat: bool) -> bool:
+def _wants_logprobs(request: Mapping[str, Any], chat: bool) -> bool:
   if chat:
-    return _flag(asked, "logprobs")
-  return asked.get("logprobs") is not None and (
-    _whole(asked, "logprobs", 0, 0, 1) >= 0
+    return _flag(request, "logprobs")
+  return request.get("logprobs") is not None and (
+    _whole(request, "logprobs", 0, 0, 1) >= 0
   )
 
 
 def _limit(most: Any, model: Model) -> int:
-  asked = {"max_tokens": most}
-  return _whole(asked, "max_tokens", model.max_response, 1, model.max_response)
+  request = {"max_tokens": most}
+  return _whole(
+    request, "max_tokens", model.max_response, 1, model.max_response
+  )
 
 
 def _sampling(
-  asked: Mapping[str, Any], default: draw.Sampling
+  request: Mapping[str, Any], default: draw.Sampling
 ) -> draw.Sampling:
-  top_p = _number(asked, "top_p", default.top_p, 0.0, 1.0)
+  top_p = _number(request, "top_p", default.top_p, 0.0, 1.0)
   if top_p == 0:
     raise Refused(400, "top_p: found 0, expected more", param="top_p")
-  temperature = _number(asked, "temperature", default.temperature, 0.0, 2.0)
+  temperature = _number(request, "temperature", default.temperature, 0.0, 2.0)
   if temperature == 0:
     return draw.Sampling(temperature=0.0)  # One program for all of them.
   return draw.Sampling(
     temperature=float(temperature),
-    top_k=_whole(asked, "top_k", default.top_k, 0, 1 << 20),
+    top_k=_whole(request, "top_k", default.top_k, 0, 1 << 20),
     top_p=float(top_p),
-    min_p=float(_number(asked, "min_p", default.min_p, 0.0, 0.999)),
+    min_p=float(_number(request, "min_p", default.min_p, 0.0, 0.999)),
   )
 
 
-def _stops(asked: Mapping[str, Any]) -> tuple[str, ...]:
-  stops = asked.get("stop")
+def _stops(request: Mapping[str, Any]) -> tuple[str, ...]:
+  stops = request.get("stop")
   if stops is None:
     return ()
   stops = [stops] if isinstance(stops, str) else stops
@@ -328,9 +334,9 @@ def _stops(asked: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(stops)
 
 
-def _messages(asked: Mapping[str, Any]) -> list[dict[str, str]]:
+def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
   """The messages of a chat, with the content of each as a single string."""
-  given = asked.get("messages")
+  given = request.get("messages")
   if not isinstance(given, list) or not given:
     raise Refused(
       400, "messages: expected a list of at least one", param="messages"
@@ -368,9 +374,9 @@ def _is_text(part: Any) -> bool:
   return is_text and isinstance(part.get("text"), str)
 
 
-def _prompts(asked: Mapping[str, Any]) -> list[Any]:
+def _prompts(request: Mapping[str, Any]) -> list[Any]:
   """One or several prompts, as texts or token ids."""
-  given = asked.get("prompt")
+  given = request.get("prompt")
 
   def is_ids(value: Any) -> bool:
     return bool(value) and all(type(i) is int for i in value)
@@ -393,10 +399,10 @@ def _prompts(asked: Mapping[str, Any]) -> list[Any]:
 
 
 def _control(
-  asked: Mapping[str, Any], model: Model
+  request: Mapping[str, Any], model: Model
 ) -> tuple[bool, float, np.ndarray | None]:
   """Whether the exploration control acts, its epsilon and the state."""
-  given = asked.get("exploration_control")
+  given = request.get("exploration_control")
   if given is None:
     return model.controlled, model.epsilon * model.controlled, None
   name = "exploration_control"

@@ -27,7 +27,7 @@ from t2po_jax.learning import learner as learners
 from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, families
-from t2po_jax.models import tokenizer as tokenizers
+from t2po_jax.models import tokenizer as tokenizer_lib
 from t2po_jax.rollout import sampler
 from t2po_jax.setup import build, memory_plan, roofline
 
@@ -224,7 +224,7 @@ class Plan:
       scan_layers=config.model.scan_layers,
     )
     # No text is needed here: the learner only asks for sizes.
-    nobody = cast(tokenizers.Tokenizer, None)
+    nobody = cast(tokenizer_lib.Tokenizer, None)
     agent = agents.Agent(self.policy, decoder.shapes(shape), nobody)
     self._mesh = build.mesh(config, where.devices)
     self.learner = build.policy_learner(config, agent, self._mesh)

@@ -96,7 +96,7 @@ def export(
       params = trained if spec is None else spec.merge(agent.params, trained)
       params = jax.tree.map(lambda x: x.astype(build.DTYPES[dtype]), params)
       cold_start.write(draft, dataclasses.replace(agent, params=params))
-      _say_how_to_sample(draft / "generation_config.json", config)
+      _write_sampling(draft / "generation_config.json", config)
     _write_json(draft / "export.json", report)
   return number
 
@@ -249,7 +249,7 @@ def _choose(store: checkpoint.Checkpoints, step: str) -> int:
   return newest if step == "latest" else int(step)
 
 
-def _say_how_to_sample(path: pathlib.Path, config: settings.Config) -> None:
+def _write_sampling(path: pathlib.Path, config: settings.Config) -> None:
   """Adds the sampling of the evaluation to a generation config."""
   sampling = build.eval_sampling(config)
   options = json.loads(path.read_text()) if path.is_file() else {}

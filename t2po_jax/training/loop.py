@@ -176,7 +176,7 @@ class Run:
     env = benchmark.env()
     observation = env.reset(benchmark.splits[self.config.train.split][0])
     env.close()
-    view = collect.first_view(benchmark, observation)
+    view = observation.view((), memory=0, max_turns=benchmark.max_turns)
     rules = build.rules(self.config, build.train_sampling(self.config))
     try:
       collect.fit_prompt(benchmark, self.actor.tokenizer, view, rules)
@@ -378,7 +378,7 @@ class Run:
     self.guard.forget()
     caution = self.improver.caution
     metrics.print_line(
-      f"rolled back to update {step}; learning rate {caution.rate:g} and "
+      f"rolled back to update {step}; learning rate {caution.lr_scale:g} and "
       f"optimizer steps {caution.reuse:g} of the configured ones, KL to that "
       f"policy {caution.kl:g}"
     )

@@ -107,7 +107,7 @@ class Improver:
       epochs=self.caution.steps(config.train.epochs),
       # A KL penalty in the reward has already filled in the log-probs.
       ref_params=None if config.reward.kl != "off" else self._reference,
-      lr_scale=self.caution.rate,
+      lr_scale=self.caution.lr_scale,
       agreement=bool(every) and update % every == 0,
     )
     learned = metrics.to_floats(learned)

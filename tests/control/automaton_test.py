@@ -47,7 +47,7 @@ class AutomatonTest(chex.TestCase):
     depths = []
     for token in (0, 1, 2, 4, 0, 1, 2, 3):
       state, _ = automata.step(machine, state, jnp.array([token]))
-      depths.append(int(automata.begun(machine, state, 0)[0]))
+      depths.append(int(automata.partial_match(machine, state, 0)[0]))
     self.assertEqual(depths, [1, 2, 7, 0, 1, 2, 7, 0])
 
   @hypothesis.settings(max_examples=150, deadline=None, derandomize=True)

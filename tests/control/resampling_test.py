@@ -44,9 +44,9 @@ class ResamplingTest(parameterized.TestCase):
   def test_sureness_by_hand(self):
     entropy = np.array([0.1, 0.5, 9.0, 0.6], np.float32)
     forced = np.array([False, False, True, False])
-    found = resampling.sureness(entropy, forced)
+    found = resampling.confidence(entropy, forced)
     self.assertAlmostEqual(found, np.exp(-0.4), places=6)
-    nothing = resampling.sureness(entropy, np.ones(4, bool))
+    nothing = resampling.confidence(entropy, np.ones(4, bool))
     self.assertTrue(np.isnan(nothing))
     options = dict(eta=0.7, tries=0, max_tries=1, sign="unsure")
     self.assertTrue(resampling.should_resample(found, **options))

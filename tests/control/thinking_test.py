@@ -244,7 +244,7 @@ class ForcingTest(chex.TestCase):
       state = _observe(
         state,
         automata.completed(hits, 0),
-        automata.begun(machine, reading, 0),
+        automata.partial_match(machine, reading, 0),
       )
       for row in range(3):
         written[row].append(texts[int(token[row])].decode())

@@ -16,16 +16,10 @@ action inside <action> and </action>, and nothing after it."""
 
 def render(view: prompts.View) -> list[prompts.Message]:
   """The rules, the last turns, what is seen, the possible actions."""
-  lines = []
-  first = view.turn - len(view.memory)
-  for index, (observation, done) in enumerate(view.memory):
-    lines.append(f"Turn {first + index}: {observation}")
-    lines.append(f"You did: {done or 'nothing'}")
-  history = "The last turns:\n" + "\n".join(lines) + "\n\n"
   actions = "Possible actions: " + ", ".join(view.admissible) + "\n\n"
   content = _INSTRUCTION.format(
     task=view.task,
-    history=history if lines else "",
+    history=prompts.history(view),
     turn=view.turn,
     max_turns=view.max_turns,
     observation=view.observation,

@@ -61,15 +61,9 @@ def act(command: str) -> str:
 
 def render(view: prompts.View) -> list[prompts.Message]:
   """The instruction with the last turns and the possible actions."""
-  lines = []
-  first = view.turn - len(view.memory)
-  for index, (observation, done) in enumerate(view.memory):
-    lines.append(f"Turn {first + index}: {observation}")
-    lines.append(f"You did: {done or 'nothing'}")
-  history = "The last turns:\n" + "\n".join(lines) + "\n\n"
   content = _INSTRUCTION.format(
     task=view.task,
-    history=history if lines else "",
+    history=prompts.history(view),
     turn=view.turn,
     max_turns=view.max_turns,
     observation=view.observation,

@@ -28,15 +28,9 @@ def register(name: str, estimator: episodes.Estimator) -> None:
     estimator: its record.
 
   Raises:
-    ValueError: if the name belongs to another estimator, or one of its keys
-      means something else to another.
+    ValueError: see `keys.add`.
   """
-  if ESTIMATORS.get(name, estimator) != estimator:
-    raise ValueError(f"estimator {name!r}: the name is taken")
-  keys.union(
-    [*(known.options for known in ESTIMATORS.values())] + [estimator.options]
-  )
-  ESTIMATORS[name] = estimator
+  keys.add(ESTIMATORS, name, estimator, kind="estimator")
 
 
 def option_keys() -> dict[str, keys.Key]:

@@ -23,13 +23,9 @@ def register(name: str, loss: record.PolicyLoss) -> None:
     loss: its record.
 
   Raises:
-    ValueError: if the name belongs to another loss, or one of its keys means
-      something else to another.
+    ValueError: see `keys.add`.
   """
-  if POLICY_LOSSES.get(name, loss) != loss:
-    raise ValueError(f"policy loss {name!r}: the name is taken")
-  keys.union(known.options for known in (*POLICY_LOSSES.values(), loss))
-  POLICY_LOSSES[name] = loss
+  keys.add(POLICY_LOSSES, name, loss, kind="policy loss")
 
 
 def option_keys() -> dict[str, keys.Key]:
