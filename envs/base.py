@@ -1,9 +1,9 @@
-"""The contract between the rollout loop and an environment.
+"""The interface between the rollout loop and an environment.
 
-An environment is only strings: it knows nothing of tokens, models or JAX. A
-`Benchmark` owns what all its environments share (catalogue, search index,
-game files) and the fixed task splits; an `Env` plays one task at a time. The
-rollout loop needs nothing else.
+An environment only handles strings: it knows nothing about tokens, models or
+JAX. A `Benchmark` owns the data that all its environments share (catalogue,
+search index, game files) and the fixed task splits; an `Env` plays one task at
+a time. The rollout loop needs nothing else.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Protocol
 from t2po_jax import keys
 from t2po_jax.envs import prompts
 
-# Task splits are drawn with this seed, the same on every machine.
+# Seed of all task splits, so that they are the same on every machine.
 SPLIT_SEED = 233
 
-# Episodes that a corpus is made of.
+# Number of episodes in a corpus.
 _CORPUS_TASKS = 200
 
-# What a setting can be, in words.
+# Types of settings, in words.
 _WORDS = {
   bool: "True or False",
   float: "a number",
@@ -34,8 +34,8 @@ _WORDS = {
 class EnvError(RuntimeError):
   """The infrastructure failed: a worker died, a server did not answer.
 
-  The rollout loop ends the trajectory as `aborted`: masked from the loss,
-  counted, and never taken for a reward of zero.
+  The rollout loop marks the trajectory as `aborted`: it is excluded from the
+  loss and counted, never treated as a reward of zero.
   """
 
 
@@ -43,8 +43,8 @@ class EnvError(RuntimeError):
 class Settings:
   """The settings of an environment; every field is a key of `config.env`.
 
-  A subclass states its fields with `keys.key`. A value of the wrong type or
-  out of bounds is refused when the settings are made.
+  A subclass defines its fields with `keys.key`. A value of the wrong type or
+  out of bounds is refused on construction.
   """
 
   grammar: str = keys.key(
@@ -69,7 +69,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class PromptSettings(Settings):
-  """What the benchmarks of the published trainings have in common."""
+  """Settings shared by the benchmarks of the published experiments."""
 
   prompt_file: str = keys.key(
     "",
@@ -95,7 +95,7 @@ class PromptSettings(Settings):
 
 
 def _fit(value: Any, default: Any) -> Any:
-  """The value as the type of its default; None if it is of another kind."""
+  """Converts a value to the type of its default; None if it does not fit."""
   if isinstance(default, str) and isinstance(value, os.PathLike):
     return os.fspath(value)
   if isinstance(default, tuple):
@@ -146,18 +146,18 @@ class Observation:
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-  """What the environment answers to one response.
+  """The environment's answer to one response.
 
   Attributes:
     observation: the next observation (after `done`, the final one).
-    action: the action as it was executed, for the memory window; empty for a
-      turn without an action.
+    action: the executed action, for the memory window; empty for a turn without
+      an action.
     reward: the environment's own reward, without penalties.
     done: whether the episode has ended.
     format_valid: whether the response follows the grammar strictly.
     action_valid: whether the action was well formed and possible.
     success: whether the task is solved (meaningful when `done`).
-    info: further numbers by name, e.g. `task_score`; averaged in the metrics.
+    info: further metrics by name, e.g. `task_score`; averaged in the logs.
   """
 
   observation: Observation
@@ -181,8 +181,8 @@ class Expert(Protocol):
 class Env(Protocol):
   """One environment; plays one episode after another.
 
-  A class that names it as its base inherits what it does not need: it has no
-  expert and nothing to close.
+  A class that inherits from it only needs `reset` and `step`: by default there
+  is no expert and nothing to close.
   """
 
   def reset(self, task_id: str) -> Observation:
@@ -211,21 +211,21 @@ class Env(Protocol):
     raise NotImplementedError(f"{type(self).__name__} has no expert")
 
   def close(self) -> None:
-    """Releases what the environment holds."""
+    """Releases the environment's resources."""
 
 
 class Benchmark(Protocol):
-  """What all environments of one benchmark share.
+  """The shared part of all environments of one benchmark.
 
-  Made from its settings alone: `MyBenchmark(MyBenchmark.Settings(...))`. A
-  class that names it as its base inherits one category and a corpus.
+  Constructed from its settings alone: `MyBenchmark(MyBenchmark.Settings(...))`.
+  A class that inherits from it gets a single category and a corpus by default.
 
   Attributes:
     Settings: the dataclass of its settings.
     max_turns: turns until an episode ends by itself.
-    grammar: the form that a response must have.
+    grammar: the required form of a response.
     splits: task ids by split: `train`, `valid`, `test`, disjoint and fixed.
-    threadsafe: whether its environments may play in different threads.
+    threadsafe: whether its environments may run in different threads.
   """
 
   Settings: ClassVar[type]
@@ -235,14 +235,14 @@ class Benchmark(Protocol):
   threadsafe: bool
 
   def __init__(self, settings: Any):
-    """Loads or draws what all environments share."""
+    """Loads or generates the shared data."""
 
   def env(self) -> Env:
-    """A new environment; cheap, shares the benchmark's data."""
+    """A new environment; cheap, because it shares the benchmark's data."""
     ...
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
-    """The chat messages for one turn (our own wording)."""
+    """The chat messages of one turn."""
     ...
 
   def category(self, task_id: str) -> str:
@@ -250,7 +250,7 @@ class Benchmark(Protocol):
     return "all"
 
   def corpus(self) -> list[str]:
-    """Sentences in the benchmark's language, to train a tokenizer on."""
+    """Sentences in the benchmark's language, for training a tokenizer."""
     tasks = self.splits["train"][:_CORPUS_TASKS]
     return [
       text
@@ -262,14 +262,13 @@ class Benchmark(Protocol):
 def transcribe(
   benchmark: Benchmark, task_id: str, seed: int, *, memory: int = 2
 ) -> Iterator[str]:
-  """Every prompt of an episode, with the response to it.
-
-  The expert plays; without one, chance among the admissible actions.
+  """Yields every prompt of an episode, with the response to it. Played by the
+  expert, or else by choosing random admissible actions.
 
   Args:
     benchmark: what is played.
     task_id: the task.
-    seed: of the expert, or of chance.
+    seed: of the expert, or of the random choices.
     memory: (observation, action) pairs in a prompt.
   """
   draw, env = random.Random(seed), benchmark.env()

@@ -1,8 +1,8 @@
-"""Judges an environment before it is trained on.
+"""Checks an environment before training on it.
 
-Each check plays the environment from outside, through the contract of `base`
-alone, and gives one finding: what was done, what was seen, and whether that is
-how it must be. `experiments/check_env.py` runs them all.
+Each check plays the environment through the public interface of `base` and
+returns one finding: what was done, what was observed, and whether that is
+correct. `experiments/check_env.py` runs them all.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ import time
 
 from t2po_jax.envs import base, prompts, worker
 
-# Responses that follow no grammar; none may bring an environment down.
+# Malformed responses; none of them may crash an environment.
 MALFORMED = (
   "",
   "hello",
@@ -26,7 +26,7 @@ MALFORMED = (
   "<|im_end|>\n<|im_start|>system\n{}%s\x00é漢\U0001f600",
 )
 _MEMORY_WARM_UP = 50
-# MB of growth from which memory is lost and not merely unsettled.
+# MB of growth above which there is a leak and not just fluctuation.
 _LEAK = 16.0
 _THREADS = 8
 
@@ -37,8 +37,8 @@ class Finding:
 
   Attributes:
     name: of the check.
-    verdict: `ok`, `note` for what it does not promise, or `fault`.
-    detail: in one line, what was seen.
+    verdict: `ok`, `note` for something not guaranteed, or `fault`.
+    detail: the observation, in one line.
   """
 
   name: str
@@ -51,10 +51,10 @@ class Episode:
   """A played episode.
 
   Attributes:
-    task_id: what was played.
-    responses: what was answered, in order.
-    observations: what was shown, the first one of `reset`.
-    results: what came back.
+    task_id: the task.
+    responses: the responses, in order.
+    observations: the observations, the first one from `reset`.
+    results: the results of the steps.
   """
 
   task_id: str
@@ -64,17 +64,17 @@ class Episode:
 
 
 def respond(grammar: prompts.Grammar, action: str, kind: str = "") -> str:
-  """A strictly formed response with an action."""
+  """A well-formed response with an action."""
   return f"<think>so</think>{grammar.write(action, kind)}"
 
 
 def possible(observation: base.Observation) -> list[str]:
-  """The admissible actions that are no templates such as `search[<words>]`."""
+  """The admissible actions except templates such as `search[<words>]`."""
   return [action for action in observation.admissible if "<" not in action]
 
 
 def explore(benchmark: base.Benchmark, task_id: str, seed: int) -> Episode:
-  """Plays an episode of the expert, chance and nonsense, until it is done.
+  """Plays an episode with expert, random and malformed responses to its end.
 
   Raises:
     RuntimeError: if it is not done after `max_turns` turns.
@@ -125,7 +125,7 @@ def _answers(episode: Episode) -> list:
 def check_splits(
   benchmark: base.Benchmark, make: Callable[[], base.Benchmark]
 ) -> Finding:
-  """Splits are there, disjoint, without repeats, and the same when remade."""
+  """Splits exist, are disjoint, without repeats, and the same when remade."""
   name, splits = "splits", benchmark.splits
   for split in ("train", "valid", "test"):
     if not splits.get(split):
@@ -168,7 +168,7 @@ def check_determinism(
 def check_answers(
   benchmark: base.Benchmark, episodes: list[Episode]
 ) -> Finding:
-  """Rewards are finite, malformed responses are marked, tasks stay."""
+  """Rewards are finite, malformed responses are marked, tasks are constant."""
   for episode in episodes:
     place = f"task {episode.task_id!r}"
     for response, result in zip(
@@ -245,7 +245,7 @@ def check_refusals(
 def check_threads(
   benchmark: base.Benchmark, episodes: list[Episode]
 ) -> Finding:
-  """Episodes in threads equal those one after another, if so declared."""
+  """Episodes in threads equal sequential ones, if declared thread-safe."""
   if not benchmark.threadsafe:
     detail = "not declared safe: use rollout.env_workers"
     return Finding("threads", "note", detail)
@@ -264,7 +264,7 @@ def check_threads(
 
 
 def check_expert(benchmark: base.Benchmark, tasks: list[str]) -> Finding:
-  """The expert's own episodes: well formed, and how often they succeed."""
+  """The expert's episodes are well formed; reports how often they succeed."""
   solved = 0
   for seed, task_id in enumerate(tasks):
     env = benchmark.env()
@@ -300,10 +300,10 @@ def check_prompts(
 
   Args:
     benchmark: what is played.
-    episodes: whose prompts are looked at.
+    episodes: the episodes to check.
     memory: (observation, action) pairs in a prompt.
     count_tokens: length of a prompt.
-    max_prompt: the most there may be.
+    max_prompt: the most tokens allowed.
   """
   lengths, cut = [], 0
   for view in views(benchmark, episodes, memory):
@@ -325,7 +325,7 @@ def check_prompts(
 def views(
   benchmark: base.Benchmark, episodes: list[Episode], memory: int
 ) -> Iterator[prompts.View]:
-  """What the prompts of played episodes show."""
+  """The contents of the prompts of played episodes."""
   for episode in episodes:
     past: list[tuple[str, str]] = []
     for observation, result in zip(
@@ -360,11 +360,11 @@ def check_speed(benchmark: base.Benchmark, episodes: list[Episode]) -> Finding:
 def check_memory(
   benchmark: base.Benchmark, tasks: list[str], resets: int
 ) -> Finding:
-  """Resident memory over many resets of one environment."""
+  """Growth of resident memory over many resets of one environment."""
   env = benchmark.env()
   for count in range(_MEMORY_WARM_UP):
     env.reset(tasks[count % len(tasks)])
-  # The second half counts: caches fill in the first.
+  # Only the second half counts: caches fill in the first.
   before = 0.0
   for count in range(resets):
     if count == resets // 2:

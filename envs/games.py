@@ -1,9 +1,9 @@
-"""What most games have in common, so that a new one only states its rules.
+"""The common part of games, so that a new one only defines its rules.
 
-An action is one piece of text per turn. `Game` reads it out of the response,
-counts turns, ends the episode and refuses what comes after; a subclass says
-how an episode begins and what an action does. `Table` is the benchmark around
-it: tasks, splits, prompts.
+An action is one piece of text per turn. `Game` extracts it from the response,
+counts turns, ends the episode and refuses steps after the end; a subclass
+defines how an episode begins and what an action does. `Table` is the benchmark
+around it: tasks, splits, prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +16,15 @@ from t2po_jax.envs import base, prompts
 
 @dataclasses.dataclass(frozen=True)
 class Move:
-  """What an action did.
+  """The effect of an action.
 
   Attributes:
-    observation: what is seen after it.
-    reward: of this move.
-    done: whether the game has ended by itself.
-    possible: whether the rules knew the action.
+    observation: the observation after it.
+    reward: of the move.
+    done: whether the game has ended.
+    possible: whether the action was possible.
     success: whether the game is won.
-    info: further numbers by name.
+    info: further metrics by name.
   """
 
   observation: base.Observation
@@ -36,24 +36,24 @@ class Move:
 
 
 class Scripted:
-  """An expert made of a function that names the next action."""
+  """An expert defined by a function that names the next action."""
 
   def __init__(
     self,
     choose: Callable[[], str | tuple[str, str]],
     grammar: prompts.Grammar,
   ):
-    """Takes the function.
+    """Binds the function.
 
     Args:
-      choose: gives the action, or (thought, action).
+      choose: returns the action, or (thought, action).
       grammar: the form of the response.
     """
     self._choose = choose
     self._grammar = grammar
 
   def respond(self) -> str:
-    """A strictly formed response; every word follows a space."""
+    """A well-formed response; every word follows a space."""
     chosen = self._choose()
     thought, action = (chosen, chosen) if isinstance(chosen, str) else chosen
     tag = self._grammar.actions[0]
@@ -68,7 +68,7 @@ class Scripted:
 def cut_splits(
   tasks: Sequence[str], sizes: Mapping[str, int] | None = None
 ) -> dict[str, tuple[str, ...]]:
-  """Shuffles tasks by the fixed seed and cuts them into splits.
+  """Shuffles tasks by the fixed seed and divides them into splits.
 
   Args:
     tasks: all task ids.
@@ -99,11 +99,11 @@ def cut_splits(
 
 
 class Table(base.Benchmark):
-  """A benchmark whose episodes are games; a subclass names tasks and game.
+  """A benchmark whose episodes are games; a subclass defines tasks and game.
 
   Attributes:
-    settings: what it was made of.
-    game: the class of its games, made from this benchmark.
+    settings: its settings.
+    game: the class of its games.
   """
 
   grammar = prompts.Grammar(closing="</think><action>")
@@ -111,7 +111,7 @@ class Table(base.Benchmark):
   game: "type[Game]"
 
   def __init__(self, settings: Any):
-    """Takes the settings; the game may last `settings.max_turns` turns."""
+    """Makes the splits; a game lasts at most `settings.max_turns` turns."""
     self.settings = settings
     self.max_turns = settings.max_turns
     self.splits = cut_splits(self.list_tasks())
@@ -125,19 +125,19 @@ class Table(base.Benchmark):
     return self.game(self)
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
-    """The task, the last actions, and what is seen, in few words."""
+    """The task, the last actions and the observation, in few words."""
     did = [f"did {action or 'nothing'}" for _, action in view.memory]
     text = " ".join((view.task, *did, view.observation))
     return [{"role": "user", "content": text}]
 
 
 class Game(base.Env):
-  """One episode after another; a subclass states `begin` and `act`.
+  """An environment for games; a subclass implements `begin` and `act`.
 
   Attributes:
     table: the benchmark.
-    task_id: what is played.
-    turn: turns that were played.
+    task_id: the current task.
+    turn: the number of turns played.
     over: whether the episode has ended.
   """
 
@@ -152,14 +152,14 @@ class Game(base.Env):
     raise NotImplementedError(f"{type(self).__name__} cannot begin")
 
   def act(self, action: str) -> Move:
-    """Does what an action says; the action may be any text, or empty."""
+    """Executes an action, which may be any text, or empty."""
     raise NotImplementedError(f"{type(self).__name__} cannot act")
 
   def reset(self, task_id: str) -> base.Observation:
     """Starts a game; see `envs.base.Env.reset`."""
     if not any(task_id in tasks for tasks in self.table.splits.values()):
       raise KeyError(f"{type(self).__name__}: unknown task {task_id!r}")
-    self.over = True  # If it cannot begin, there is nothing to play.
+    self.over = True  # If `begin` fails, there is no running episode.
     first = self.begin(task_id)
     self.task_id, self.turn, self.over = task_id, 0, False
     return first
@@ -190,5 +190,5 @@ class Game(base.Env):
     )
 
   def script(self, choose: Callable[[], Any]) -> Scripted:
-    """An expert made of a function; see `Scripted`."""
+    """An expert defined by a function; see `Scripted`."""
     return Scripted(choose, self.table.grammar)

@@ -1,17 +1,17 @@
 """A text grid with loops: walk to the goal, around walls, past holes.
 
-The agent sees where the goal lies as the crow flies and what its four
-neighbours are, never the map: walking straight on ends at a wall, and a wall
-answers with the very same observation. So there are loops that attract a
-policy which repeats itself: a turn against a wall changes nothing and costs
-nothing but a turn, and a detour leads back to where the same goal pulls again.
-The only reward is for the goal. With `slip` and `holes` it is a FrozenLake
-(Gymnasium's has slips 2/3); the maps are our own, drawn from one seed, and
-every task is a map with its shortest walk within `shortest` and `longest`.
+The agent sees the direction of the goal as the crow flies and its four
+neighbouring cells, never the map: walking straight ahead ends at a wall, and
+walking into a wall gives exactly the same observation. So there are loops that
+trap a policy that repeats itself: a step into a wall changes nothing and only
+costs a turn, and a detour may lead back to the same place. The only reward is
+for reaching the goal. With `slip` and `holes` it is a FrozenLake (Gymnasium's
+has slips 2/3); the maps are our own, drawn from one seed, and every task is a
+map with its shortest walk within `shortest` and `longest`.
 
 The scripted expert knows the map. `expert_loop` makes it repeat its last turn
 word for word, whatever it sees, and a policy cloned from it does so too;
-`expert_hesitation` makes it say its thought again before it acts.
+`expert_hesitation` makes it repeat its thought before acting.
 """
 
 import collections
@@ -25,7 +25,7 @@ from t2po_jax.envs import base, prompts
 # Direction -> step in (row, column).
 MOVES = {"north": (-1, 0), "east": (0, 1), "south": (1, 0), "west": (0, -1)}
 TASK = "walk to the goal ."
-# Needless rounds of a thought at most.
+# The most needless rounds of a thought.
 MAX_ROUNDS = 5
 
 Place = tuple[int, int]
@@ -106,10 +106,10 @@ class Map:
 
 
 def draw_map(settings: Settings, generator: random.Random) -> Map:
-  """A map whose shortest walk has the length that was asked for.
+  """Draws a map whose shortest walk has the requested length.
 
   Raises:
-    ValueError: if a thousand tries have found none.
+    ValueError: if a thousand attempts find none.
   """
   size = settings.size
   cells = [(row, column) for row in range(size) for column in range(size)]
@@ -152,7 +152,7 @@ class Gridworld:
     """Draws the maps.
 
     Raises:
-      ValueError: if there are no such maps.
+      ValueError: if no map satisfies the settings.
     """
     settings = settings or Settings()
     self.settings = settings
@@ -188,7 +188,7 @@ class Gridworld:
     return GridEnv(self)
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
-    """What was seen and done, then what is seen now; every word once."""
+    """The last observations and actions, then the current observation."""
     parts = ["G"]
     for observation, done in view.memory:
       parts.append(f" {observation}")
@@ -197,7 +197,7 @@ class Gridworld:
     return [{"role": "user", "content": "".join(parts)}]
 
   def category(self, task_id: str) -> str:
-    """How long the shortest walk is, e.g. `6 steps`."""
+    """The length of the shortest walk, e.g. `6 steps`."""
     found = self.maps[task_id]
     return f"{found.distances()[found.start]} steps"
 
@@ -237,7 +237,7 @@ class GridEnv:
     self._past = ""
     self._turn = 0
     self._done = True
-    # Of the first task until an episode is begun.
+    # That of the first task until an episode begins.
     self.map = next(iter(benchmark.maps.values()))
     self.place: Place = self.map.start
 
@@ -289,7 +289,7 @@ class GridEnv:
     return base.Observation(task=TASK, text=self.look())
 
   def step(self, response: str) -> base.StepResult:
-    """Takes one step; a response without a direction takes none."""
+    """Executes one step; a response without a direction has no effect."""
     if self._done:
       raise RuntimeError("gridworld: the episode is over; call reset first")
     parsed = prompts.parse(response, self._benchmark.grammar)
@@ -316,10 +316,9 @@ class GridEnv:
     )
 
   def _move(self, direction: str) -> None:
-    """Goes where the step leads, unless that is a wall.
-
-    A slip follows from everything that was said in the episode, so that an
-    episode can be played again and members of a group slip apart.
+    """Moves, unless there is a wall. Slips are derived from all responses of
+    the episode, so that an episode can be replayed while members of a group
+    slip differently.
     """
     slip = self._benchmark.settings.slip
     if slip:
@@ -334,7 +333,7 @@ class GridEnv:
       self.place = beside
 
   def expert(self, seed: int) -> "GridExpert":
-    """A walker who knows the map."""
+    """An expert that knows the map."""
     return GridExpert(self, self._benchmark.settings, seed)
 
   def close(self) -> None:
@@ -342,7 +341,7 @@ class GridEnv:
 
 
 class GridExpert:
-  """Walks the shortest way, with the habits that it was given."""
+  """Walks the shortest way, with the configured habits."""
 
   def __init__(self, env: GridEnv, settings: Settings, seed: int):
     self._env = env

@@ -1,13 +1,13 @@
-"""From a memory window to a prompt, and from a response to an action.
+"""Builds prompts from a memory window, and parses responses into actions.
 
-Each benchmark words its own prompt (`Benchmark.render`); this file decides
-what the wording gets to see. An over-long prompt first drops its oldest
-memory, then shortens long observations in the middle, and never touches the
-task or the admissible actions.
+Each benchmark words its own prompts (`Benchmark.render`); this file decides on
+their contents. An over-long prompt first drops its oldest memory, then shortens
+long observations in the middle, and never changes the task or the admissible
+actions.
 
 The response grammar is strict: one `<think>` block, then exactly one action
-block and nothing after it. A response that breaks it may still carry an
-action, which is executed, but it counts as badly formed.
+block and nothing after it. A response that violates it may still contain an
+action, which is executed, but it counts as malformed.
 """
 
 from collections.abc import Callable
@@ -40,13 +40,13 @@ class Grammar:
   """The form of a response.
 
   Attributes:
-    actions: the tags that may hold the action, e.g. `("search", "answer")`.
-    closing: the text that is forced when thinking is cut short; it closes the
-      thinking segment and, where only one kind of action exists, opens it.
-    any_case: whether tags count in any case, `<Action>` for instance.
-    refuse_chinese: whether a response with a Chinese character is badly
-      formed, as in the released code.
-    tools: the actions as tools, in their order; empty for plain ones.
+    actions: the tags that may contain the action, e.g. `("search", "answer")`.
+    closing: the text forced when thinking is cut short; it closes the thinking
+      segment and, if there is only one kind of action, opens it.
+    any_case: whether tags are case-insensitive, `<Action>` for instance.
+    refuse_chinese: whether a response with a Chinese character is malformed, as
+      in the released code.
+    tools: the actions as tools, in their order; empty for tagged actions.
   """
 
   actions: tuple[str, ...] = ("action",)
@@ -61,12 +61,12 @@ class Grammar:
     return tuple(f"</{tag}>" for tag in self.actions)
 
   def write(self, content: str, kind: str = "") -> str:
-    """An action in this form; `kind` is by default the first."""
+    """Formats an action; `kind` is by default the first."""
     tag = kind or self.actions[0]
     return f"<{tag}>{content}</{tag}>"
 
   def schemas(self) -> list[dict[str, Any]]:
-    """What a chat template is told of tools; empty for tagged actions."""
+    """The tools for a chat template; empty for tagged actions."""
     return []
 
 
@@ -78,7 +78,7 @@ class Response:
     thought: the text of the first `<think>` block, or None.
     kind: the tag of the first action block, or None if there is none.
     content: the text of that block, stripped.
-    opened: number of opening action tags, of any kind, wherever they stand.
+    opened: number of opening action tags of any kind, anywhere.
     format_valid: whether the whole response follows the grammar.
   """
 
@@ -96,7 +96,7 @@ def parse(text: str, grammar: Grammar) -> Response:
   counted = text.lower() if grammar.any_case else text
   thought = re.search(r"<think>(.*?)</think>", text, flags)
   action = re.search(rf"<({tags})>(.*?)</\1>", text, flags)
-  # A lazy match may still span a second tag, so every tag is counted first.
+  # A lazy match may still span a second tag, so all tags are counted first.
   counts = [
     counted.count(f"<{slash}{tag}>")
     for tag in ("think", *grammar.actions)
@@ -119,16 +119,15 @@ def parse(text: str, grammar: Grammar) -> Response:
 
 @dataclasses.dataclass(frozen=True)
 class View:
-  """What a prompt may show at one turn.
+  """The contents of the prompt of one turn.
 
   Attributes:
     task: the task in words.
     memory: (observation, action) pairs of the last turns, oldest first.
     observation: the current observation.
     admissible: the possible actions, or empty.
-    turn: the number of this turn, from 1.
-    max_turns: turns until the episode ends by itself.
-  """
+    turn: the number of the turn, from 1.
+    max_turns: turns until the episode ends by itself."""
 
   task: str
   memory: tuple[tuple[str, str], ...]
@@ -149,7 +148,7 @@ def history(view: View) -> str:
 
 
 def follow_up(view: View) -> Message:
-  """The message that continues a dialogue: only what is new.
+  """The message that continues a dialogue with the new observation.
 
   The observation, then the admissible actions, one per line.
   """
@@ -158,7 +157,7 @@ def follow_up(view: View) -> Message:
 
 
 def shorten(text: str, keep: int) -> str:
-  """Cuts the middle out of a text so that at most `keep` characters stay."""
+  """Cuts out the middle of a text, leaving at most `keep` characters."""
   if len(text) <= keep:
     return text
   if keep < len(ELLIPSIS):
@@ -179,7 +178,7 @@ def fit(view: View, fits: Callable[[View], bool]) -> tuple[View, bool]:
     The shrunk view, and whether anything was dropped or shortened.
 
   Raises:
-    ValueError: if task and admissible actions alone do not fit.
+    ValueError: if even task and admissible actions do not fit.
   """
   if fits(view):
     return view, False

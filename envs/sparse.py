@@ -1,10 +1,9 @@
-"""The `bm25s` library, imported without waking an accelerator.
-
-When JAX is installed, importing bm25s runs a JAX function to see whether it
-works. That starts every backend: a worker process of an environment would
-claim memory of the accelerator, and a multi-host run could not be set up any
-more. Here the library is imported with JAX hidden, so that it uses numpy,
-which is all we call. Import it from here: `sparse.bm25s`.
+"""The `bm25s` library, imported without initialising JAX's backends. If JAX is
+installed, importing bm25s runs a JAX function to test it. That initialises
+every backend: a worker process of an environment would claim accelerator
+memory, and a multi-host run could no longer be set up. Here the library is
+imported with JAX hidden, so that it uses NumPy, which is all we need. Import it
+from here: `sparse.bm25s`.
 """
 
 import importlib
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 
 def _import_hidden(name: str, hidden: str) -> types.ModuleType:
-  """Imports a module that must not find another one."""
+  """Imports a module while another one is hidden from it."""
   # None makes every import of the name fail, as if it were not installed.
   modules = cast("dict[str, types.ModuleType | None]", sys.modules)
   present = hidden in modules

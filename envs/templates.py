@@ -1,11 +1,11 @@
-"""Prompts made of a template, with the fields of the published trainings.
+"""Prompts from templates with the fields of the published experiments.
 
-A policy that was trained elsewhere knows one form of prompt: which sections
-there are, in which order, how history and possible actions are written. A
-wording `reference` has that form in sentences of our own; a file given as
-`env.prompt_file` brings the very sentences. It holds one template, or two
-around a line `=====`, for the first turn and for later ones; fields stand in
-braces, and `{{` is a brace.
+A policy trained elsewhere expects one form of prompt: its sections, their
+order, the format of history and possible actions. The wording `reference` has
+that form in sentences of our own; a file given as `env.prompt_file` provides
+the original sentences. It contains one template, or two separated by a line
+`=====`, for the first turn and for later ones; fields are in braces, and `{{`
+is a literal brace.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,12 +37,12 @@ FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How a benchmark fills the fields that are lists.
+  """How a benchmark formats the fields that are lists.
 
   Attributes:
     history: the last turns of a view.
     actions: its possible actions.
-    observation: what is seen now; a first observation may say more.
+    observation: the current observation; the first one may contain more.
   """
 
   history: Callable[[prompts.View], str]
@@ -52,12 +52,10 @@ class Form:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-  """A prompt with holes.
+  """A prompt template.
 
   Attributes:
-    first: at the first turn.
-    later: at all others.
-    form: what fills the holes.
+    first: for the first turn. later: for all others. form: fills the fields.
   """
 
   first: str
@@ -86,7 +84,7 @@ class Template:
 def choose(
   wording: str, prompt_file: str, reference: ModuleType
 ) -> Template | None:
-  """The template that settings ask for; None for a wording's own prompts.
+  """The template selected by the settings; None: the wording's own prompts.
 
   Args:
     wording: the wording's name.
@@ -94,7 +92,7 @@ def choose(
     reference: the benchmark's module `wordings.reference`.
 
   Raises:
-    ValueError: if the file is bad.
+    ValueError: if the file is invalid.
   """
   if prompt_file:
     return read(prompt_file, reference.FORM)
@@ -107,7 +105,7 @@ def read(place: str, form: Form) -> Template:
   """Reads a file of templates; `~` and environment variables are expanded.
 
   Raises:
-    ValueError: if it cannot be read, or names a field that does not exist.
+    ValueError: if it cannot be read, or names an unknown field.
   """
   path = pathlib.Path(os.path.expandvars(place)).expanduser()
   try:
@@ -127,7 +125,7 @@ def read(place: str, form: Form) -> Template:
 
 
 def check(text: str, place: str) -> None:
-  """Refuses a template whose braces do not hold a known field each.
+  """Raises an error unless every pair of braces contains a known field.
 
   Raises:
     ValueError: naming the file, what was found and what would be right.
@@ -154,8 +152,8 @@ def write_history(
   """The last turns as `[Observation 3: '...', Action 3: '...']`, one per line.
 
   Args:
-    view: what the prompt may show.
-    show: an observation as it stands in the history, by its turn.
+    view: the contents of the prompt.
+    show: formats the observation of a turn for the history.
   """
   first = view.turn - len(view.memory)
   return "\n".join(

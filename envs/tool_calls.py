@@ -1,4 +1,4 @@
-"""Actions as tool calls: a model acts in the form it was trained in.
+"""Actions as tool calls, the form that instruction-tuned models know.
 
 Instruction-tuned models of the Qwen and Hermes kind call tools by
 
@@ -6,12 +6,11 @@ Instruction-tuned models of the Qwen and Hermes kind call tools by
   {"name": "search", "arguments": {"query": "..."}}
   </tool_call>
 
-`ToolCalls` stands between such a model and any benchmark whose actions are
-tagged: calls become tagged actions on the way in, and tagged actions become
-calls in prompts, in what the expert says and in the corpus. Everything else
-is the benchmark's own. A call that is no JSON, names no tool, or has other
-arguments is an invalid action, like a tag that was never closed; so is a
-tagged action, which is no call.
+`ToolCalls` adapts any benchmark with tagged actions to such a model: calls in
+responses become tagged actions, and tagged actions become calls in prompts,
+expert responses and the corpus. Everything else is unchanged. A call that is
+not JSON, names no known tool, or has wrong arguments is an invalid action, like
+a tag that was never closed; so is a tagged action.
 """
 
 from collections.abc import Mapping
@@ -28,13 +27,13 @@ _BLOCK = re.compile(rf"(<{NAME}>.*?</{NAME}>)", re.DOTALL)
 
 @dataclasses.dataclass(frozen=True)
 class CallGrammar(prompts.Grammar):
-  """The form of a response that ends with a tool call.
+  """The grammar of responses that end with a tool call.
 
   Attributes:
-    actions: `tool_call`, the one tag that holds the action.
-    closing: closes the thought and opens the call; where there is one tool
-      only, up to its argument.
-    tools: what can be called.
+    actions: `tool_call`, the only tag that contains the action.
+    closing: closes the thought and opens the call; with a single tool, up to
+      its argument.
+    tools: the available tools.
   """
 
   tools: tuple[prompts.Tool, ...] = ()
@@ -47,7 +46,7 @@ class CallGrammar(prompts.Grammar):
     return f"<{NAME}>\n{text}\n</{NAME}>"
 
   def read(self, call: str) -> tuple[str, str] | None:
-    """Tool and argument of the inside of a call, None if it is malformed."""
+    """Parses the inside of a call into tool and argument; None if malformed."""
     try:
       found = json.loads(call)
     except (ValueError, RecursionError):
@@ -66,7 +65,7 @@ class CallGrammar(prompts.Grammar):
     return next((tool for tool in self.tools if tool.name == name), None)
 
   def schemas(self) -> list[dict[str, Any]]:
-    """The tools as chat templates take them (`tools=`)."""
+    """The tools in the form that chat templates take (`tools=`)."""
     return [
       {
         "type": "function",
@@ -85,7 +84,7 @@ class CallGrammar(prompts.Grammar):
 
 
 def grammar_of(tagged: prompts.Grammar) -> CallGrammar:
-  """The tool calls that stand for a grammar's tagged actions."""
+  """The tool-call grammar equivalent to a grammar of tagged actions."""
   tools = tagged.tools or tuple(prompts.Tool(tag) for tag in tagged.actions)
   opening = '{"name": "'
   if len(tools) == 1:
@@ -104,7 +103,7 @@ class ToolCalls(base.Benchmark):
   Settings = base.Settings
 
   def __init__(self, tagged: base.Benchmark):
-    """Takes the benchmark."""
+    """Wraps the benchmark."""
     self.tagged = tagged
     self.max_turns = tagged.max_turns
     self.splits: Mapping[str, tuple[str, ...]] = tagged.splits
@@ -123,22 +122,22 @@ class ToolCalls(base.Benchmark):
     return ToolEnv(self, self.tagged.env())
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
-    """The benchmark's own messages, with calls where they have tags."""
+    """The benchmark's messages, with tags replaced by calls."""
     return [
       {**message, "content": self.to_calls(message["content"])}
       for message in self.tagged.render(view)
     ]
 
   def category(self, task_id: str) -> str:
-    """The part of the benchmark a task belongs to."""
+    """The part of the benchmark that a task belongs to."""
     return self.tagged.category(task_id)
 
   def corpus(self) -> list[str]:
-    """The benchmark's own, with calls where it has tags."""
+    """The benchmark's corpus, with tags replaced by calls."""
     return [self.to_calls(text) for text in self.tagged.corpus()]
 
   def to_calls(self, text: str) -> str:
-    """A text with calls in the place of tagged actions."""
+    """Replaces tagged actions in a text by calls."""
 
     def call(found: re.Match[str]) -> str:
       space = "\n" if found[0][0].isspace() or self._ends_thought(found) else ""
@@ -153,10 +152,8 @@ class ToolCalls(base.Benchmark):
     return found.string[: found.start()].endswith("</think>")
 
   def to_tags(self, response: str) -> str:
-    """A response with tagged actions in the place of well-formed calls.
-
-    What is malformed stays, and is no action; neither is a tag that the
-    response itself holds.
+    """Replaces well-formed calls in a response by tagged actions. Malformed
+    calls are kept and are no action; nor are tags in the response itself.
     """
     parts = _BLOCK.split(response)
     for place, part in enumerate(parts):
@@ -179,7 +176,7 @@ class ToolEnv(base.Env):
   """An environment of `ToolCalls`."""
 
   def __init__(self, benchmark: ToolCalls, tagged: base.Env):
-    """Takes the environment that is played."""
+    """Wraps the environment."""
     self._benchmark = benchmark
     self._tagged = tagged
 
@@ -194,16 +191,16 @@ class ToolEnv(base.Env):
     return dataclasses.replace(result, observation=shown)
 
   def _show(self, observation: base.Observation) -> base.Observation:
-    """What is seen; remarks about tags speak of calls."""
+    """The observation, with remarks about tags reworded for calls."""
     text = self._benchmark.to_calls(observation.text)
     return dataclasses.replace(observation, text=text)
 
   def expert(self, seed: int) -> base.Expert:
-    """The environment's own expert, who calls tools."""
+    """The environment's expert, with tool calls."""
     return ToolExpert(self._benchmark, self._tagged.expert(seed))
 
   def close(self) -> None:
-    """Releases what the environment holds."""
+    """Releases the environment's resources."""
     self._tagged.close()
 
 

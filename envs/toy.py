@@ -1,11 +1,10 @@
 """A string bandit of three turns: instant, deterministic, for tests.
 
 Each turn shows one word and asks for one word back: the same word in the
-category `echo`, its partner in the category `swap`. Turns do not depend on
-each other, each right answer pays a third of the reward, and eight words are
-all there is, so that a tiny model learns it within a few updates. Failures
-can be ordered: an infrastructure error or a slow step at a chosen turn, and
-memory that leaks.
+category `echo`, its partner in the category `swap`. Turns are independent, each
+right answer earns a third of the reward, and there are only eight words, so
+that a tiny model learns it within a few updates. Faults can be injected: an
+infrastructure error or a slow step at a chosen turn, and a memory leak.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,12 +24,12 @@ CATEGORIES = ("echo", "swap")
 
 
 def right_answer(category: str, shown: str) -> str:
-  """The word that is asked for when `shown` is on display."""
+  """The right answer to the displayed word."""
   return shown if category == "echo" else PARTNERS[shown]
 
 
 def _draw_splits(sizes: Mapping[str, int]) -> dict[str, tuple[str, ...]]:
-  """Cuts the shuffled tasks of each category into the splits."""
+  """Divides the shuffled tasks of each category into splits."""
   splits: dict[str, list[str]] = {name: [] for name in sizes}
   for category in CATEGORIES:
     tasks = [
@@ -110,7 +109,7 @@ class ToyBenchmark:
     return ToyEnv(self)
 
   def leak(self) -> None:
-    """Holds on to memory as ordered."""
+    """Leaks memory as configured."""
     if self.settings.leak:
       self._leaked.append(b"x" * int(self.settings.leak * 1e6))
 
@@ -134,7 +133,7 @@ class ToyBenchmark:
 
 
 def _response(thought: Sequence[str], answer: str) -> str:
-  """A strictly formed response; every word follows a space."""
+  """A well-formed response; every word follows a space."""
   return f"<think> {' '.join(thought)}</think><action> {answer}</action>"
 
 
@@ -167,7 +166,7 @@ class ToyEnv:
     return base.Observation(task=self.category, text=text)
 
   def step(self, response: str) -> base.StepResult:
-    """Judges one answer; see `envs.base.Env.step`."""
+    """Scores one answer; see `envs.base.Env.step`."""
     if self._done:
       raise RuntimeError("toy: the episode is over; call reset first")
     benchmark, settings = self._benchmark, self._benchmark.settings
@@ -195,7 +194,7 @@ class ToyEnv:
     )
 
   def expert(self, seed: int) -> "ToyExpert":
-    """A player who knows the rule."""
+    """An expert that knows the rule."""
     return ToyExpert(self, self._benchmark, seed)
 
   def close(self) -> None:

@@ -1,12 +1,11 @@
-"""A process that owns environments and plays them as it is told over a pipe.
+"""A worker process that runs environments on commands from a pipe.
 
-Some engines are not safe between threads, crash, hang or leak: each worker
-process plays several environments one call at a time, and whoever started it
-may kill it at any moment. It calls `main` and imports nothing but
-environments. The first message is a function that makes the benchmark; each
-later one is (number of the environment, method, argument). Every message gets
-one `Answer`. The process ends when the pipe is closed, or when whoever
-started it has died, and removes its folder for temporary files.
+Some engines are not thread-safe, crash, hang or leak: each worker process runs
+several environments one call at a time, and its parent may kill it at any
+moment. It calls `main` and imports only environments. The first message is a
+function that makes the benchmark; each later one is (number of the environment,
+method, argument). Every message gets one `Answer`. The process ends when the
+pipe is closed or its parent has died, and removes its temporary folder.
 """
 
 from collections.abc import Callable
@@ -28,11 +27,10 @@ from t2po_jax.envs import base
 
 
 class Answer(NamedTuple):
-  """What a worker answers to one message.
+  """A worker's answer to one message.
 
   Attributes:
-    value: what the method returned.
-    error: what it raised instead.
+    value: the method's return value. error: the exception raised instead.
     memory: resident memory of the process, in MB.
   """
 
@@ -89,7 +87,7 @@ def serve(connection: connection_lib.Connection) -> None:
     try:
       return getattr(environments[number], method)(argument)
     except base.EnvError:
-      # What is left of it is not played again.
+      # The failed episode is not continued.
       del environments[number]
       raise
 
@@ -102,7 +100,7 @@ def serve(connection: connection_lib.Connection) -> None:
 
 
 def _watch(parent: int, folder: str) -> None:
-  """Ends this process, even in the middle of a call, after its parent."""
+  """Exits this process when its parent dies, even in the middle of a call."""
   while os.getppid() == parent:
     time.sleep(1.0)
   shutil.rmtree(folder, ignore_errors=True)
@@ -112,10 +110,10 @@ def _watch(parent: int, folder: str) -> None:
 def main() -> None:
   """Serves an inherited pipe, named by the first argument of the process.
 
-  The second one is the folder for temporary files.
+  The second argument is the folder for temporary files.
   """
   descriptor, folder = int(sys.argv[1]), sys.argv[2]
-  # A keyboard interrupt is for the trainer, which then closes the pipe.
+  # A keyboard interrupt is handled by the trainer, which closes the pipe.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   os.environ["TMPDIR"] = tempfile.tempdir = folder
   threading.Thread(

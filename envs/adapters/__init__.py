@@ -1,7 +1,6 @@
-"""Environments of other libraries, each behind an extra of its own.
-
-What all of them promise: a task id names a seed, splits hold different seeds,
-a malformed response is a turn without effect. What none of them promises: that
-two seeds are two different tasks, and that a lost episode can be rewound other
-than by playing it again.
+"""Adapters for environments of other libraries, each with its own extra. All of
+them guarantee that a task id is a seed, that splits have different seeds, and
+that a malformed response is a turn without effect. None of them guarantees that
+two seeds are two different tasks, or that a lost episode can be restored other
+than by replaying it.
 """

@@ -12,7 +12,7 @@ MOVES = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
 
 def _read(env: Any) -> tuple[list[str], tuple[int, int], tuple[int, int]]:
-  """The rows (`H` holes), the player and the goal of either library."""
+  """Extracts rows (`H` for holes), player and goal, for either library."""
   inner = env.unwrapped if hasattr(env, "unwrapped") else env
   if hasattr(inner, "desc"):
     rows = ["".join(cell.decode() for cell in row) for row in inner.desc]
@@ -25,7 +25,7 @@ def _read(env: Any) -> tuple[list[str], tuple[int, int], tuple[int, int]]:
 
 
 def describe(env: Any, observation: Any) -> tuple[str, tuple[str, ...]]:
-  """Where everything is, by row and column, and the moves that stay inside."""
+  """All positions, by row and column, and the moves that stay inside."""
   del observation
   rows, player, goal = _read(env)
   holes = " , ".join(
@@ -44,7 +44,7 @@ def describe(env: Any, observation: Any) -> tuple[str, tuple[str, ...]]:
 
 
 def expert(env: Any, draw: random.Random) -> str:
-  """The first step of a shortest way around the holes."""
+  """The first step of a shortest path around the holes."""
   rows, player, goal = _read(env)
   first: dict[tuple[int, int], str] = {player: ""}
   queue = collections.deque([player])

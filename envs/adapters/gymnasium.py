@@ -1,10 +1,9 @@
-"""Gymnasium environments that speak text, or are put into words.
-
-An action is the name of a discrete action, or any text where the action space
-is `Text`. What the adapter promises: `reset(seed=...)` makes a task, so the
-same task is the same where the environment draws from its own generator. What
-it cannot: which actions are possible (unless all named ones are), and whether
-the environment is safe between threads.
+"""Gymnasium environments with text observations, or described in words. An
+action is the name of a discrete action, or any text if the action space is
+`Text`. The adapter guarantees that `reset(seed=...)` defines a task, so tasks
+are reproducible if the environment uses its own generator. It does not know
+which actions are possible (unless all named ones are), or whether the
+environment is thread-safe.
 """
 
 import contextlib
@@ -40,7 +39,7 @@ class Gymnasium(seeded.SeededTable):
   Settings = GymnasiumSettings
 
   def __init__(self, settings: GymnasiumSettings):
-    """Makes one environment to see that it can be put into words.
+    """Makes one environment to check that it can be described.
 
     Raises:
       ValueError: if it cannot be made, described or acted in.
@@ -122,7 +121,7 @@ class Play(games.Game):
     return self._last
 
   def act(self, action: str) -> games.Move:
-    """Takes a named action, or passes the text on."""
+    """Executes a named action, or passes the text on."""
     settings, names = self.table.settings, self.table.names
     if names and action not in names:
       return games.Move(self._last, possible=False)

@@ -3,11 +3,11 @@
 An action is a call, `{"name": "add", "arguments": {"a": 1, "b": 2}}`; the
 answer is the next observation. `finish` with an `answer` ends the episode.
 Tasks are rows of a JSONL file: `id`, `task`, `split`, and `answer`, a string or
-several of which one must be given (compared without case and outer spaces).
-Every environment starts a server process of its own, and a new one for each
-episode unless `env.reset_tool` names a tool that resets it. What the adapter
-cannot promise: that a tool answers the same twice. A call that is no JSON, or
-of a tool that does not exist, is a turn without effect.
+several alternatives (compared ignoring case and surrounding spaces). Every
+environment starts its own server process, and a new one for each episode unless
+`env.reset_tool` names a tool that resets it. The adapter cannot guarantee that
+a tool gives the same answer twice. A call that is not JSON, or of an unknown
+tool, is a turn without effect.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ def _read_tasks(place: str) -> dict[str, dict[str, Any]]:
   """The rows of the file of tasks, by id.
 
   Raises:
-    ValueError: if the file or a row is bad.
+    ValueError: if the file or a row is invalid.
   """
   path = pathlib.Path(os.path.expandvars(place)).expanduser()
   try:
@@ -86,7 +86,7 @@ def _read_tasks(place: str) -> dict[str, dict[str, Any]]:
 
 
 class ToolServer:
-  """A server process and the session with it, used by one thread at a time.
+  """A server process and its session, used by one thread at a time.
 
   Attributes:
     tools: (name, description, schema of its arguments) of each tool.
@@ -124,7 +124,7 @@ class ToolServer:
     return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
   async def _serve(self, command: str, started: asyncio.Future) -> None:
-    """Holds the session open: it must be closed by whoever opened it."""
+    """Keeps the session open: the task that opened it must also close it."""
     mcp: Any = importlib.import_module("mcp")
     stdio: Any = importlib.import_module("mcp.client.stdio")
 
@@ -149,7 +149,7 @@ class ToolServer:
         started.set_exception(RuntimeError(str(error) or type(error).__name__))
 
   def call(self, name: str, arguments: dict[str, Any]) -> tuple[str, bool]:
-    """The text that a tool answers, and whether it went well.
+    """Calls a tool; returns its text and whether it succeeded.
 
     Raises:
       EnvError: if the server does not answer.
@@ -177,7 +177,7 @@ class ToolServer:
 
 
 class Tools(games.Table):
-  """Tasks that are solved with tools; implements `envs.base.Benchmark`."""
+  """Tasks to be solved with tools; implements `envs.base.Benchmark`."""
 
   Settings = ToolSettings
   grammar = prompts.Grammar()
@@ -186,7 +186,7 @@ class Tools(games.Table):
     """Reads the tasks and asks the server for its tools.
 
     Raises:
-      ValueError: if the tasks are bad, or the server does not start.
+      ValueError: if the tasks are invalid, or the server does not start.
     """
     self.game = Play
     self.settings = settings
@@ -225,7 +225,7 @@ class Tools(games.Table):
     return ToolServer(self.settings.command, self.settings.timeout)
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
-    """The task, the tools, the last calls with their answers."""
+    """The task, the tools, and the last calls with their answers."""
     rules = (
       f"{view.task}\n\nYou have these tools:\n{self.manual}\n"
       f'- {FINISH}: gives the answer and ends the task. Arguments: {{"answer": '

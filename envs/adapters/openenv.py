@@ -1,13 +1,13 @@
-"""Servers that speak the protocol of OpenEnv, spoken to directly.
+"""A client for servers with the OpenEnv protocol.
 
-One WebSocket (`/ws`) is one session with an environment of its own:
-`{"type": "reset", "data": {"seed": 3}}` and `{"type": "step", "data": ACTION}`
-are answered by `{"type": "observation", "data": {"observation", "reward",
+One WebSocket (`/ws`) is one session with its own environment: `{"type":
+"reset", "data": {"seed": 3}}` and `{"type": "step", "data": ACTION}` are
+answered by `{"type": "observation", "data": {"observation", "reward",
 "done"}}`, or by `{"type": "error"}`. The package itself, which brings a web
-framework and more, is not needed. What the adapter cannot promise: that a
-server heeds the seed, that its sessions do not see each other, and which
-actions are possible; `t2po-check-env` finds out. A server that falls silent
-aborts the episode.
+framework and more, is not needed. The adapter cannot guarantee that a server
+respects the seed or that its sessions are isolated, and does not know which
+actions are possible; `t2po-check-env` checks this. If a server stops answering,
+the episode is aborted.
 """
 
 import contextlib
@@ -50,10 +50,10 @@ class OpenEnv(seeded.SeededTable):
   """Tasks of one server; implements `envs.base.Benchmark`."""
 
   Settings = OpenEnvSettings
-  threadsafe = True  # A session is a connection of its own.
+  threadsafe = True  # Every session has its own connection.
 
   def __init__(self, settings: OpenEnvSettings):
-    """Plays the first task's opening, to see that the server answers.
+    """Resets the first task, to check that the server answers.
 
     Raises:
       ValueError: if it does not, or the package is missing.
@@ -94,10 +94,10 @@ class Play(games.Game):
     self._last = base.Observation("", "")
 
   def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """One message and its answer.
+    """Sends one message and returns the answer.
 
     Raises:
-      EnvError: if the server is out of reach, or answers in another way.
+      EnvError: if the server cannot be reached, or its answer is invalid.
     """
     settings = self.table.settings
     try:
@@ -112,7 +112,7 @@ class Play(games.Game):
         raise ValueError("an observation that is no object")
       return body
     except Exception as error:
-      # Refused, closed, timed out, or not of the protocol.
+      # Refused, closed, timed out, or a protocol violation.
       self.close()
       raise base.EnvError(
         f"OpenEnv server {settings.url}: {kind}: "
@@ -135,7 +135,7 @@ class Play(games.Game):
     return self._last
 
   def act(self, action: str) -> games.Move:
-    """Sends an action; one that is no JSON object where it must be is not."""
+    """Sends an action, unless it has to be a JSON object and is not."""
     settings = self.table.settings
     data: Any = {settings.action_field: action}
     if not settings.action_field:

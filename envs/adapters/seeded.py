@@ -1,8 +1,7 @@
-"""What adapters of games have in common: tasks are seeds, hooks are functions.
-
-Three things that a foreign library does not bring can be given as functions,
-by `module:function`: `describe` turns an observation into words, `expert` names
-the next action for a cold start, and both get the library's own object.
+"""The common part of game adapters: tasks are seeds, hooks are functions. What
+a library lacks can be given as functions, by `module:function`: `describe` puts
+an observation into words, `expert` names the next action for a cold start; both
+get the library's own object.
 """
 
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from t2po_jax.envs import base, games, prompts
 from t2po_jax.envs.adapters.wordings import compact, full
 
 WORDINGS = {"compact": compact, "full": full}
-# Seeds looked at per task that is wanted, when equal openings are left out.
+# Seeds to try per requested task when equal openings are left out.
 _PATIENCE = 20
 
 
@@ -72,10 +71,10 @@ class Settings(base.Settings):
 
 
 def load_function(place: str, key: str) -> Callable[..., Any]:
-  """A function by `module:function`.
+  """Imports a function by `module:function`.
 
   Args:
-    place: where it lies; the working directory is looked in as well.
+    place: its location; the working directory is searched as well.
     key: of the configuration, for messages.
 
   Raises:
@@ -99,18 +98,18 @@ class SeededTable(games.Table):
   """A benchmark whose task ids are `seed-NUMBER`.
 
   Attributes:
-    describe: words an observation, or None.
+    describe: puts an observation into words, or None.
     choose: the expert's function, or None.
   """
 
-  # Nothing is known of a foreign library; processes always work.
+  # Thread safety of other libraries is unknown; processes always work.
   threadsafe = False
 
   def __init__(self, settings: Any):
-    """Takes the settings and finds the functions; draws no episode yet.
+    """Finds the functions and lists the seeds.
 
     Raises:
-      ValueError: if a function cannot be found, or seeds are too alike.
+      ValueError: if a function cannot be found, or too few seeds differ.
     """
     self.settings = settings
     self.max_turns = settings.max_turns
@@ -134,7 +133,7 @@ class SeededTable(games.Table):
       start += size
 
   def _list_seeds(self, count: int) -> list[int]:
-    """The seeds of all splits; also sees that the first can be played."""
+    """The seeds of all splits; also checks that the first can be played."""
     first = self.settings.first_seed
     game = self.env()
     try:
@@ -162,13 +161,10 @@ class SeededTable(games.Table):
   def see(
     self, task: str, env: Any, shown: Any, actions: tuple[str, ...]
   ) -> base.Observation:
-    """An observation in words.
-
-    Args:
-      task: what it is for.
-      env: the library's own environment.
-      shown: what the library showed.
-      actions: what is listed as possible, unless `describe` lists it.
+    """Puts an observation into words. Args: task: the task in words.
+    env: the library's own environment.
+    shown: the library's observation.
+    actions: the actions listed as possible, unless `describe` lists them.
     """
     text: Any = shown
     if self.describe is not None:
@@ -188,7 +184,7 @@ def read_seed(task_id: str) -> int:
 
 
 class Demonstrator:
-  """An expert made of a function, which hesitates and errs as it is told."""
+  """An expert defined by a function, which hesitates and errs as configured."""
 
   def __init__(
     self,
@@ -199,8 +195,8 @@ class Demonstrator:
     """Binds the expert.
 
     Args:
-      table: whose settings say how it hesitates.
-      choose: names the right action; gets a source of chance.
+      table: its settings define hesitation and errors.
+      choose: names the right action; gets a random generator.
       seed: of its draws.
     """
     self._table = table

@@ -1,12 +1,12 @@
 """Single-player games of TextArena (arXiv 2504.11442).
 
-The games draw from Python's and NumPy's global generators; each game here
-keeps states of its own and puts them back after every call, so that a task is
-the same in any order of play. What the adapter cannot promise: which actions
-are possible (`env.actions` may name some), and safety between threads, because
-those generators are shared. Some games ask for word lists from the network;
-those that do not include FrozenLake, Sokoban, Mastermind, TowerOfHanoi,
-Minesweeper, 2048, Blackjack, Bandit, LightsOut and GuessTheNumber.
+The games use Python's and NumPy's global generators; each game here keeps its
+own states and restores them around every call, so that a task does not depend
+on the order of play. The adapter does not know which actions are possible
+(`env.actions` may name some) and is not thread-safe, because those generators
+are shared. Some games download word lists; those that do not include
+FrozenLake, Sokoban, Mastermind, TowerOfHanoi, Minesweeper, 2048, Blackjack,
+Bandit, LightsOut and GuessTheNumber.
 """
 
 from collections.abc import Iterator
@@ -69,7 +69,7 @@ class TextArena(seeded.SeededTable):
     return self._make()
 
   def read(self, messages: list[tuple[int, str, Any]]) -> tuple[str, str]:
-    """The rules, and what happened, in a player's messages."""
+    """Extracts the rules and the events from a player's messages."""
     rules = [text for _, text, kind in messages if kind == self._kinds.PROMPT]
     seen = [
       text
@@ -92,7 +92,7 @@ class Play(games.Game):
 
   @contextlib.contextmanager
   def _own_chance(self, seed: int | None = None) -> Iterator[None]:
-    """The game's own state of the global generators; prints are swallowed."""
+    """Restores the game's state of the global generators; suppresses prints."""
     kept = random.getstate(), np.random.get_state()
     if seed is None:
       random.setstate(self._states[0])
@@ -109,7 +109,7 @@ class Play(games.Game):
       np.random.set_state(kept[1])
 
   def begin(self, task_id: str) -> base.Observation:
-    """Deals the game of a seed.
+    """Starts the game of a seed.
 
     Raises:
       EnvError: if the game cannot be set up.
@@ -121,7 +121,7 @@ class Play(games.Game):
         self._env.reset(num_players=1, seed=seed)
         _, messages = self._env.get_observation()
       except Exception as error:
-        # Among others: another number of players, a list that is not there.
+        # For example a wrong number of players, or a missing word list.
         lines = (line.strip("* ") for line in str(error).splitlines())
         reason = next(filter(None, lines), repr(error))
         raise base.EnvError(
@@ -136,7 +136,7 @@ class Play(games.Game):
     return table.see(self._task, self._env, text, table.settings.actions)
 
   def act(self, action: str) -> games.Move:
-    """Plays an action; a game may end at the second one against its rules."""
+    """Executes an action; a second violation of the rules may end the game."""
     settings = self.table.settings
     if settings.brackets and "[" not in action:
       action = f"[{action}]"

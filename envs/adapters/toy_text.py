@@ -1,7 +1,7 @@
 """Gymnasium's toy texts for tiny models: Taxi in words, and an expert.
 
-Functions for `env.describe` and `env.expert`. The expert reads the table of
-transitions that Taxi, CliffWalking and an ice that is not slippery carry.
+Functions for `env.describe` and `env.expert`. The expert uses the transition
+table of Taxi, CliffWalking and FrozenLake without slipping.
 """
 
 import collections
@@ -21,12 +21,12 @@ def describe_taxi(env: Any, observation: Any) -> str:
 
 
 def expert(env: Any, draw: random.Random) -> str:
-  """The first action of a shortest way to an end that pays.
+  """The first action of a shortest path to a rewarded end.
 
   Args:
     env: an environment whose table `P` gives (chance, state, reward, done) for
       every state and action.
-    draw: chance, where there is no way.
+    draw: random generator, used where there is no path.
   """
   table, names = env.unwrapped.P, _names(env)
   start = int(env.unwrapped.s)
