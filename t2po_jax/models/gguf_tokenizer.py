@@ -79,7 +79,7 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     for name, field in sources.read_gguf(path).fields.items()
     if name.startswith("tokenizer.")
   }
-  kind = found.get("model")
+  kind = str(found.get("model"))
   if kind not in _NEEDED:
     raise ValueError(
       f"{path}: tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level "
