@@ -13,6 +13,7 @@ the episode is aborted.
 import contextlib
 import dataclasses
 import json
+import time
 from typing import Any
 import urllib.parse
 
@@ -44,6 +45,15 @@ class OpenEnvSettings(seeded.Settings):
   timeout: float = keys.key(
     60.0, "Seconds to wait for one answer of the server.", above=0.0
   )
+
+
+# Codes of errors: all sessions are taken; the message has not the right form.
+_FULL, _INVALID = "CAPACITY_REACHED", "VALIDATION_ERROR"
+_PAUSE = 0.2  # Seconds until a server that is full is asked again.
+
+
+class _FullError(base.EnvError):
+  """All sessions of the server are taken."""
 
 
 class OpenEnv(seeded.SeededTable):
@@ -94,7 +104,7 @@ class Play(games.Game):
     self._last = base.Observation("", "")
 
   def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """Sends one message and returns the answer.
+    """One message and its answer; empty if the server finds it invalid.
 
     Raises:
       EnvError: if the server cannot be reached, or its answer is invalid.
@@ -103,28 +113,48 @@ class Play(games.Game):
     try:
       if self._session is None:
         self._session = self._open.enter_context(self.table.connect())
-      self._session.send(json.dumps({"type": kind, "data": data}))
+      with contextlib.suppress(Exception):
+        # A server that is full says so and closes; the answer tells.
+        self._session.send(json.dumps({"type": kind, "data": data}))
       answer = json.loads(self._session.recv(timeout=settings.timeout))
       body = answer["data"]
+      if answer["type"] == "error" and body.get("code") == _INVALID:
+        return {}
       if answer["type"] == "error":
-        raise ValueError(f"the server says {body.get('message', body)!r}")
+        kind_of = _FullError if body.get("code") == _FULL else ValueError
+        raise kind_of(f"the server says {body.get('message', body)!r}")
       if not isinstance(body["observation"], dict):
         raise ValueError("an observation that is no object")
       return body
     except Exception as error:
       # Refused, closed, timed out, or a protocol violation.
       self.close()
-      raise base.EnvError(
+      kind_of = _FullError if isinstance(error, _FullError) else base.EnvError
+      raise kind_of(
         f"OpenEnv server {settings.url}: {kind}: "
         f"{str(error) or type(error).__name__}"
       ) from None
 
   def begin(self, task_id: str) -> base.Observation:
-    """Resets the session by the task's seed."""
+    """Resets the session by the task's seed.
+
+    A server with few sessions frees one some time after it was left, so that
+    one that is full is asked again until the timeout.
+    """
     self._total = 0.0
-    return self._see(self._ask("reset", {"seed": seeded.read_seed(task_id)}))
+    seed = {"seed": seeded.read_seed(task_id)}
+    end = time.monotonic() + self.table.settings.timeout
+    while True:
+      try:
+        return self._see(self._ask("reset", seed))
+      except _FullError:
+        if time.monotonic() + _PAUSE > end:
+          raise
+      time.sleep(_PAUSE)
 
   def _see(self, body: dict[str, Any]) -> base.Observation:
+    if not body:
+      raise base.EnvError("OpenEnv server: it finds a reset invalid")
     settings, shown = self.table.settings, body["observation"]
     text: Any = json.dumps(shown, ensure_ascii=False)
     if self.table.describe is not None:
@@ -146,6 +176,8 @@ class Play(games.Game):
       if not isinstance(data, dict):
         return games.Move(self._last, possible=False)
     body = self._ask("step", data)
+    if not body:
+      return games.Move(self._last, possible=False)
     reward = float(body.get("reward") or 0.0)
     self._total += reward
     done = bool(body.get("done"))

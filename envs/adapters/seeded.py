@@ -134,8 +134,15 @@ class SeededTable(games.Table):
 
   def _list_seeds(self, count: int) -> list[int]:
     """The seeds of all splits; also checks that the first can be played."""
-    first = self.settings.first_seed
     game = self.env()
+    try:
+      return self._look_at_seeds(game, count)
+    finally:
+      game.close()
+
+  def _look_at_seeds(self, game: games.Game, count: int) -> list[int]:
+    """The seeds, different ones if that is asked for."""
+    first = self.settings.first_seed
     try:
       opening = game.begin(f"seed-{first}")
     except base.EnvError as error:
@@ -150,7 +157,6 @@ class SeededTable(games.Table):
         break
       opening = game.begin(f"seed-{seed}")
       found.setdefault((opening.task, opening.text), seed)
-    game.close()
     if len(found) < count:
       raise ValueError(
         f"env.train_tasks: {count} different tasks in all splits asked for, "

@@ -16,6 +16,7 @@ import numpy as np
 import tokenizers
 import transformers
 
+from t2po_jax import records
 from t2po_jax.models import config as config_lib
 from t2po_jax.models import decoder, families, weights
 from t2po_jax.models import tokenizer as tokenizer_lib
@@ -89,12 +90,12 @@ def write_model(place: pathlib.Path) -> tokenizer_lib.Tokenizer:
   return tokenizer_lib.load(place)
 
 
-def start(*arguments):
+def start(*arguments, config="smoke"):
   found = subprocess.run(
     [
       sys.executable,
       str(ROOT / "experiments" / "main.py"),
-      f"--config={ROOT / 'configs' / 'smoke.py'}",
+      f"--config={ROOT / 'configs' / config}.py",
       "--config.log.tensorboard=False",
       *arguments,
     ],
@@ -143,6 +144,41 @@ class BringYourOwnTest(absltest.TestCase):
       self.assertTrue(np.isfinite(line["train/return"]))
       # The expert's calls are understood.
       self.assertIn("success 1.000", output)
+
+  def test_a_search_engine_is_called_as_a_tool(self):
+    """Search QA by tool calls, from the command line."""
+    with tempfile.TemporaryDirectory() as directory:
+      place = pathlib.Path(directory)
+      code, output = start(
+        f"--workdir={place / 'run'}",
+        f"--config.cache_dir={place / 'cache'}",
+        "--config.env.grammar=tool_call",
+        "--config.env.expert_doubt=0.0",
+        "--config.model.size=nano",
+        "--config.rollout.tasks=1",
+        "--config.rollout.slots=8",
+        "--config.rollout.max_prompt=160",
+        "--config.rollout.max_response=64",
+        "--config.train.row_tokens=256",
+        "--config.eval.tasks=1",
+        "--config.cold_start.episodes=24",
+        "--config.cold_start.epochs=2",
+        "--config.train.updates=1",
+        "--config.train.eval_every=0",
+        config="searchqa",
+      )
+      self.assertEqual(code, 0, output)
+      (line,) = [x for x in output.splitlines() if x.startswith("expert:")]
+      self.assertGreater(float(line.split()[-1]), 0.7)  # Its calls count.
+      folder = place / "run" / records.FOLDER
+      written = [
+        turn["text"]
+        for entry in records.read_index(folder)
+        for turn in records.read_episode(folder, entry)["turns"]
+      ]
+    # The thinking intervention opens a call, or the policy has learned to.
+    opened = '</think>\n<tool_call>\n{"name": "'
+    self.assertTrue(any(opened in text for text in written), written)
 
   def test_wrong_settings_get_one_line(self):
     with tempfile.TemporaryDirectory() as directory:

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 
 from absl.testing import absltest, parameterized
 from websockets.sync import server
@@ -24,6 +25,9 @@ def serve(session):
       answer = {"type": "observation", "data": body | {"reward": None}}
     elif asked["data"].get("message") == "crash":
       answer = {"type": "error", "data": {"message": "out of order"}}
+    elif "message" not in asked["data"]:
+      told = {"message": "Invalid message", "code": "VALIDATION_ERROR"}
+      answer = {"type": "error", "data": told}
     elif asked["data"].get("message") == "hang":
       continue
     else:
@@ -36,6 +40,48 @@ def serve(session):
       }
       answer = {"type": "observation", "data": body}
     session.send(json.dumps(answer))
+
+
+class OneSession:
+  """A server with one session, which it frees a while after it was left."""
+
+  def __init__(self):
+    self.refused = 0
+    self._taken = threading.Semaphore()
+
+  def __call__(self, session):
+    if not self._taken.acquire(blocking=False):
+      self.refused += 1
+      told = {"message": "1/1 sessions", "code": "CAPACITY_REACHED"}
+      session.send(json.dumps({"type": "error", "data": told}))
+      return
+    try:
+      serve(session)
+    finally:
+      time.sleep(0.3)
+      self._taken.release()
+
+
+class FullTest(absltest.TestCase):
+  def test_a_server_with_one_session_is_waited_for(self):
+    handler = OneSession()
+    running = server.serve(handler, "127.0.0.1", 0)
+    thread = threading.Thread(target=running.serve_forever)
+    thread.start()
+    self.addCleanup(thread.join)
+    self.addCleanup(running.shutdown)
+    url = f"ws://127.0.0.1:{running.socket.getsockname()[1]}/ws"
+    made = envs.make("openenv", url=url, timeout=5.0, **FEW)
+    first = made.env()
+    self.assertIn("red", first.reset("seed-0").text)
+    # What was tried when it was made is over, but not yet for the server.
+    self.assertGreater(handler.refused, 0)
+    second = made.env()
+    done = threading.Timer(0.2, first.close)
+    done.start()
+    self.assertIn("green", second.reset("seed-1").text)
+    second.close()
+    done.join()
 
 
 class OpenEnvTest(parameterized.TestCase):
@@ -84,6 +130,8 @@ class OpenEnvTest(parameterized.TestCase):
     wrong = env.step("<think>a</think><action>[1</action>")
     self.assertFalse(wrong.action_valid)
     self.assertTrue(wrong.format_valid)
+    other = env.step('<think>a</think><action>{"word": "red"}</action>')
+    self.assertFalse(other.action_valid)  # As the server says.
     right = env.step('<think>a</think><action>{"message": "red"}</action>')
     self.assertEqual(right.reward, 0.5)
 
