@@ -17,19 +17,20 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.env = environment.section(
     "sokoban",
     most_moves=8,
-    max_turns=12,
+    max_turns=10,
     expert_hesitation=2.0,
-    expert_doubt=0.5,
+    expert_doubt=0.9,
   )
-  models.from_scratch(c, max_prompt=48, max_response=48)
+  models.from_scratch(c, max_prompt=32, max_response=48)
   c.rollout.tasks = 16
-  c.rollout.memory = 2
+  c.rollout.memory = 0  # The whole level is seen.
   c.control.thinking.min_tokens = 8  # A push and a step take eight.
-  c.cold_start.episodes = 600
-  c.train.updates = 40
+  c.optimizer.warmup = 5
+  c.cold_start.episodes = 2000
+  c.train.updates = 20
   c.train.mini_batches = 4
   c.train.row_tokens = 192
-  c.train.eval_every = 10
+  c.train.eval_every = 5
   return base.apply_presets(c, presets, PRESETS)
 
 

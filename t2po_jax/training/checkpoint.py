@@ -18,6 +18,7 @@ import json
 import logging as python_logging
 import math
 import os
+import sys
 import time
 from typing import Any
 
@@ -357,14 +358,23 @@ def _split(state: types.TrainState):
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
   """Keeps the storage layer's threads from printing what they also raise."""
-  before = logging.get_verbosity()
+  before, report = logging.get_verbosity(), sys.unraisablehook
   logging.set_verbosity(logging.FATAL)
+
+  def report_others(found: Any) -> None:
+    # Writes that end after one has failed find nobody who waits for them.
+    if str(found.exc_value) != "Event loop is closed":
+      report(found)
+
+  sys.unraisablehook = report_others
   try:
     yield
   except Exception:
-    # The threads' pending exceptions would be reported later, at exit.
+    # The threads' pending exceptions would be reported later, until exit.
     python_logging.getLogger("asyncio").setLevel(python_logging.CRITICAL)
     raise
+  else:
+    sys.unraisablehook = report
   finally:
     logging.set_verbosity(before)
 
