@@ -27,10 +27,10 @@ def get_config(presets: str = "") -> base.ConfigDict:
   c.control.thinking.min_tokens = 8  # A push and a step take eight.
   c.optimizer.warmup = 5
   c.cold_start.episodes = 2000
-  c.train.updates = 20
+  c.train.updates = 30
   c.train.mini_batches = 4
   c.train.row_tokens = 192
-  c.train.eval_every = 5
+  c.train.eval_every = 10
   return base.apply_presets(c, presets, PRESETS)
 
 
