@@ -380,6 +380,19 @@ class _ConsoleLine:
     pass
 
 
+class _Nowhere:
+  """A file whose contents are dropped."""
+
+  def write(self, data: bytes) -> None:
+    del data
+
+  def flush(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
 class _TensorBoard:
   """Event files; a resumed run hides steps that it will write again."""
 
@@ -394,12 +407,30 @@ class _TensorBoard:
     )
 
   def write(self, step: int, floats: Mapping[str, float]) -> None:
-    for name, value in _finite(floats).items():
-      self._writer.add_scalar(name, value, step)
-    self._writer.flush()
+    with self._ending_quietly():
+      for name, value in _finite(floats).items():
+        self._writer.add_scalar(name, value, step)
+      self._writer.flush()
 
   def close(self) -> None:
-    self._writer.close()
+    with self._ending_quietly():
+      self._writer.close()
+
+  @contextlib.contextmanager
+  def _ending_quietly(self) -> Iterator[None]:
+    """Closes the writer after an error.
+
+    What the library still has to write would fail once more in its thread and
+    when the process ends, with a traceback each; so it goes nowhere.
+    """
+    try:
+      yield
+    except OSError:
+      with contextlib.suppress(Exception):
+        events = self._writer.file_writer.event_writer._ev_writer
+        events._py_recordio_writer._writer = _Nowhere()
+        self._writer.close()
+      raise
 
 
 class _WeightsAndBiases:

@@ -398,9 +398,32 @@ class SinksTest(MetricsCase):
     writer = self.writer()
     with (
       mock.patch.object(os, "fsync", side_effect=OSError("disk full")),
-      self.assertRaisesRegex(OSError, "disk full"),
+      self.assertRaisesRegex(OSError, "metrics.jsonl could .*: disk full"),
     ):
       writer.write(1, {"x": 1})
+
+  def test_a_full_disk_leaves_no_traceback_of_tensorboard(self):
+    """The library writes in a thread, and once more when the process ends."""
+    code = textwrap.dedent("""
+      import pathlib, resource, sys
+      from t2po_jax.training import metrics
+      sink = metrics._TensorBoard(pathlib.Path(sys.argv[1]), 0)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (999, 999))
+      try:
+        for step in range(200):
+          sink.write(step, {"a": 1.0})
+      except OSError as error:
+        print("refused")
+    """)
+    found = subprocess.run(
+      [sys.executable, "-c", code, str(self.workdir)],
+      cwd=places.ROOT,
+      capture_output=True,
+      text=True,
+      timeout=300,
+    )
+    self.assertEqual(found.stdout, "refused\n", found.stderr)
+    self.assertNotIn("Traceback", found.stderr)
 
   def test_mlflow_gets_names_it_accepts(self):
     mlflow = _fake_package("mlflow")
