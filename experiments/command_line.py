@@ -82,7 +82,7 @@ def _missing_file(argv: list[str]) -> str:
       names = [
         each.stem
         for each in path.parent.glob("*.py")
-        if each.stem not in ("__init__", "base", "environment")
+        if "def get_config(presets" in each.read_text()
       ]
       near = keys.nearest(path.stem, names) if names else ""
       return f"found no file {str(path)!r}{near}"
