@@ -427,7 +427,8 @@ class _TensorBoard:
       yield
     except OSError:
       with contextlib.suppress(Exception):
-        events = self._writer.file_writer.event_writer._ev_writer
+        files_of: Any = self._writer.file_writer
+        events = files_of.event_writer._ev_writer
         events._py_recordio_writer._writer = _Nowhere()
         self._writer.close()
       raise
