@@ -142,10 +142,11 @@ class Ours:
           logprobs=turn["logprobs"],
         )
       )
-    packed = batching.pack(
+    packed = batching.pack_close(
       segments,
-      lengths=[workload["row_tokens"]],
+      longest=workload["row_tokens"],
       rows=self.settings["rows"],
+      by_row=self.learner.skips_rows,
     )
     return packed.batches
 

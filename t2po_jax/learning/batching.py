@@ -8,9 +8,9 @@ repeating it: attention is causal, so only the amount of work changes.
 
 Shapes come from a few buckets, and all optimizer steps of a rollout have the
 same shape, so the number of compiled programs is bounded. Unused rows are
-empty, have mask 0 and come last, where the learner skips whole micro-batches of
-them. Rows are never repeated to fill a batch: that would count some turns
-twice.
+empty, have mask 0 and come last, where the learner skips them: all of them on
+one device, whole micro-batches of them on several. Rows are never repeated to
+fill a batch: that would count some turns twice.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,6 +24,10 @@ from t2po_jax import types
 RESPONSE_STEPS = 16
 # Response room per row above the average need, so that rows can fill up.
 RESPONSE_SLACK = 1.125
+# Padding above which rows of another length are tried, and by how much less of
+# it one must have: every length that is used is compiled once.
+MUCH_PADDING = 0.1
+WORTH_A_PROGRAM = 0.05
 
 # Of one turn: one value for all response tokens, or one per token.
 TurnAdvantage = float | np.ndarray
@@ -191,6 +195,7 @@ def pack(
   rows: int,
   minibatches: int = 1,
   max_padding: float = 0.1,
+  by_row: bool = False,
   seed: int | Sequence[int] = 0,
 ) -> Packed:
   """Packs segments into rows, and rows into batches.
@@ -205,6 +210,8 @@ def pack(
     minibatches: number of optimizer steps to split the segments over, >= 1;
       their sizes may differ by a micro-batch.
     max_padding: the acceptable fraction of padding, from 0 to 1.
+    by_row: whether empty rows of a non-empty micro-batch are skipped too, see
+      `Learner.skips_rows`.
     seed: one number or several; for the random assignment of segments to
       mini-batches, if there are several.
 
@@ -233,7 +240,7 @@ def pack(
     shape = _Shape(length, _response_room(segments, length))
     bins = [_first_fit(part, shape) for part in parts]
     bins = _join_loose(bins, rows, rng)
-    stats = _measure(segments, bins, shape, rows)
+    stats = _measure(segments, bins, shape, 1 if by_row else rows)
     if best is None or stats["padding"] < best[2]["padding"]:
       best = (shape, bins, stats)
     if stats["padding"] <= max_padding:
@@ -244,6 +251,61 @@ def pack(
   height = rows * 2 ** (micro - 1).bit_length()
   batches = tuple(_fill(filled, shape, height) for filled in bins)
   return Packed(batches=batches, stats=stats)
+
+
+def row_lengths(longest: int) -> tuple[int, ...]:
+  """Lengths that rows may have instead: eighths, from the half upwards.
+
+  Args:
+    longest: tokens, a multiple of 16.
+
+  Returns:
+    Multiples of 16, ascending; the last is `longest`.
+  """
+  step = RESPONSE_STEPS
+  eighths = (-(-longest * part // 8 // step) * step for part in range(4, 9))
+  return tuple(dict.fromkeys(eighths))
+
+
+def pack_close(
+  segments: Sequence[Segment],
+  *,
+  longest: int,
+  rows: int,
+  minibatches: int = 1,
+  by_row: bool = False,
+  seed: int | Sequence[int] = 0,
+) -> Packed:
+  """Packs into rows of one length, or where that wastes much, of a shorter.
+
+  Many turns fill rows of any length. Few do not: then the length is taken that
+  leaves least of them empty. Arguments and errors are those of `pack`.
+
+  Args:
+    segments: what to train on.
+    longest: tokens of the longest row, and of the usual one.
+    rows: rows of a micro-batch over the whole mesh.
+    minibatches: optimizer steps.
+    by_row: whether empty rows of a micro-batch are not computed.
+    seed: draws the mini-batches.
+  """
+
+  def packed(lengths: Sequence[int]):
+    return pack(
+      segments,
+      lengths=lengths,
+      rows=rows,
+      minibatches=minibatches,
+      by_row=by_row,
+      seed=seed,
+    )
+
+  usual = packed([longest])
+  if not usual.batches or usual.stats["padding"] <= MUCH_PADDING:
+    return usual
+  close = packed(row_lengths(longest))
+  saved = usual.stats["padding"] - close.stats["padding"]
+  return close if saved > WORTH_A_PROGRAM else usual
 
 
 def to_turns(
@@ -443,7 +505,7 @@ def _join_loose(bins: list[_Rows], rows: int, rng: np.random.Generator):
 def _measure(
   segments: Sequence[Segment], bins: list[_Rows], shape: _Shape, rows: int
 ):
-  """Statistics of a packing, over the micro-batches that are computed."""
+  """Statistics of a packing; `rows` at a time are computed or skipped."""
   used = sum(-(-len(filled) // rows) for filled in bins) * rows
   tokens = sum(len(segment.tokens) for segment in segments)
   responses = sum(len(segment.index) for segment in segments)

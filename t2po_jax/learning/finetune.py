@@ -89,6 +89,7 @@ def finetune(
       lengths=lengths,
       rows=trainer.rows,
       minibatches=-(-len(segments) // batch_size),
+      by_row=trainer.skips_rows,
       seed=(seed, epoch),
     )
     steps = []

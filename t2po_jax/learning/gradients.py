@@ -2,11 +2,12 @@
 
 Token weights are computed from the whole batch first, so the sum over
 micro-batches is the gradient of the whole batch, whatever their size, the
-packing or the mesh. Empty micro-batches are skipped.
+packing or the mesh. Empty micro-batches are skipped. Of a partly filled one the
+rows with content are computed one by one, so that no empty row costs anything.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,11 @@ import optax
 from t2po_jax import types
 from t2po_jax.learning import losses, networks, objectives
 
+# How a batch is filled: `whole`, every micro-batch with content has no empty
+# row, or is computed with them; `rows`, of the last one the rows with content
+# are computed alone; `one row`, there is no more than that.
+FILLS = ("whole", "rows", "one row")
+
 
 def batch_gradient(
   nets: networks.Networks,
@@ -22,6 +28,8 @@ def batch_gradient(
   trained: Mapping[str, types.Params],
   base: types.Params | None,
   batch: types.Batch,
+  *,
+  fill: str = "whole",
 ) -> tuple[Mapping[str, types.Params], dict[str, types.Array]]:
   """The gradient of the objective, and its metrics.
 
@@ -31,6 +39,7 @@ def batch_gradient(
     trained: parameters by name, see `layout.join`.
     base: frozen parameters under the adapters; None without adapters.
     batch: [micro-batches, rows, ...].
+    fill: one of `FILLS`.
 
   Returns:
     The gradient in the structure of `trained`, and means and maxima over the
@@ -38,8 +47,8 @@ def batch_gradient(
   """
   one = _part_gradient(nets, objective, trained, base, batch)
 
-  def add(i: types.Array, total: Any):
-    grads, (means, maxima) = one(i)
+  def add(part: _Part, total: Any):
+    grads, (means, maxima) = one(part)
     return (
       jax.tree.map(jnp.add, total[0], grads),
       (
@@ -48,16 +57,70 @@ def batch_gradient(
       ),
     )
 
-  if batch.tokens.shape[0] == 1:
-    grads, (means, maxima) = one(0)
+  if batch.tokens.shape[0] == 1 and fill != "rows":
+    grads, (means, maxima) = one(_Part(0, 0 if fill == "one row" else None))
   else:
     zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(lambda: one(_Part(0))),
     )
-    grads, (means, maxima) = jax.lax.fori_loop(
-      0, count_filled(batch), add, zeros
-    )
+    grads, (means, maxima) = _over_parts(batch, fill, add, zeros)
   return grads, means | maxima
+
+
+class _Part(NamedTuple):
+  """A micro-batch, or one of its rows."""
+
+  number: types.Array | int
+  row: types.Array | int | None = None
+
+  def take(self, x: types.Array):
+    """[micro-batches, rows, ...] -> [rows, ...], or [1, ...]."""
+    if self.row is None:
+      return x[self.number]
+    return jax.lax.dynamic_slice_in_dim(x[self.number], self.row, 1)
+
+  def put(self, x: jax.Array, values: types.Array):
+    """The other way round."""
+    if self.row is None:
+      return x.at[self.number].set(values)
+    return x.at[self.number, self.row].set(values[0])
+
+
+def _over_parts(
+  batch: types.Batch,
+  fill: str,
+  add: Callable[[_Part, Any], Any],
+  start: Any,
+) -> Any:
+  """Goes through what has content, and nothing else.
+
+  Args:
+    batch: [micro-batches, rows, ...], rows with content first.
+    fill: one of `FILLS`.
+    add: (part, total) -> total.
+    start: the first total.
+
+  Returns:
+    The last total.
+  """
+  if fill == "one row":
+    return add(_Part(0, 0), start)
+  if fill == "whole":
+    return jax.lax.fori_loop(
+      0, count_filled(batch), lambda i, total: add(_Part(i), total), start
+    )
+  parts, rows = batch.segments.shape[:2]
+  used = jnp.any(batch.segments > 0, axis=2).reshape(-1)
+  filled = jnp.max(jnp.where(used, jnp.arange(used.shape[0]) + 1, 0))
+  whole, rest = filled // rows, filled % rows
+  if parts > 1:
+    start = jax.lax.fori_loop(
+      0, whole, lambda i, total: add(_Part(i), total), start
+    )
+  return jax.lax.fori_loop(
+    0, rest, lambda row, total: add(_Part(whole, row), total), start
+  )
 
 
 def agreement(
@@ -87,7 +150,7 @@ def agreement(
   one = _part_gradient(nets, objective, trained, base, batch)
 
   def add(i: types.Array, total: Any):
-    grads, _ = one(i)
+    grads, _ = one(_Part(i))
     policy = grads["policy"]
     return (
       jax.tree.map(jnp.add, total[0], policy),
@@ -95,7 +158,8 @@ def agreement(
     )
 
   zeros = jax.tree.map(
-    lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(one, 0)[0]["policy"]
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(lambda: one(_Part(0))[0]["policy"]),
   )
   whole, norms = jax.lax.fori_loop(
     0, count_filled(batch), add, (zeros, jnp.zeros(()))
@@ -112,7 +176,7 @@ def _part_gradient(
   base: types.Params,
   batch: types.Batch,
 ):
-  """Returns a function: index of a micro-batch -> its gradient and metrics."""
+  """Returns a function: part of the batch -> its gradient and metrics."""
   weights = batch_weights(objective, batch)
 
   def loss(
@@ -122,8 +186,8 @@ def _part_gradient(
 
   differentiate = jax.grad(loss, has_aux=True)
 
-  def one(i: types.Array | int):
-    part, of_part = jax.tree.map(lambda x: x[i], (batch, weights))
+  def one(which: _Part):
+    part, of_part = jax.tree.map(which.take, (batch, weights))
     return differentiate(trained, base, part, of_part)
 
   return one
@@ -189,16 +253,18 @@ def batch_weights(
 
 
 def map_parts(
-  score: Callable[[types.Batch], types.Array], batch: types.Batch
+  score: Callable[[types.Batch], types.Array],
+  batch: types.Batch,
+  *,
+  fill: str = "whole",
 ) -> types.Array:
   """Applies `score` to every non-empty micro-batch; 0 for empty ones."""
 
-  def put(i: types.Array, scores: jax.Array):
-    part = jax.tree.map(lambda x: x[i], batch)
-    return scores.at[i].set(score(part))
+  def put(which: _Part, scores: jax.Array):
+    return which.put(scores, score(jax.tree.map(which.take, batch)))
 
   empty = jnp.zeros(batch.targets.shape, jnp.float32)
-  return jax.lax.fori_loop(0, count_filled(batch), put, empty)
+  return _over_parts(batch, fill, put, empty)
 
 
 def count_filled(batch: types.Batch) -> types.Array:

@@ -9,10 +9,10 @@ and the state is donated.
 A step loops over the micro-batches of its batch and accumulates gradients.
 Token weights are computed from the whole batch first, so the sum is the
 gradient of the whole batch, whatever the micro-batch size, packing or mesh.
-Empty micro-batches are skipped. Only response positions are projected to the
-vocabulary, a chunk at a time, and the logits of a chunk are recomputed in the
-backward pass: [B, T, V] never exists. Nothing is transferred between host and
-devices inside a step.
+Empty micro-batches are skipped, and on one device empty rows as well. Only
+response positions are projected to the vocabulary, a chunk at a time, and the
+logits of a chunk are recomputed in the backward pass: [B, T, V] never exists.
+Nothing is transferred between host and devices inside a step.
 """
 
 import collections
@@ -56,6 +56,8 @@ class Learner:
   Attributes:
     mesh: the mesh.
     rows: rows of a micro-batch over the whole mesh.
+    skips_rows: whether empty rows of a non-empty micro-batch are skipped: where
+      rows are not split over devices.
     chunk: response positions per row whose logits exist at once, or None.
     traces: how often each function was traced; more than once per batch shape
       means recompilation.
@@ -99,6 +101,8 @@ class Learner:
         f"(mesh data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']})"
       )
     self.mesh = mesh
+    # Devices that share a micro-batch would wait for those with content.
+    self.skips_rows = shards == 1
     # Trained parts by name, each with its own optimizer and gradient norm.
     self._optimizers = {"policy": optimizer}
     if critic is not None:
@@ -127,32 +131,42 @@ class Learner:
     """Sets up the jitted functions, with layouts and donations."""
     whole, by_row = sharding.replicated(self.mesh), self._batch_sharding
     base = self._base_sharding
-    self._step = jax.jit(
-      self._optimizer_step,
-      in_shardings=(self._state_sharding, base, by_row, whole),
-      out_shardings=(self._state_sharding, whole),
-      donate_argnums=0,
-    )
+    # Each of these for every way in which a batch may be filled.
+    self._steps = {
+      fill: jax.jit(
+        functools.partial(self._optimizer_step, fill=fill),
+        in_shardings=(self._state_sharding, base, by_row, whole),
+        out_shardings=(self._state_sharding, whole),
+        donate_argnums=0,
+      )
+      for fill in gradients.FILLS
+    }
     self._agreement = jax.jit(
       self._batch_agreement,
       in_shardings=(self._state_sharding, base, by_row),
       out_shardings=whole,
     )
-    self._score = jax.jit(
-      self._batch_logprobs,
-      in_shardings=(self._state_sharding.params, base, by_row),
-      out_shardings=by_row,
-    )
-    self._value = jax.jit(
-      self._batch_values,
-      in_shardings=(
-        self._state_sharding.params,
-        self._state_sharding.critic,
-        base,
-        by_row,
-      ),
-      out_shardings=by_row,
-    )
+    self._scores = {
+      fill: jax.jit(
+        functools.partial(self._batch_logprobs, fill=fill),
+        in_shardings=(self._state_sharding.params, base, by_row),
+        out_shardings=by_row,
+      )
+      for fill in gradients.FILLS
+    }
+    self._values = {
+      fill: jax.jit(
+        functools.partial(self._batch_values, fill=fill),
+        in_shardings=(
+          self._state_sharding.params,
+          self._state_sharding.critic,
+          base,
+          by_row,
+        ),
+        out_shardings=by_row,
+      )
+      for fill in gradients.FILLS
+    }
     self._copy = jax.jit(
       lambda params: jax.tree.map(jnp.copy, params),
       out_shardings=self._state_sharding.params,
@@ -290,17 +304,23 @@ class Learner:
     """
     with jax.set_mesh(self.mesh):
       placed = [self._place(batch) for batch in batches]
+      fills = [self._fill(batch) for batch in batches]
+
+      def score(params: types.Params):
+        return [
+          self._scores[fill](params, self._base, batch)
+          for fill, batch in zip(fills, placed, strict=True)
+        ]
+
       if self._objective.recomputes_old:
         placed = [
-          batch.replace(
-            old_logprobs=self._score(state.params, self._base, batch)
-          )
-          for batch in placed
+          batch.replace(old_logprobs=logprobs)
+          for batch, logprobs in zip(placed, score(state.params), strict=True)
         ]
       if self._objective.needs_reference and ref_params is not None:
         placed = [
-          batch.replace(ref_logprobs=self._score(ref_params, self._base, batch))
-          for batch in placed
+          batch.replace(ref_logprobs=logprobs)
+          for batch, logprobs in zip(placed, score(ref_params), strict=True)
         ]
       lr_scale = sharding.put(
         np.float32(lr_scale), sharding.replicated(self.mesh)
@@ -309,8 +329,9 @@ class Learner:
       if agreement and placed:
         noise["grad_agreement"] = self._agreement(state, self._base, placed[0])
       for _ in range(epochs):
-        for batch in placed:
-          state, metrics = self._step(state, self._base, batch, lr_scale)
+        for fill, batch in zip(fills, placed, strict=True):
+          step = self._steps[fill]
+          state, metrics = step(state, self._base, batch, lr_scale)
           steps.append(metrics)
       return state, (self._merge(steps) if steps else {}) | noise
 
@@ -334,10 +355,14 @@ class Learner:
       batch: as in `lower_update`.
     """
     if name == "logprobs":
-      return self._score.trace(self._state.params, self._abstract_base, batch)
+      return self._scores["whole"].trace(
+        self._state.params, self._abstract_base, batch
+      )
     whole = sharding.replicated(self.mesh)
     lr_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=whole)
-    return self._step.trace(self._state, self._abstract_base, batch, lr_scale)
+    return self._steps["whole"].trace(
+      self._state, self._abstract_base, batch, lr_scale
+    )
 
   def logprobs(self, params: types.Params, batch: types.Batch) -> types.Array:
     """Log-probs of a batch's targets under any parameters of this policy.
@@ -350,7 +375,8 @@ class Learner:
       [B, R] float32 on the devices, at the temperature of the objective.
     """
     with jax.set_mesh(self.mesh):
-      logprobs = self._score(params, self._base, self._place(batch))
+      score = self._scores[self._fill(batch)]
+      logprobs = score(params, self._base, self._place(batch))
       return logprobs.reshape(batch.targets.shape)
 
   def values(self, state: types.TrainState, batch: types.Batch) -> types.Array:
@@ -364,9 +390,8 @@ class Learner:
       [B, R] float32 on the devices.
     """
     with jax.set_mesh(self.mesh):
-      values = self._value(
-        state.params, state.critic, self._base, self._place(batch)
-      )
+      value = self._values[self._fill(batch)]
+      values = value(state.params, state.critic, self._base, self._place(batch))
       return values.reshape(batch.targets.shape)
 
   def _fresh_optimizers(
@@ -392,18 +417,28 @@ class Learner:
 
     return sharding.put(jax.tree.map(cut, batch), self._batch_sharding)
 
+  def _fill(self, batch: types.Batch) -> str:
+    """Which of `gradients.FILLS` a batch is."""
+    used = np.any(np.asarray(batch.segments) > 0, axis=1)
+    count = int(np.max(np.where(used, np.arange(len(used)) + 1, 0), initial=0))
+    if not self.skips_rows or count % self.rows == 0:
+      return "whole"
+    return "one row" if len(used) == self.rows and count == 1 else "rows"
+
   def _optimizer_step(
     self,
     state: types.TrainState,
     base: types.Params,
     batch: types.Batch,
     lr_scale: types.Array,
+    *,
+    fill: str,
   ):
     """One step; see `update`."""
     self.traces["update"] += 1
     trained = layout.join(state.params, state.critic)
     grads, metrics = gradients.batch_gradient(
-      self._nets, self._objective, trained, base, batch
+      self._nets, self._objective, trained, base, batch, fill=fill
     )
     finite = jnp.isfinite(optax.tree.norm(grads))
     stepped = {
@@ -447,7 +482,12 @@ class Learner:
     )
 
   def _batch_logprobs(
-    self, params: types.Params, base: types.Params, batch: types.Batch
+    self,
+    params: types.Params,
+    base: types.Params,
+    batch: types.Batch,
+    *,
+    fill: str,
   ):
     """[micro-batches, rows, R] log-probs; 0 for empty micro-batches."""
     self.traces["logprobs"] += 1
@@ -463,7 +503,7 @@ class Learner:
         entropy_gradient=self._objective.entropy_coefficient != 0,
       )[0]
 
-    return gradients.map_parts(score, batch)
+    return gradients.map_parts(score, batch, fill=fill)
 
   def _batch_values(
     self,
@@ -471,6 +511,8 @@ class Learner:
     critic: types.Params,
     base: types.Params,
     batch: types.Batch,
+    *,
+    fill: str,
   ):
     """[micro-batches, rows, R] values; 0 for empty micro-batches."""
     self.traces["values"] += 1
@@ -479,7 +521,7 @@ class Learner:
     def score(part: types.Batch):
       return self._nets.values(critic, self._nets.hidden(params, part), part)
 
-    return gradients.map_parts(score, batch)
+    return gradients.map_parts(score, batch, fill=fill)
 
 
 def _merge_metrics(steps: list[dict[str, Any]]) -> dict[str, types.Array]:

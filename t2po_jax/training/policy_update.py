@@ -126,11 +126,12 @@ class Improver:
       drop_overlong=config.reward.drop_overlong,
       discarded=-config.control.resampling.negative,
     )
-    return batching.pack(
+    return batching.pack_close(
       segments,
-      lengths=[config.train.row_tokens],
+      longest=config.train.row_tokens,
       rows=config.train.micro_rows,
       minibatches=self.caution.steps(config.train.mini_batches),
+      by_row=self._learner.skips_rows,
       seed=(config.seed, update),
     )
 

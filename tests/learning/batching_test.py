@@ -271,6 +271,29 @@ class PackTest(chex.TestCase):
     packed = batching.pack(segments, lengths=[64, 768], rows=1)
     self.assertEqual(packed.stats["row_length"], 64)
 
+  def test_few_turns_get_rows_that_they_fill(self):
+    self.assertEqual(batching.row_lengths(1024), (512, 640, 768, 896, 1024))
+    self.assertEqual(batching.row_lengths(64), (32, 48, 64))
+    self.assertEqual(batching.row_lengths(16), (16,))
+    options = dict(longest=1024, rows=2, by_row=True)
+    # One row of two turns; by hand, 1 - 860 / 896.
+    pairs = [(np.ones(390), np.ones(40))] * 2
+    packed = batching.pack_close(batching.pair_segments(pairs), **options)
+    self.assertEqual(packed.stats["rows"], 1)
+    self.assertEqual(packed.stats["row_length"], 896)
+    self.assertAlmostEqual(packed.stats["padding"], 1 - 860 / 896)
+    # Where a second row of the micro-batch is computed as well, a shorter row
+    # for each is as good as it gets.
+    packed = batching.pack_close(
+      batching.pair_segments(pairs), longest=1024, rows=2
+    )
+    self.assertEqual(packed.stats["row_length"], 512)
+    # Many turns fill the usual rows well enough, though shorter ones better.
+    pairs = [(np.ones(290), np.ones(30))] * 60
+    packed = batching.pack_close(batching.pair_segments(pairs), **options)
+    self.assertEqual(packed.stats["row_length"], 1024)
+    self.assertAlmostEqual(packed.stats["padding"], 1 - 960 / 1024)
+
   def test_long_turns_are_placed_first(self):
     pairs = [(np.ones(size - 1), np.ones(1)) for size in (4, 4, 4, 12, 12, 12)]
     segments = batching.pair_segments(pairs)

@@ -323,6 +323,52 @@ class InvarianceTest(chex.TestCase):
     for other in found[1:]:
       chex.assert_trees_all_close(other, found[0], rtol=1e-4, atol=1e-6)
 
+  @parameterized.parameters((1, 2), (2, 2), (3, 2), (5, 4), (4, 4), (6, 8))
+  def test_nothing_is_computed_for_nothing(self, turns, rows):
+    computed = []
+
+    class Counting(ToyPolicy):
+      def hidden(self, params, tokens, positions, segments):
+        jax.debug.callback(lambda x: computed.extend(x), segments)
+        return super().hidden(params, tokens, positions, segments)
+
+    # Every turn takes more than half a row, so it has one for itself.
+    rng = np.random.default_rng(turns)
+    segments = [
+      batching.Segment(
+        tokens=rng.integers(0, V, 10).astype(np.int32),
+        index=np.arange(8, 9, dtype=np.int32),
+        targets=np.zeros(1, np.int32),
+        mask=np.ones(1, np.float32),
+        turn=np.full(1, number, np.int32),
+        advantages=np.ones(1, np.float32),
+        logprobs=np.full(1, -2.0, np.float32),
+      )
+      for number in range(turns)
+    ]
+    packed = batching.pack(segments, lengths=[16], rows=rows, by_row=True)
+    self.assertEqual(packed.stats["padding"], 1 - 10 / 16)
+    trainer = learner.Learner(
+      Counting(),
+      AXES,
+      sharding.create_mesh(devices=jax.devices()[:1]),
+      optimizer=OPTIMIZER,
+      objective=DEFAULT,
+      rows=rows,
+      chunk=4,
+    )
+    state = trainer.init_state(make_params())
+    (batch,) = packed.batches
+    for call in (
+      lambda: trainer.logprobs(state.params, batch),
+      lambda: trainer.update(state, packed.batches),
+    ):
+      computed.clear()
+      jax.block_until_ready(call())
+      jax.effects_barrier()
+      self.assertLen(computed, turns)
+      self.assertTrue(all(np.any(row > 0) for row in computed))
+
   def test_agreement_of_micro_batches(self):
     trainer, parts = make_learner(rows=2), make_segments(1, 11)
     (batch,) = batching.pack(parts, lengths=[16], rows=2).batches

@@ -15,6 +15,8 @@ from tests.training import experience_test
 class FakeLearner:
   """Scores every token by a rule; keeps what it is asked to learn."""
 
+  skips_rows = True
+
   def __init__(self):
     self.batches = None
 
