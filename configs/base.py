@@ -130,6 +130,17 @@ class Rollout:
     "overlap with earlier updates. 0 = no overlap.",
     least=0,
   )
+  oversample: int = key(
+    0,
+    "Task groups of the next update that are begun with those of this one, for "
+    "slots that would idle; what is unfinished is carried over to the next.",
+    least=0,
+  )
+  refresh: bool = key(
+    False,
+    "Episodes that are carried over go on with new weights, between turns; "
+    "else on those that began them.",
+  )
   context: str = key(
     "window",
     "`window`: a prompt shows the last turns. `append`: it is the whole "
@@ -588,6 +599,12 @@ class Mesh:
   data: int = key(-1, "Devices that split the rows.", least=-1)
   fsdp: int = key(1, "Devices that split rows and parameters.", least=-1)
   tensor: int = key(1, "Devices that split matrix products.", least=-1)
+  rollout_devices: int = key(
+    0,
+    "Devices that play rollouts and take no part in updates, the last ones; "
+    "0 = all do both.",
+    least=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

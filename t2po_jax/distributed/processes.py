@@ -9,7 +9,8 @@ alone. From there on all of them compute the same advantages, thresholds, rows
 and decisions of the guard; the update itself runs on the mesh of all devices.
 
 So only `gather` ever carries a value from one process to another, and a single
-process runs the same code without it.
+process runs the same code without it. A thread that plays rollouts beside the
+updates exchanges its values without the devices (`stand_aside`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ import itertools
 import os
 import pickle
 import sys
+import threading
 from typing import Any, NoReturn, TypeVar
 
 import jax
@@ -32,6 +34,8 @@ PART = 1 << 20
 _PATIENCE_MS = 7 * 24 * 3600 * 1000
 
 _numbers = itertools.count()
+# Of a thread that exchanges beside the main one.
+_aside = threading.local()
 
 
 def start(
@@ -122,6 +126,9 @@ def gather(value: T) -> list[T]:
   """
   if count() == 1:
     return [value]
+  numbers = getattr(_aside, "numbers", None)
+  if numbers is not None:
+    return _gather_aside(value, next(numbers))
   # Processes with less to play wait here, without a timeout.
   _client().wait_at_barrier(f"t2po/gather/{next(_numbers)}", _PATIENCE_MS)
   data = np.frombuffer(pickle.dumps(value), np.uint8)
@@ -136,6 +143,40 @@ def gather(value: T) -> list[T]:
     pickle.loads(row[:size].tobytes())
     for row, size in zip(rows, sizes, strict=True)
   ]
+
+
+def stand_aside() -> None:
+  """Lets this thread `gather` beside the main one, in every process.
+
+  Programs that span processes must be started in the same order by all, so
+  only one thread may start them. What this thread exchanges from now on goes
+  through the coordination service instead, with numbers of its own.
+  """
+  _aside.numbers = itertools.count()
+
+
+def _gather_aside(value: Any, number: int) -> list[Any]:
+  """What `gather` does, without a program on the devices."""
+  client, place = _client(), f"t2po/aside/{number}"
+  data = pickle.dumps(value)
+  for part, begin in enumerate(range(0, len(data), PART)):
+    client.key_value_set_bytes(
+      f"{place}/{index()}/{part}", data[begin : begin + PART]
+    )
+  client.key_value_set_bytes(f"{place}/{index()}/size", str(len(data)).encode())
+
+  def read(name: str):
+    return client.blocking_key_value_get_bytes(f"{place}/{name}", _PATIENCE_MS)
+
+  found = []
+  for other in range(count()):
+    size = int(read(f"{other}/size"))
+    parts = [read(f"{other}/{part}") for part in range(-(-size // PART))]
+    found.append(pickle.loads(b"".join(parts)))
+  # All have read it: nobody needs it any more.
+  client.wait_at_barrier(f"{place}/read", _PATIENCE_MS)
+  client.key_value_delete(f"{place}/{index()}/")
+  return found
 
 
 def require_equal(settings: Mapping[str, Any]) -> None:

@@ -6,17 +6,20 @@ are derived from the trajectory, and groups keep their numbers, the result is
 what a single process would have got.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import dataclasses
+import types as python_types
 
 import numpy as np
 
 from t2po_jax.distributed import processes
 from t2po_jax.envs import base
 from t2po_jax.models import tokenizer as tokenizer_lib
-from t2po_jax.rollout import collect, environments
+from t2po_jax.rollout import collect, environments, handover
 from t2po_jax.rollout import sampler as samplers
 from t2po_jax.rollout import scheduler as schedulers
+
+_NONE: Mapping[int, collect.Rules] = python_types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Actor:
     seed: tuple[int, ...],
     version: int = 0,
     progress: Callable[[int], None] = lambda count: None,
+    early: handover.Early | None = None,
+    handed: Sequence[handover.Handed] = (),
+    older: Mapping[int, collect.Rules] = _NONE,
   ) -> collect.Rollout:
     """Plays every task `group_size` times; all processes must call this.
 
@@ -58,6 +64,11 @@ class Actor:
       version: the update that produced the sampler's parameters, for the
         record.
       progress: called with the number of episodes finished here.
+      early: episodes of the next rollout to begin as well; only where there
+        is one process.
+      handed: episodes of this rollout that the last one began; their groups
+        are not begun again.
+      older: rules of the versions that go on with them, see `collect.Loop`.
 
     Returns:
       The rollout of all processes, the same in each, independent of the number
@@ -66,10 +77,12 @@ class Actor:
     Raises:
       ValueError: if the processes have different arguments.
     """
+    begun = {one.episode.group for one in handed}
     plan = [
       (task, group, member)
       for group, task in processes.share(list(enumerate(tasks)))
       for member in range(group_size)
+      if group not in begun
     ]
     self.scheduler.forget()
     loop = collect.Loop(
@@ -80,8 +93,9 @@ class Actor:
       rules,
       seed,
       version,
+      older,
     )
-    rollout = loop.run(plan, progress)
+    rollout = loop.run(plan, progress, early=early, handed=handed)
     if processes.count() == 1:
       return rollout
     settings = repr((list(tasks), group_size, rules, seed))

@@ -12,11 +12,11 @@ episodes and on responses of any length; discarded attempts stay in the
 trajectory for analysis and are never trained on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 import dataclasses
 import itertools
-from typing import Any
+import types as python_types
 
 from absl import logging
 import numpy as np
@@ -25,7 +25,7 @@ from t2po_jax import types
 from t2po_jax.control import resampling
 from t2po_jax.envs import base, prompts
 from t2po_jax.models import tokenizer as tokenizer_lib
-from t2po_jax.rollout import draw, environments
+from t2po_jax.rollout import draw, environments, handover
 from t2po_jax.rollout import penalties as prices
 from t2po_jax.rollout import sampler as samplers
 from t2po_jax.rollout import scheduler as schedulers
@@ -79,33 +79,14 @@ class Rollout:
       turn after the first, or its confidence with the sign `unsure`; calibrates
       eta.
     aborted: number of episodes aborted by infrastructure failures.
+    handed_on: episodes of the next rollout that were begun with this one.
   """
 
   trajectories: list[types.Trajectory]
   deltas: np.ndarray
   phi_changes: np.ndarray
   aborted: int
-
-
-@dataclasses.dataclass
-class _Episode:
-  """An episode in progress."""
-
-  task_id: str
-  group: int
-  member: int
-  seat: Any
-  due: int  # Decode calls before its environment's answer is awaited.
-  observation: base.Observation | None = None
-  memory: list[tuple[str, str]] = dataclasses.field(default_factory=list)
-  turns: list[types.Turn] = dataclasses.field(default_factory=list)
-  prompt: np.ndarray | None = None
-  shortened: bool = False
-  discarded: list[types.Attempt] = dataclasses.field(default_factory=list)
-  attempt: types.Attempt | None = None
-  phi_change: float = float("nan")
-  signal: np.ndarray | None = None
-  success: bool = False
+  handed_on: tuple[handover.Handed, ...] = ()
 
 
 class Loop:
@@ -118,6 +99,7 @@ class Loop:
       answer.
     deltas: see `Rollout`, one array per response.
     phi_changes: see `Rollout`.
+    ended_early: episodes of the next rollout that have ended.
   """
 
   def __init__(
@@ -129,7 +111,21 @@ class Loop:
     rules: Rules,
     seed: tuple[int, ...],
     version: int = 0,
+    older: Mapping[int, Rules] = python_types.MappingProxyType({}),
   ):
+    """Begins nothing yet.
+
+    Args:
+      benchmark: tasks and wording.
+      pool: the environments.
+      tokenizer: the policy's tokenizer.
+      scheduler: samples the responses.
+      rules: how episodes are played.
+      seed: names the rollout.
+      version: of the parameters that play it.
+      older: of episodes that an earlier version goes on playing, its rules;
+        they differ in their thresholds only.
+    """
     self._benchmark = benchmark
     self._pool = pool
     self._tokenizer = tokenizer
@@ -137,17 +133,23 @@ class Loop:
     self.rules = rules
     self._seed = seed
     self._version = version
+    self._versions = {version: rules, **older}
+    self._closing = False
     self._tickets = itertools.count()
     self._calls = 0  # Decode calls so far.
-    self.waiting: dict[futures.Future, _Episode] = {}
-    self._sampling: dict[int, _Episode] = {}
+    self.waiting: dict[futures.Future, handover.Episode] = {}
+    self._sampling: dict[int, handover.Episode] = {}
     self.deltas: list[np.ndarray] = []
     self.phi_changes: list[float] = []
+    self.ended_early: list[handover.Episode] = []
 
   def run(
     self,
     tasks: Sequence[tuple[str, int, int]],
     progress: Callable[[int], None] = lambda count: None,
+    *,
+    early: handover.Early | None = None,
+    handed: Sequence[handover.Handed] = (),
   ) -> Rollout:
     """Plays one episode of every (task id, group, member).
 
@@ -155,36 +157,106 @@ class Loop:
       tasks: the random keys are derived from the numbers, so that an episode
         does not depend on where it is played.
       progress: called with the number of finished episodes.
+      early: what is begun besides, for the slots that `tasks` leave free.
+      handed: episodes of this rollout that the last one has begun.
 
     Returns:
       The rollout; independent of the number of slots and the order of serving.
     """
     trajectories = []
-    for trajectory in self.episodes(tasks):
+    for trajectory in self.episodes(tasks, early=early, handed=handed):
       trajectories.append(trajectory)
       progress(len(trajectories))
+    handed_on = self._suspend() if early is not None else ()
     trajectories.sort(key=lambda t: (t.group, t.member))
     return Rollout(
       trajectories=trajectories,
       deltas=np.sort(np.concatenate([*self.deltas, np.zeros(0, np.float32)])),
       phi_changes=np.sort(np.asarray(self.phi_changes, np.float32)),
       aborted=sum(trajectory.aborted for trajectory in trajectories),
+      handed_on=handed_on,
     )
 
   def episodes(
-    self, tasks: Sequence[tuple[str, int, int]]
+    self,
+    tasks: Sequence[tuple[str, int, int]],
+    *,
+    early: handover.Early | None = None,
+    handed: Sequence[handover.Handed] = (),
   ) -> Iterator[types.Trajectory]:
-    """Yields the episodes of `run` as they end."""
+    """The episodes of `run` as they end, those of `early` left out."""
+    for one in handed:
+      yield from self._take_over(one)
     for task in tasks:
       self.start(*task)
+    if early is not None:
+      for task in early.tasks:
+        self.start(*task, seed=early.seed, early=True)
     take = self._due if self.rules.env_calls else self._done
-    while self.waiting or self._sampling:
+    while self._unfinished():
       for future in take():
         yield from self.answered(self.waiting.pop(future), future)
-      completions = self.scheduler.poll(self.rules.sampling, self.rules.epsilon)
+      completions = self._decode()
       self._calls += 1
       for completion in completions:
         self.sampled(completion)
+
+  def _unfinished(self) -> bool:
+    """Whether episodes of this rollout, not of the next, are under way."""
+    under_way = itertools.chain(self.waiting.values(), self._sampling.values())
+    return any(not episode.early for episode in under_way)
+
+  def _decode(self, *, refill: bool = True) -> list[samplers.Completion]:
+    """A chunk of every version's responses; those that have ended."""
+    versions: list[tuple[int | None, Rules]] = [(None, self.rules)]
+    if len(self._versions) > 1:
+      versions = list(self._versions.items())
+    return [
+      completion
+      for version, rules in versions
+      for completion in self.scheduler.poll(
+        self.rules.sampling, rules.epsilon, version=version, refill=refill
+      )
+    ]
+
+  def _take_over(self, handed: handover.Handed) -> Iterator[types.Trajectory]:
+    """Goes on with an episode of the last rollout, or counts it as ended."""
+    episode = handed.episode
+    episode.early, episode.due = False, 0
+    if episode.version not in self._versions:
+      episode.version = self._version
+    if handed.answer is None:
+      assert episode.result is not None
+      self._count(episode)
+      yield episode.result
+      return
+    if episode.attempt is not None and episode.prompt is None:
+      episode.prompt, episode.shortened = self._prompt(episode)
+    self.waiting[handed.answer] = episode
+
+  def _suspend(self) -> tuple[handover.Handed, ...]:
+    """Ends the rollout for the episodes that go on in the next one.
+
+    Responses under way are finished and none is begun, so every episode is
+    left between two turns: with the next rollout other parameters may play it.
+    """
+    self._closing = True
+    while self.scheduler.held:
+      for completion in self._decode(refill=False):
+        self.sampled(completion)
+    handed = [handover.Handed(episode, None) for episode in self.ended_early]
+    handed += [
+      handover.Handed(episode, answer)
+      for answer, episode in self.waiting.items()
+    ]
+    for ticket, episode in self._sampling.items():
+      self.scheduler.cancel(ticket)
+      answer = futures.Future()
+      answer.set_result(episode.observation)
+      handed.append(handover.Handed(episode, answer))
+    return tuple(
+      sorted(handed, key=lambda one: (one.episode.group, one.episode.member))
+    )
 
   def _done(self) -> Iterator[futures.Future]:
     """Answers that have arrived, in order of the requests."""
@@ -211,28 +283,43 @@ class Loop:
         return
       yield future
 
-  def start(self, task_id: str, group: int, member: int) -> None:
-    """Begins an episode."""
+  def start(
+    self,
+    task_id: str,
+    group: int,
+    member: int,
+    *,
+    seed: tuple[int, ...] | None = None,
+    early: bool = False,
+  ) -> None:
+    """Begins an episode; of the next rollout if it is early."""
     seat, future = self._pool.start(task_id)
-    self.waiting[future] = _Episode(
-      task_id, group, member, seat, due=self._calls
+    self.waiting[future] = handover.Episode(
+      task_id,
+      group,
+      member,
+      seat,
+      due=self._calls,
+      seed=self._seed if seed is None else seed,
+      version=self._version,
+      early=early,
     )
 
   def answered(
-    self, episode: _Episode, future: futures.Future
+    self, episode: handover.Episode, future: futures.Future
   ) -> Iterator[types.Trajectory]:
     """Handles an environment's answer; yields the trajectory if it ended."""
     try:
       answer = future.result()
     except base.EnvError as error:
       logging.warning("episode %s aborted: %s", episode.task_id, error)
-      yield self._finish(episode, aborted=True)
+      yield from self._finish(episode, aborted=True)
       return
     if isinstance(answer, base.StepResult):
       self._record(episode, answer)
       if answer.done:
         episode.success = answer.success
-        yield self._finish(episode)
+        yield from self._finish(episode)
         return
       answer = answer.observation
     episode.observation = answer
@@ -240,7 +327,7 @@ class Loop:
       episode.prompt, episode.shortened = self._prompt(episode)
     except ValueError as error:
       logging.warning("episode %s aborted: %s", episode.task_id, error)
-      yield self._finish(episode, aborted=True)
+      yield from self._finish(episode, aborted=True)
       return
     self.scheduler.submit(self._request(episode))
 
@@ -252,7 +339,7 @@ class Loop:
       text=self.rules.prefix
       + self._tokenizer.decode(completion.attempt.tokens.tolist()),
     )
-    self.deltas.append(completion.deltas)
+    episode.deltas.append(completion.deltas)
     before = episode.turns[-1].response.phi if episode.turns else float("nan")
     phi_change = float(resampling.phi_change(attempt.phi, before))
     change, measured = phi_change, bool(episode.turns)
@@ -260,10 +347,10 @@ class Loop:
       change = float(resampling.confidence(attempt.entropy, attempt.forced))
       measured = not np.isnan(change)
     if measured and not episode.discarded:
-      self.phi_changes.append(change)
+      episode.phi_changes.append(change)
     again = resampling.should_resample(
       change,
-      eta=self.rules.eta,
+      eta=self._versions[episode.version].eta,
       tries=len(episode.discarded),
       max_tries=self.rules.max_tries,
       sign=self.rules.resample_on,
@@ -272,16 +359,21 @@ class Loop:
     )
     if again:
       episode.discarded.append(attempt)
-      self.scheduler.retry(completion.ticket, self._request(episode))
+      request = self._request(episode)
+      if self._closing:
+        self.scheduler.release(completion.ticket)
+        self.scheduler.submit(request)
+      else:
+        self.scheduler.retry(completion.ticket, request)
       return
     self.scheduler.release(completion.ticket)
     episode.attempt, episode.phi_change = attempt, phi_change
-    episode.signal = completion.signal
+    episode.signal, episode.spoken_by = completion.signal, episode.version
     episode.due = self._calls + self.rules.env_calls
     future = self._pool.step(episode.seat, attempt.text)
     self.waiting[future] = episode
 
-  def _repeats(self, episode: _Episode, text: str) -> bool:
+  def _repeats(self, episode: handover.Episode, text: str) -> bool:
     """Whether a response repeats the last turn's action and observation."""
     if not episode.turns:
       return False
@@ -292,7 +384,7 @@ class Loop:
     seen = episode.observation
     return same and seen is not None and seen.text == last.anchor
 
-  def _record(self, episode: _Episode, result: base.StepResult) -> None:
+  def _record(self, episode: handover.Episode, result: base.StepResult) -> None:
     """Appends the finished turn."""
     rules, observation = self.rules, episode.observation
     assert observation and episode.attempt and episode.prompt is not None
@@ -316,19 +408,20 @@ class Loop:
         action_valid=result.action_valid,
         phi_change=episode.phi_change,
         prompt_shortened=episode.shortened,
-        version=self._version,
+        version=episode.spoken_by,
         discarded=tuple(episode.discarded),
         info=dict(result.info),
       )
     )
     episode.memory.append((observation.text, result.action))
-    episode.discarded = []
+    episode.discarded, episode.attempt = [], None
 
   def _finish(
-    self, episode: _Episode, *, aborted: bool = False
-  ) -> types.Trajectory:
+    self, episode: handover.Episode, *, aborted: bool = False
+  ) -> Iterator[types.Trajectory]:
+    """Ends an episode; yields it unless it belongs to the next rollout."""
     self._pool.give_back(episode.seat)
-    return types.Trajectory(
+    episode.result = types.Trajectory(
       task_id=episode.task_id,
       category=self._benchmark.category(episode.task_id),
       group=episode.group,
@@ -337,8 +430,18 @@ class Loop:
       success=episode.success and not aborted,
       aborted=aborted,
     )
+    if episode.early:
+      self.ended_early.append(episode)
+      return
+    self._count(episode)
+    yield episode.result
 
-  def _prompt(self, episode: _Episode) -> tuple[np.ndarray, bool]:
+  def _count(self, episode: handover.Episode) -> None:
+    """Adds what was measured of an episode to the rollout's."""
+    self.deltas += episode.deltas
+    self.phi_changes += episode.phi_changes
+
+  def _prompt(self, episode: handover.Episode) -> tuple[np.ndarray, bool]:
     """The prompt's token ids, and whether it was truncated."""
     assert episode.observation
     view = episode.observation.view(
@@ -355,7 +458,7 @@ class Loop:
       before=(last.prompt, last.response.tokens) if last else None,
     )
 
-  def _request(self, episode: _Episode) -> samplers.Request:
+  def _request(self, episode: handover.Episode) -> samplers.Request:
     """A request, its random key derived from trajectory, turn and attempt."""
     place = (
       episode.group,
@@ -363,7 +466,7 @@ class Loop:
       len(episode.turns),
       len(episode.discarded),
     )
-    key = np.random.SeedSequence((*self._seed, *place)).generate_state(2)
+    key = np.random.SeedSequence((*episode.seed, *place)).generate_state(2)
     ticket = next(self._tickets)
     assert episode.prompt is not None
     self._sampling[ticket] = episode
@@ -373,6 +476,8 @@ class Loop:
       key=key,
       limit=self.rules.max_response,
       signal=episode.signal,
+      version=episode.version,
+      priority=int(episode.early),
     )
 
 

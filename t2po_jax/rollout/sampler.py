@@ -18,7 +18,7 @@ from t2po_jax import types
 from t2po_jax.control import automaton as automata
 from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder
-from t2po_jax.rollout import draw
+from t2po_jax.rollout import draw, weights
 from t2po_jax.rollout import slots as slot_state
 
 
@@ -69,6 +69,8 @@ class Request:
     limit: the most tokens the response may have.
     signal: [W] float32, the state of the uncertainty signal; None at the start
       of a trajectory.
+    version: of the parameters that answer, see `weights.Weights`.
+    priority: those with the smallest number are served first.
   """
 
   ticket: int
@@ -76,6 +78,8 @@ class Request:
   key: np.ndarray
   limit: int
   signal: np.ndarray | None = None
+  version: int = 0
+  priority: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,12 +114,6 @@ def _bucket(size: int, buckets: Sequence[int]) -> int:
   return next(bucket for bucket in buckets if bucket >= size)
 
 
-@functools.partial(jax.jit, static_argnames=("policy",))
-def decode_layout(params: types.Params, *, policy: decoder.Policy):
-  """Converts parameters to the decoding layout, in place."""
-  return policy.decode_params(params)
-
-
 class Sampler:
   """The slots of one policy and the programs that change them.
 
@@ -126,6 +124,7 @@ class Sampler:
     max_prompt: most tokens of a prompt.
     max_response: most tokens of a response.
     active: [B] bool on the host, the slots that are decoding.
+    weights: the parameters that are loaded.
   """
 
   def __init__(
@@ -186,7 +185,8 @@ class Sampler:
     self._prefill_rows = _buckets(1, min(prefill_rows, self._own), 4)
     self._row_counts = _buckets(1, self._own, 4)
     self._live = _buckets(live_tokens, self._length)
-    self._params = None
+    self.weights = weights.Weights(policy, self._mesh)
+    self._versions = np.zeros(slots, np.int64)
     self._lengths = np.zeros(slots, np.int64)
     self._counts = np.zeros(slots, np.int64)
     self._finish = np.ones(slots, np.int64)
@@ -223,7 +223,7 @@ class Sampler:
       everywhere = jax.tree.map(lambda _: whole, tables)
       self._tables = sharding.describe(tables, everywhere)
       self._state = sharding.describe(shapes, layout)
-      self._params = self.abstract_params()
+      self.weights.take(self.abstract_params())
       return
     self._tables = sharding.put(tables, whole)
     with jax.set_mesh(self._mesh):
@@ -237,26 +237,24 @@ class Sampler:
     )
 
   def abstract_params(self) -> types.Params:
-    """The same for the decoding parameters."""
-    policy = self._policy
-    params = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
-    return sharding.describe(params, self._params_layout(params))
-
-  def _params_layout(self, params: types.Params):
-    axes = decoder.logical_axes(params)
-    return sharding.params_sharding(self._mesh, params, axes)
+    """The decoding parameters likewise."""
+    return self.weights.abstract()
 
   def load(self, params: types.Params) -> None:
-    """Loads parameters in the training layout, with any sharding."""
-    # In the dtype of the computation less data is moved.
-    params = decode_layout(params, policy=self._policy)
-    self._params = sharding.put(params, self._params_layout(params))
+    """Takes new parameters, in the training layout and of any sharding."""
+    self.weights.load(params)
 
-  def prefill(self, parts: Sequence[tuple[int, np.ndarray, int]]) -> None:
+  def prefill(
+    self,
+    parts: Sequence[tuple[int, np.ndarray, int]],
+    *,
+    version: int | None = None,
+  ) -> None:
     """Computes the cache of prompts.
 
     Args:
       parts: (slot, prompt tokens, number of them already in the cache).
+      version: of the parameters; None for the only ones.
     """
     # Equal sizes together, with only as many rows per call as needed.
     parts = sorted(parts, key=lambda part: len(part[1]) - part[2])
@@ -276,7 +274,7 @@ class Sampler:
         start[at] = min(held, self._length - width)
         tokens[at, : len(prompt) - start[at]] = prompt[start[at] :]
         rows[at] = row
-      self._prefill(tokens, start, rows)
+      self._prefill(tokens, start, rows, version)
 
   def _by_shard(
     self, slots: Sequence[int], values: Sequence[Any]
@@ -300,10 +298,14 @@ class Sampler:
     return [nowhere, *(np.zeros((count, *s), np.int32) for s in shapes)]
 
   def _prefill(
-    self, tokens: np.ndarray, start: np.ndarray, rows: np.ndarray
+    self,
+    tokens: np.ndarray,
+    start: np.ndarray,
+    rows: np.ndarray,
+    version: int | None,
   ) -> None:
     self._state = slot_state.prefill(
-      self._params,
+      self.weights.of(version),
       self._state,
       tokens,
       start,
@@ -318,6 +320,7 @@ class Sampler:
     samplings: Sequence[draw.Sampling],
     progress: Callable[[int, int], None] = lambda done, total: None,
     kinds: Collection[str] = (),
+    mixed: bool = False,
   ) -> int:
     """Compiles every program that sampling may need; changes no slot.
 
@@ -325,6 +328,7 @@ class Sampler:
       samplings: the sampling settings that will be used. progress: called with
         the programs compiled so far and their number.
       kinds: of programs; empty for all.
+      mixed: whether versions of the parameters will share the slots.
 
     Returns:
       The number of programs.
@@ -339,6 +343,8 @@ class Sampler:
       progress(done, total)
       result = job.function(*job.arguments, **job.settings)
       self._state = result[0] if isinstance(result, tuple) else result
+    if mixed:
+      self._hold(np.zeros(self.slots, bool))
     self.fetch([])
     progress(total, total)
     return total
@@ -361,7 +367,7 @@ class Sampler:
           "prefill",
           f"{height} x {width}",
           slot_state.prefill,
-          (self._params, self._state, tokens, start, rows),
+          (self.weights.of(), self._state, tokens, start, rows),
           dict(policy=policy, live=self._length, mesh=mesh),
         )
     for height in self._row_counts:
@@ -389,7 +395,7 @@ class Sampler:
           "decode",
           f"{self.slots} x {live}",
           slot_state.decode,
-          ((self._params, self._tables, *knobs), self._state),
+          ((self.weights.of(), self._tables, *knobs), self._state),
           dict(
             policy=policy,
             control=control,
@@ -426,6 +432,7 @@ class Sampler:
       self._lengths[row] = len(request.prompt) - 1
       self._counts[row] = self._finish[row] = 0
       self._tickets[row] = request.ticket
+      self._versions[row] = request.version
       self.active[row] = True
     shards = self._by_shard(rows, requests)
     height = _bucket(max(map(len, shards)), self._row_counts)
@@ -438,19 +445,10 @@ class Sampler:
       keys[at] = request.key
       if request.signal is not None:
         signal[at] = request.signal
-    self._assign(slots, places, keys, signal)
-
-  def _assign(
-    self,
-    rows: np.ndarray,
-    places: np.ndarray,
-    keys: np.ndarray,
-    signal: np.ndarray,
-  ) -> None:
     self._state = slot_state.assign(
       None,
       self._state,
-      rows,
+      slots,
       places,
       keys,
       signal,
@@ -484,34 +482,64 @@ class Sampler:
         )
     self._control = control
 
+  def running(self, version: int | None = None) -> np.ndarray:
+    """[B] bool, the slots that decode with a version; None for all."""
+    if version is None:
+      return self.active.copy()
+    return self.active & (self._versions == version)
+
   def decode(
-    self, sampling: draw.Sampling, epsilon: float
+    self,
+    sampling: draw.Sampling,
+    epsilon: float,
+    *,
+    version: int | None = None,
   ) -> tuple[int, int, list[int]]:
     """Decodes one chunk.
+
+    Args:
+      sampling: how tokens are drawn.
+      epsilon: threshold of the thinking intervention.
+      version: of the parameters; the responses of others rest meanwhile. None
+        for the only ones.
 
     Returns:
       Steps done, slot-steps that produced a token, slots that finished.
     """
-    longest = int(self._lengths[self.active].max()) + self._chunk
+    running = self.running(version)
+    resting = self.active & ~running
+    if resting.any():
+      self._hold(resting)
+    longest = int(self._lengths[running].max()) + self._chunk
     live = _bucket(min(longest, self._length), self._live)
-    steps = self._decode(sampling, epsilon, live)
+    steps = self._decode(sampling, epsilon, live, version)
     steps, finish, counts = jax.device_get(
       (steps, self._state.finish, self._state.count)
     )
+    if resting.any():
+      self._hold(np.zeros_like(resting))
+      finish = np.where(resting, 0, finish)
     self._finish = finish.astype(np.int64)
-    used = int((counts - self._counts)[self.active].sum())
+    used = int((counts - self._counts)[running].sum())
     self._lengths += counts - self._counts
     self._counts = counts.astype(np.int64)
-    finished = np.flatnonzero(self.active & (self._finish > 0)).tolist()
+    finished = np.flatnonzero(running & (self._finish > 0)).tolist()
     self.active[finished] = False
     return int(steps[0]), used, finished
 
+  def _hold(self, resting: np.ndarray) -> None:
+    self._state = slot_state.hold(None, self._state, resting, mesh=self._mesh)
+
   def _decode(
-    self, sampling: draw.Sampling, epsilon: float, live: int
+    self,
+    sampling: draw.Sampling,
+    epsilon: float,
+    live: int,
+    version: int | None,
   ) -> types.Array:
     self._state, steps = slot_state.decode(
       (
-        self._params,
+        self.weights.of(version),
         self._tables,
         np.asarray([self._chunk, max(self.slots // 8, 1)], np.int32),
         np.float32(epsilon),

@@ -25,6 +25,7 @@ class _Slot:
   content: np.ndarray  # Tokens whose keys and values the cache holds.
   request: samplers.Request | None = None  # Set from serving until release.
   served: int = 0  # When it was last filled, for least-recently-used.
+  version: int = 0  # Of the parameters that computed the content.
 
 
 def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
@@ -42,8 +43,16 @@ class Scheduler:
       rewinds; decode steps; slot-steps run and used.
   """
 
-  def __init__(self, sampler: samplers.Sampler):
-    self._sampler = sampler
+  def __init__(self, sampler: samplers.Sampler, *, exact: bool = False):
+    """Nothing is under way yet.
+
+    Args:
+      sampler: the device side.
+      exact: reuse only what a prompt's own computation has put into a cache,
+        not what decoding has: that rounds differently, so that a result would
+        depend on whether a slot still held it.
+    """
+    self._sampler, self._exact = sampler, exact
     self._slots = [
       _Slot(content=np.zeros(0, np.int32)) for _ in range(sampler.slots)
     ]
@@ -123,21 +132,32 @@ class Scheduler:
     self._sampler.assign([index], [request])
 
   def poll(
-    self, sampling: draw.Sampling, epsilon: float
+    self,
+    sampling: draw.Sampling,
+    epsilon: float,
+    *,
+    version: int | None = None,
+    refill: bool = True,
   ) -> list[samplers.Completion]:
     """Fills free slots, decodes one chunk and returns finished responses.
 
     Args:
       sampling: how tokens are drawn.
       epsilon: threshold of the thinking intervention.
+      version: of the parameters whose responses are decoded; None if there
+        are no others.
+      refill: whether responses may be begun.
 
     Returns:
       Finished responses; the caller releases or retries each of them.
     """
-    self._refill()
-    if not self._running():
+    if refill:
+      self._refill()
+    if not self._running(version):
       return []
-    steps, used, finished = self._sampler.decode(sampling, epsilon)
+    steps, used, finished = self._sampler.decode(
+      sampling, epsilon, version=version
+    )
     self.counters["decode_steps"] += steps
     self.counters["slot_steps"] += steps * len(self._slots)
     self.counters["slot_steps_used"] += used
@@ -145,28 +165,43 @@ class Scheduler:
     for index, completion in zip(finished, completions, strict=True):
       slot = self._slots[index]
       assert slot.request is not None
-      # The last token was drawn but never written to the cache.
-      slot.content = np.concatenate(
-        [slot.request.prompt, completion.attempt.tokens[:-1]]
-      )
+      if not self._exact:
+        # The last token was drawn but never entered the cache.
+        slot.content = np.concatenate(
+          [slot.request.prompt, completion.attempt.tokens[:-1]]
+        )
     return completions
 
-  def _running(self) -> list[int]:
-    return np.flatnonzero(self._sampler.active).tolist()
+  def _running(self, version: int | None = None) -> list[int]:
+    return np.flatnonzero(self._sampler.running(version)).tolist()
+
+  def _next(self) -> samplers.Request:
+    """Takes the oldest request of the smallest priority from the queue."""
+    first = min(self._queue, key=lambda request: request.priority)
+    self._queue.remove(first)
+    return first
 
   def _refill(self) -> None:
     """Moves requests from the queue into free slots."""
     free = [i for i, slot in enumerate(self._slots) if slot.request is None]
     served: list[tuple[int, samplers.Request]] = []
-    forks, prefills, copies = [], [], []
-    twins: dict[bytes, dict[int, int]] = collections.defaultdict(dict)
+    forks, copies = [], []
+    prefills: dict[int, list[tuple[int, np.ndarray, int]]] = (
+      collections.defaultdict(list)
+    )
+    # Equal prompts of a version -> by shard, the slot that gets the first.
+    twins: dict[tuple[int, bytes], dict[int, int]] = collections.defaultdict(
+      dict
+    )
     contents = [slot.content for slot in self._slots]
     while free and self._queue:
-      request = self._queue.popleft()
-      # The last token is fed by the first decode step.
-      need = request.prompt[:-1]
-      twin = twins[need.tobytes()]  # Per shard, the slot that gets this prefix.
-      shared = [common_prefix(content, need) for content in contents]
+      request = self._next()
+      need = request.prompt[:-1]  # The last token starts the decoding.
+      twin = twins[request.version, need.tobytes()]
+      shared = [
+        common_prefix(content, need) if slot.version == request.version else 0
+        for slot, content in zip(self._slots, contents, strict=True)
+      ]
       held = [max(shared[i] for i in shard) for shard in self._shards]
       held = [len(need) if n in twin else most for n, most in enumerate(held)]
       room = [[i for i in shard if i in free] for shard in self._shards]
@@ -187,7 +222,7 @@ class Scheduler:
           source = next(i for i in self._shards[shard] if shared[i] == reused)
           forks.append((source, target))
         if reused < len(need):
-          prefills.append((target, need, reused))
+          prefills[request.version].append((target, need, reused))
         twin[shard] = target
       # From here on the slot's old contents are reserved.
       contents[target] = contents[target][:0]
@@ -199,12 +234,15 @@ class Scheduler:
     if not served:
       return
     self._sampler.fork(forks)
-    self._sampler.prefill(prefills)
+    for version, parts in prefills.items():
+      self._sampler.prefill(parts, version=version)
     self._sampler.fork(copies)
     self._sampler.assign([t for t, _ in served], [r for _, r in served])
     for target, request in served:
       self._clock += 1
-      self._slots[target] = _Slot(request.prompt[:-1], request, self._clock)
+      self._slots[target] = _Slot(
+        request.prompt[:-1], request, self._clock, request.version
+      )
       self._where[request.ticket] = target
 
   def _least_recent(self, candidates: Sequence[int]) -> int:

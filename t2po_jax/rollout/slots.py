@@ -45,6 +45,8 @@ RECORD = (
   "window_mean",
 )
 FINISH = ("running", "stop", "eos", "length")
+# Instead of 0 while the responses of another policy are decoded.
+_HELD = len(FINISH)
 
 
 _SILENT = uncertainty.Signal(function=lambda measures, state, **_: state)
@@ -274,6 +276,13 @@ def stop(_: None, slots: Slots, rows: types.Array):
   stopped = FINISH.index("stop")
   finish = slots.finish.at[rows].set(stopped, mode="drop")
   return slots.replace(finish=finish)
+
+
+@_over_slots()
+def hold(_: None, slots: Slots, held: types.Array):
+  """Lets running slots rest where `held` [B] is set, and all others go on."""
+  finish = jnp.where(slots.finish == _HELD, 0, slots.finish)
+  return slots.replace(finish=jnp.where(held, _HELD, finish))
 
 
 def _watch(

@@ -223,7 +223,8 @@ def actor(
     sampling_mesh(config),
   )
   pool = environment_pool(config, made)
-  return actors.Actor(made, pool, tokens, device, scheduler.Scheduler(device))
+  host = scheduler.Scheduler(device, exact=config.rollout.one_size)
+  return actors.Actor(made, pool, tokens, device, host)
 
 
 def device_sampler(
@@ -263,7 +264,8 @@ def sampling_mesh(
 ) -> jax.sharding.Mesh:
   """The sampler's mesh: as many of the process's devices as can be used.
 
-  Groups of `rollout.tensor` devices divide the slots evenly.
+  Groups of `rollout.tensor` devices divide the slots evenly. With
+  `mesh.rollout_devices` these are the last of the process.
 
   Args:
     config: the run's.
@@ -274,6 +276,8 @@ def sampling_mesh(
   """
   rollout = config.rollout
   devices = jax.local_devices() if devices is None else list(devices)
+  # The last ones, all if there is no split.
+  devices = devices[-config.mesh.rollout_devices :]
   groups, rest = divmod(len(devices), rollout.tensor)
   if rest:
     raise ValueError(
@@ -405,7 +409,19 @@ def calibrators(config: settings.Config) -> Mapping[str, thresholds.Quantile]:
 def mesh(
   config: settings.Config, devices: Sequence[types.Device] | None = None
 ) -> jax.sharding.Mesh:
-  """The mesh of the update, over all devices."""
+  """The mesh of the update, over all devices that do not only roll out.
+
+  Raises:
+    ValueError: if none is left, or the axes do not fit.
+  """
+  devices = jax.devices() if devices is None else list(devices)
+  apart = config.mesh.rollout_devices
+  if apart >= len(devices):
+    raise ValueError(
+      f"mesh.rollout_devices: found {apart}, expected less than "
+      f"{len(devices)}, all devices, so that some are left for updates"
+    )
+  devices = devices[: len(devices) - apart]
   return sharding.create_mesh(
     data=config.mesh.data,
     fsdp=config.mesh.fsdp,

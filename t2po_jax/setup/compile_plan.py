@@ -28,7 +28,7 @@ from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, families
 from t2po_jax.models import tokenizer as tokenizer_lib
-from t2po_jax.rollout import sampler
+from t2po_jax.rollout import sampler, weights
 from t2po_jax.setup import build, memory_plan, roofline
 
 # Stand-ins for the metadata that libtpu asks a TPU host for.
@@ -298,10 +298,16 @@ class Plan:
     parts["update (XLA)"] = update[-1].temporaries
     return dataclasses.replace(self.memory, parts=parts)
 
-  def lasting(self) -> int:
-    """Bytes that a device holds for the whole run."""
-    parts = self.memory.parts
-    return sum(parts[name] for name in memory_plan.LASTING)
+  def lasting(self, *, rollout: bool = False) -> int:
+    """Bytes that a device holds for the whole run.
+
+    Args:
+      rollout: of the devices that only roll out, if there are any.
+    """
+    plan = self.memory
+    if rollout and plan.beside is not None:
+      plan = plan.beside
+    return sum(plan.parts.get(name, 0) for name in memory_plan.LASTING)
 
   def _jobs(self) -> Iterator[_Job]:
     slots = memory_plan.device_bytes(self._sampler.abstract_state())
@@ -348,7 +354,7 @@ class Plan:
     params = learner.abstract_base() or learner.abstract_state().params
     yield _Job(
       "layout",
-      lambda: sampler.decode_layout.trace(params, policy=self.policy),
+      lambda: weights.decode_layout.trace(params, policy=self.policy),
       self._mesh,
       memory_plan.device_bytes(params),
     )
@@ -430,7 +436,7 @@ class Plan:
       results=results,
       temporaries=temporaries,
       peak=peak,
-      total=self.lasting() - job.held + peak,
+      total=self.lasting(rollout=job.mesh is self._sampling) - job.held + peak,
       moved=moved,
       flops=flops,
       kernels=collectives.kernels(text),

@@ -39,6 +39,7 @@ LASTING = (
   "optimizer state",
   "reference policy",
   "policies of rollouts",
+  "weights on their way",
   "sampler's parameters",
   "key/value cache",
 )
@@ -55,12 +56,14 @@ class Plan:
     limit: bytes the device has; 0 if unknown.
     devices: a description of the devices.
     overlap: whether sampling and an update happen at the same time.
+    beside: of the devices that only roll out, if there are any.
   """
 
   parts: Mapping[str, int]
   limit: int
   devices: str
   overlap: bool = False
+  beside: "Plan | None" = None
 
   @property
   def total(self) -> int:
@@ -83,6 +86,7 @@ class Plan:
     return "\n".join(
       [f"memory per device, GB ({self.devices})"]
       + [f"  {name.ljust(width)}{size}" for name, size in rows]
+      + ([self.beside.table()] if self.beside else [])
     )
 
   def require(self) -> None:
@@ -91,6 +95,8 @@ class Plan:
     Raises:
       ValueError: one line with the largest parts and how to reduce them.
     """
+    if self.beside is not None:
+      self.beside.require()
     if not self.limit or self.total <= self.limit:
       return
     largest = sorted(self.parts, key=lambda name: -self.parts[name])[:3]
@@ -109,7 +115,10 @@ _REMEDIES = {
   "base parameters": "use more devices, or model.dtype 'bfloat16'",
   "optimizer state": _SMALLER,
   "reference policy": "set lora.rank above 0, which makes it free",
-  "policies of rollouts": "lower rollout.ahead, or set lora.rank above 0",
+  "policies of rollouts": (
+    "lower rollout.ahead, set rollout.refresh, or lora.rank above 0"
+  ),
+  "weights on their way": _SMALLER,
   "sampler's parameters": "use model.dtype 'bfloat16' or a smaller model",
   "key/value cache": "lower rollout.slots or rollout.max_prompt",
   "gradients": _SMALLER,
@@ -148,12 +157,9 @@ def plan(
   mesh = sampling or build.sampling_mesh(config)
   decode = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
   decode_bytes = _shard_bytes(mesh, decode, decoder.logical_axes(decode))
+  length = rollout.max_prompt + rollout.max_response
   with jax.set_mesh(mesh):
-    cache = jax.eval_shape(
-      lambda: policy.init_cache(
-        rollout.slots, rollout.max_prompt + rollout.max_response
-      )
-    )
+    cache = jax.eval_shape(lambda: policy.init_cache(rollout.slots, length))
   # The sampler's new parameters briefly coexist with the old ones, and merged
   # adapters with both.
   loading = decode_bytes + device_bytes(learner.abstract_base())
@@ -165,16 +171,14 @@ def plan(
       length=config.train.row_tokens,
       chunk=learner.chunk,
     )
+  policies, loaded = _copies(config)
   parts = {
     "parameters": params + device_bytes(state.critic),
     "base parameters": device_bytes(learner.abstract_base()),
     "optimizer state": device_bytes(state.opt_state),
     "reference policy": params if compares else 0,
-    # Those for pending rollouts, and one that is being published.
-    "policies of rollouts": (
-      (rollout.ahead + 2) * params if rollout.ahead else 0
-    ),
-    "sampler's parameters": decode_bytes,
+    "policies of rollouts": policies * params,
+    "sampler's parameters": loaded * decode_bytes,
     "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
     # Accumulated gradients, and those of one micro-batch.
     "gradients": 2 * (params + device_bytes(state.critic)),
@@ -192,13 +196,49 @@ def plan(
     devices=f"{device.device_kind}, mesh {shape}",
     overlap=rollout.ahead > 0,
   )
+  if config.mesh.rollout_devices:
+    moving = _shard_bytes(learner.mesh, decode, decoder.logical_axes(decode))
+    found = _split(found, mesh, moving)
   if not exact or not found.limit or found.total < NEAR * found.limit:
     return found
   measured = learner.temporary_bytes(batch_shape(config, learner.rows))
   if measured is None:
     return found
-  parts = {k: v for k, v in parts.items() if k not in UPDATE}
+  parts = {k: v for k, v in found.parts.items() if k not in UPDATE}
   return dataclasses.replace(found, parts=parts | {"update (XLA)": measured})
+
+
+def _copies(config: settings.Config) -> tuple[int, int]:
+  """Copies of what is trained, and of the sampler's parameters."""
+  rollout = config.rollout
+  # Episodes that are carried over keep the policy that began them.
+  lasting = int(rollout.oversample > 0 and not rollout.refresh)
+  if not rollout.ahead + lasting:
+    return 0, 1
+  # Those for pending rollouts, and one that is being published.
+  policies = rollout.ahead + lasting + 2
+  if rollout.ahead and config.mesh.rollout_devices:
+    return policies, policies  # They wait where they will be used.
+  return policies, 1 + lasting
+
+
+def _split(whole: Plan, sampling: jax.sharding.Mesh, moving: int) -> Plan:
+  """The plan of devices that update, beside that of those that roll out.
+
+  Args:
+    whole: as if they were the same.
+    sampling: the mesh of the latter.
+    moving: bytes of the weights in the sampler's layout, where they come from.
+  """
+  parts = dict(whole.parts)
+  rollout = {
+    name: parts.pop(name)
+    for name in ("sampler's parameters", "key/value cache", "sampling")
+  }
+  shape = " x ".join(f"{n} {size}" for n, size in sampling.shape.items())
+  beside = Plan(rollout, whole.limit, f"those that roll out, mesh {shape}")
+  parts["weights on their way"] = moving
+  return dataclasses.replace(whole, parts=parts, overlap=False, beside=beside)
 
 
 def device_bytes(tree: Any) -> int:

@@ -85,21 +85,46 @@ def _check_rollout(config: settings.Config) -> None:
   if rollout.env_threads and rollout.env_workers:
     expected = f"0 with rollout.env_workers {rollout.env_workers}"
     _refuse(config, "rollout.env_threads", expected)
-  if rollout.ahead and processes.count() > 1:
-    expected = f"0 with {processes.count()} processes"
-    _refuse(config, "rollout.ahead", expected)
-  if rollout.ahead and jax.device_count() > 1:
+  local = jax.local_device_count()
+  if rollout.ahead and local > 1 and not config.mesh.rollout_devices:
     expected = (
-      f"0 with {jax.device_count()} devices: two threads that split "
-      "programs over them could wait for each other for ever"
+      f"0 with {local} devices of a process that do both, where two threads "
+      "could wait for each other for ever, or mesh.rollout_devices above 0"
     )
     _refuse(config, "rollout.ahead", expected)
+  if config.mesh.rollout_devices and processes.count() > 1:
+    expected = f"0 with {processes.count()} processes"
+    _refuse(config, "mesh.rollout_devices", expected)
+  _check_oversample(config)
   estimator = config.advantage.estimator
   alone = rollout.group_size == 1
   if alone and (build.estimator(config).grouped or rollout.filter_groups):
     why = "rollout.filter_groups" if rollout.filter_groups else estimator
     expected = f"at least 2: {why} compares the episodes of a task"
     _refuse(config, "rollout.group_size", expected)
+
+
+def _check_oversample(config: settings.Config) -> None:
+  """Groups that are begun before their update."""
+  rollout = config.rollout
+  if not rollout.oversample:
+    return
+  if rollout.oversample > rollout.tasks:
+    expected = f"at most rollout.tasks {rollout.tasks}"
+    _refuse(config, "rollout.oversample", expected)
+  if rollout.filter_groups:
+    expected = "0 with rollout.filter_groups True, which begins groups itself"
+    _refuse(config, "rollout.oversample", expected)
+  if processes.count() > 1:
+    expected = f"0 with {processes.count()} processes"
+    _refuse(config, "rollout.oversample", expected)
+  aside = rollout.env_threads or rollout.env_workers
+  if rollout.refresh and aside and not rollout.env_calls:
+    expected = (
+      "False, or rollout.env_calls of at least 1: else the clock decides "
+      "which turns new weights speak"
+    )
+    _refuse(config, "rollout.refresh", expected)
 
 
 def _check_control(config: settings.Config) -> None:
@@ -250,6 +275,11 @@ def _idle_elsewhere(config: settings.Config) -> Iterable[_Idle]:
       not config.rollout.filter_groups,
       "rollout.filter_groups False",
       ["rollout.filter_tries"],
+    ),
+    (
+      not config.rollout.oversample,
+      "rollout.oversample 0",
+      ["rollout.refresh"],
     ),
     (
       not config.rollout.env_workers,

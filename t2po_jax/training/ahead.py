@@ -20,8 +20,10 @@ import time
 from typing import Generic, TypeVar
 
 from t2po_jax import types
+from t2po_jax.distributed import processes
 
 T = TypeVar("T")
+P = TypeVar("P")
 U = TypeVar("U")
 
 
@@ -34,12 +36,15 @@ class Version:
     params: the trained parameters, as in the learner's state.
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
+    prepared: the same parameters as the sampler takes them; None if it makes
+      them when it needs them.
   """
 
   update: int
   params: types.Params
   epsilon: float
   eta: float
+  prepared: types.Params | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,29 +62,39 @@ class Played(Generic[T]):
   seconds: float
 
 
-class Rollouts(Generic[T]):
+class Rollouts(Generic[T, P]):
   """Plays the rollouts of a run, up to `ahead` of them in advance."""
 
   def __init__(
     self,
-    play: Callable[[int, int, Version], tuple[T, int]],
+    play: Callable[[int, P, Version], tuple[T, P]],
     *,
     ahead: int,
     last: int,
+    carry: int = 0,
   ):
     """Creates the schedule without starting any rollout.
 
     Args:
-      play: (update, tasks taken before, version) -> the rollout, and the tasks
-        taken after it. Runs in a separate thread if `ahead` is above 0.
+      play: (update, position before, version) -> what was played, and the
+        position after it, such as the number of tasks taken. Runs in a thread
+        of its own if `ahead` is above 0.
       ahead: k, the most updates that a version lags behind.
       last: number of the last update.
+      carry: how many rollouts later a version may still be needed, for
+        episodes that it has begun.
     """
     self._play, self._ahead, self._last = play, ahead, last
-    self._thread = futures.ThreadPoolExecutor(1, "rollout") if ahead else None
+    self._carry = carry
+    self._position: P | None = None
+    self._thread = None
+    if ahead:
+      self._thread = futures.ThreadPoolExecutor(
+        1, "rollout", initializer=processes.stand_aside
+      )
     self._started: dict[int, futures.Future[Played[T]]] = {}
     self._versions: dict[int, Version] = {}
-    self._oldest = self._next = self._cursor = 0
+    self._oldest = self._next = 0
 
   @property
   def versions(self) -> list[Version]:
@@ -87,20 +102,20 @@ class Rollouts(Generic[T]):
     return [self._versions[update] for update in sorted(self._versions)]
 
   def begin(
-    self, update: int, cursor: int, versions: Sequence[Version]
+    self, update: int, position: P, versions: Sequence[Version]
   ) -> None:
     """Restarts after an update; rollouts in progress are dropped.
 
     Args:
       update: the last finished update.
-      cursor: tasks taken by its rollouts.
+      position: after its rollout.
       versions: oldest first; the last is the current one.
     """
     for future in self._started.values():
       future.cancel()
     self.wait()
     self._started = {}
-    self._cursor, self._next = cursor, update + 1
+    self._position, self._next = position, update + 1
     self._versions = {version.update: version for version in versions}
     self._oldest = versions[0].update
     self._start_rollouts()
@@ -109,7 +124,7 @@ class Rollouts(Generic[T]):
     """Publishes the version of a finished update."""
     self._versions[version.update] = version
     # The next rollout to be taken is that of the following update.
-    needed = self._player(version.update + 1)
+    needed = self._player(version.update + 1 - self._carry)
     self._versions = {k: v for k, v in self._versions.items() if k >= needed}
     self._start_rollouts()
 
@@ -151,5 +166,6 @@ class Rollouts(Generic[T]):
 
   def _run(self, update: int, version: Version) -> Played[T]:
     start = time.perf_counter()
-    result, self._cursor = self._play(update, self._cursor, version)
+    assert self._position is not None
+    result, self._position = self._play(update, self._position, version)
     return Played(result, version.update, time.perf_counter() - start)

@@ -7,7 +7,7 @@ signal, are replaced by groups of new tasks. Estimators with a greedy baseline
 get one greedy episode per task here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -18,12 +18,30 @@ from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
 from t2po_jax.learning.estimators import episodes
 from t2po_jax.rollout import actor as actors
-from t2po_jax.rollout import collect
+from t2po_jax.rollout import collect, handover
 from t2po_jax.setup import build
 from t2po_jax.training import metrics
 
 # Identifies the greedy episodes of an update; larger than any attempt.
 _GREEDY = 1 << 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+  """How far the rollouts of a run have come.
+
+  Attributes:
+    cursor: number of tasks taken from the split so far.
+    suspended: episodes of the groups after these that have been begun.
+  """
+
+  cursor: int = 0
+  suspended: tuple[handover.Suspended, ...] = ()
+
+  @property
+  def groups(self) -> set[int]:
+    """Numbers of the next rollout's groups that have been begun."""
+    return {one.group for one in self.suspended}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +57,8 @@ class Experience:
     phi_changes: likewise.
     cursor: number of tasks taken from the split so far, these included.
     scalars: metrics to log.
+    handed_on: episodes of the next update that have been begun.
+    suspended: the same, written down.
   """
 
   trajectories: list[types.Trajectory]
@@ -48,6 +68,24 @@ class Experience:
   phi_changes: np.ndarray
   cursor: int
   scalars: dict[str, float]
+  handed_on: tuple[handover.Handed, ...] = ()
+  suspended: tuple[handover.Suspended, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+  """What a rollout takes over from the one before.
+
+  Attributes:
+    handed: episodes that have been begun.
+    older: (epsilon, eta) of the versions that go on playing them, by version;
+      all others are played by the rollout's own.
+  """
+
+  handed: Sequence[handover.Handed] = ()
+  older: Mapping[int, tuple[float, float]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def tasks_of(
@@ -114,6 +152,7 @@ def gather(
   epsilon: float,
   eta: float,
   version: int = 0,
+  carried: Carried = Carried(),  # noqa: B008
 ) -> Experience:
   """Plays the tasks of an update with the sampler's parameters.
 
@@ -125,6 +164,7 @@ def gather(
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
     version: the update that produced the sampler's parameters.
+    carried: what the last rollout has begun.
 
   Returns:
     The experience. With group filtering there may be fewer groups than
@@ -136,7 +176,13 @@ def gather(
     config, build.train_sampling(config), epsilon=epsilon, eta=eta
   )
   rounds, kept, tasks, cursor = _play_rounds(
-    config, actor, rules, update=update, cursor=cursor, version=version
+    config,
+    actor,
+    rules,
+    update=update,
+    cursor=cursor,
+    version=version,
+    carried=carried,
   )
   played = _numbered(
     [group for part in rounds for group in _groups(part.trajectories)]
@@ -161,6 +207,31 @@ def gather(
     phi_changes=np.concatenate([part.phi_changes for part in rounds]),
     cursor=cursor,
     scalars=scalars,
+    handed_on=rounds[-1].handed_on,
+    suspended=tuple(handover.write_down(one) for one in rounds[-1].handed_on),
+  )
+
+
+def _early(
+  config: settings.Config, actor: actors.Actor, *, update: int, cursor: int
+) -> handover.Early | None:
+  """The first groups of the next update, if they are begun with this one's."""
+  rollout = config.rollout
+  if not rollout.oversample or update == config.train.updates:
+    return None
+  tasks = tasks_of(
+    actor.benchmark.splits[config.train.split],
+    cursor,
+    rollout.oversample,
+    seed=config.seed,
+  )
+  return handover.Early(
+    [
+      (task, group, member)
+      for group, task in enumerate(tasks)
+      for member in range(rollout.group_size)
+    ],
+    seed=(config.seed, update + 1),
   )
 
 
@@ -172,6 +243,7 @@ def _play_rounds(
   update: int,
   cursor: int,
   version: int,
+  carried: Carried,
 ) -> tuple[list[collect.Rollout], list[list[types.Trajectory]], list[str], int]:
   """Plays until enough groups have a signal, or the attempts are used up.
 
@@ -192,7 +264,15 @@ def _play_rounds(
     # The first attempt is identified by the update alone.
     name = (update, attempt) if attempt else (update,)
     played_now = _play(
-      config, actor, rules, chosen, rollout.group_size, name, version
+      config,
+      actor,
+      rules,
+      chosen,
+      rollout.group_size,
+      name,
+      version,
+      early=_early(config, actor, update=update, cursor=cursor),
+      carried=carried,
     )
     rounds.append(played_now)
     groups = _groups(played_now.trajectories)
@@ -222,6 +302,9 @@ def _play(
   group_size: int,
   name: tuple[int, ...],
   version: int,
+  *,
+  early: handover.Early | None = None,
+  carried: Carried = Carried(),  # noqa: B008
 ) -> collect.Rollout:
   """One call of the loop, under a progress bar; `name` is (update, ...)."""
   total = len(processes.share(tasks)) * group_size
@@ -233,6 +316,12 @@ def _play(
       seed=(config.seed, *name),
       version=version,
       progress=advance,
+      early=early,
+      handed=carried.handed,
+      older={
+        older: dataclasses.replace(rules, epsilon=epsilon, eta=eta)
+        for older, (epsilon, eta) in carried.older.items()
+      },
     )
 
 

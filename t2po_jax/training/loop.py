@@ -21,7 +21,6 @@ import pathlib
 from typing import Any
 
 from absl import logging
-import jax
 
 from t2po_jax import files, records, types
 from t2po_jax.configs import base as settings
@@ -30,7 +29,7 @@ from t2po_jax.envs import base
 from t2po_jax.learning import collapse_guard
 from t2po_jax.learning.estimators import episodes
 from t2po_jax.models import agent as agents
-from t2po_jax.rollout import collect, statistics
+from t2po_jax.rollout import collect, handover, statistics
 from t2po_jax.setup import build, memory_plan, validate
 from t2po_jax.training import (
   ahead,
@@ -40,6 +39,7 @@ from t2po_jax.training import (
   experience,
   machine,
   metrics,
+  players,
   policy_update,
 )
 
@@ -61,17 +61,6 @@ CONSOLE = (
 )
 
 
-class CompileCounter:
-  """Counts XLA compilations; after the warm-up there are none."""
-
-  def __init__(self):
-    self.count = 0
-    jax.monitoring.register_event_duration_secs_listener(self._listen)
-
-  def _listen(self, event: str, *_: Any, **__: Any) -> None:
-    self.count += event == "/jax/core/compile/backend_compile_duration"
-
-
 class CollapseError(RuntimeError):
   """The collapse guard stopped a run."""
 
@@ -86,7 +75,7 @@ class Run:
       ValueError: if the configuration is invalid."""
     validate.check(config)
     self.config, self.workdir = config, workdir
-    self.compiles = CompileCounter()
+    self.compiles = machine.CompileCounter()
     self.timer = metrics.Timer()
     processes.require_equal(settings.flatten(settings.to_dict(config)))
     benchmark, agent = processes.first_alone(self._make_agent)
@@ -114,7 +103,9 @@ class Run:
       reference = self.learner.place_reference(agent.params)
     self.improver = policy_update.Improver(config, self.learner, reference)
     self.guard = build.watch(config)
-    self.cursor = 0  # Tasks taken from the training split.
+    # After the rollout of the last update that was begun.
+    self.reached = experience.Position()
+    self.players = players.Players(config, self.learner, self.actor)
     self.rollbacks = 0
     self.token_bytes = self.actor.tokenizer.token_bytes()
     self.episodes: records.Writer | None = None
@@ -122,7 +113,10 @@ class Run:
     self.collapse = ""  # Why the guard stopped the run.
     self.scores: dict[str, float] = {}  # The last evaluation.
     self.rollouts = ahead.Rollouts(
-      self._play, ahead=config.rollout.ahead, last=config.train.updates
+      self.players.play,
+      ahead=config.rollout.ahead,
+      last=config.train.updates,
+      carry=int(self.players.mixed),
     )
     newest = self.checkpoints.latest()
     self.start = newest or 0
@@ -146,7 +140,9 @@ class Run:
       threshold.load(position["thresholds"][name])
     self.guard.load(position["guard"])
     self.improver.kl.load(position["kl"])
-    self.cursor = position["cursor"]
+    self.reached = experience.Position(
+      position["cursor"], handover.from_json(position.get("suspended", []))
+    )
     self.position = position
     self._be_cautious(position["rollbacks"])
     return state
@@ -203,20 +199,13 @@ class Run:
       path.write_text(json.dumps(values, indent=2) + "\n")
       machine.note(self.workdir)
 
-  def _load(self, params: types.Params) -> None:
-    """Loads parameters of a state into the sampler."""
-    self.actor.sampler.load(self.learner.policy_params(params))
-
   def _version(self, update: int) -> ahead.Version:
-    """The version of the policy that an update produced."""
-    params = self.state.params
-    if self.config.rollout.ahead:
-      params = self.learner.snapshot(self.state)
-    return ahead.Version(update, params, **self._thresholds())
+    """The policy that an update left, to play with."""
+    return self.players.version(update, self.state, self._thresholds())
 
   def _earlier_versions(self) -> list[ahead.Version]:
-    """Earlier versions that the next rollouts of a checkpoint need."""
-    if not (self.start and self.config.rollout.ahead):
+    """Those before the checkpoint's own that its next rollouts need."""
+    if not (self.start and self.players.lasting):
       return []
     recorded = self.position.get("versions", [])
     params = self.checkpoints.restore_versions(
@@ -224,17 +213,16 @@ class Run:
       [record["update"] for record in recorded],
       step=self.start,
     )
-    return [
-      ahead.Version(params=of_version, **record)
-      for record, of_version in zip(recorded, params, strict=True)
-    ]
+    return self.players.restore(recorded, params)
 
   def warm_up(self) -> None:
     """Compiles all sampling programs."""
-    self._load(self.state.params)
+    self.players.load(self.state.params)
     with metrics.progress("compiling") as advance:
       self.actor.sampler.warm_up(
-        build.samplings(self.config), lambda done, total: advance(done)
+        build.samplings(self.config),
+        lambda done, total: advance(done),
+        mixed=self.players.mixed,
       )
 
   def train(
@@ -259,7 +247,7 @@ class Run:
         self.warm_up()
       self.rollouts.begin(
         self.start,
-        self.cursor,
+        self.reached,
         [*self._earlier_versions(), self._version(self.start)],
       )
       if not self.start:
@@ -278,6 +266,7 @@ class Run:
         self._report(writer, report)
     best = self._best_step()
     self.rollouts.close()
+    self.players.drop()
     self.checkpoints.close()
     self.actor.pool.close()
     self._print_scores()
@@ -330,7 +319,7 @@ class Run:
       "guard/stopped": float(bool(self.collapse)),
     }
     if self.rollbacks > rollbacks:
-      self.rollouts.begin(update, self.cursor, [self._version(update)])
+      self.rollouts.begin(update, self.reached, [self._version(update)])
     else:
       self.rollouts.publish(self._version(update))
     scalars["compiles"] = self.compiles.count - compiled
@@ -369,10 +358,12 @@ class Run:
     The optimizer's moments led astray and are dropped; its schedule, including
     the warm-up, restarts.
     """
-    cursor, rollbacks, step = self.cursor, self.rollbacks, self._best_step()
+    rollbacks, step = self.rollbacks, self._best_step()
+    # What has been begun would go on with what led astray.
+    reached = experience.Position(self.reached.cursor)
     guard = self.guard.state_dict()
     self.state = self.learner.renew_optimizer(self._restore(step))
-    self.cursor = cursor
+    self.reached = reached
     self._be_cautious(rollbacks + 1)
     self.guard.load(guard)
     self.guard.forget()
@@ -406,30 +397,12 @@ class Run:
       return processes.share(evaluate.panel(config, benchmark))
     tasks = experience.tasks_of(
       benchmark.splits[config.train.split],
-      self.cursor,
+      self.reached.cursor + len(self.reached.groups),
       config.rollout.tasks,
       seed=config.seed,
     )
     tasks = processes.share(tasks)
     return [t for t in tasks for _ in range(config.rollout.group_size)]
-
-  def _play(
-    self, update: int, cursor: int, version: ahead.Version
-  ) -> tuple[tuple[experience.Experience, collections.Counter[str]], int]:
-    """Plays an update's tasks."""
-    before = self.actor.scheduler.counters.copy()
-    self._load(version.params)
-    gathered = experience.gather(
-      self.config,
-      self.actor,
-      update=update,
-      cursor=cursor,
-      epsilon=version.epsilon,
-      eta=version.eta,
-      version=version.update,
-    )
-    work = self.actor.scheduler.counters - before
-    return (gathered, work), gathered.cursor
 
   def _collect(
     self, update: int
@@ -437,7 +410,7 @@ class Run:
     """The update's episodes and their metrics."""
     played = self.rollouts.take(update)
     gathered, work = played.result
-    self.cursor = gathered.cursor
+    self.reached = experience.Position(gathered.cursor, gathered.suspended)
     self.thresholds["epsilon"].add(gathered.deltas)
     self.thresholds["eta"].add(gathered.phi_changes)
     described = statistics.describe(gathered.played)
@@ -445,7 +418,7 @@ class Run:
     scalars["train/mixed_groups"] = episodes.mixed_groups(gathered.played)
     work = sum(processes.gather(work), collections.Counter())
     scalars |= {f"sampler/{name}": value for name, value in work.items()}
-    if self.config.rollout.ahead:
+    if self.config.rollout.ahead or self.config.rollout.oversample:
       lags = statistics.staleness(gathered.trajectories, update - 1)
       scalars |= {f"train/{name}": value for name, value in lags.items()}
     scalars["seconds/rollout"] = played.seconds
@@ -473,7 +446,7 @@ class Run:
 
   def _play_panel(self) -> tuple[dict[str, float], list[types.Trajectory]]:
     """Plays the held-out panel with the current policy."""
-    self._load(self.state.params)
+    self.players.load(self.state.params)
     panel = evaluate.panel(self.config, self.actor.benchmark)
     with metrics.progress("evaluation", len(processes.share(panel))) as advance:
       return evaluate.evaluate(
@@ -528,14 +501,13 @@ class Run:
       },
       "guard": self.guard.state_dict(),
       "kl": self.improver.kl.state_dict(),
-      "cursor": self.cursor,
+      "cursor": self.reached.cursor,
+      "suspended": handover.to_json(self.reached.suspended),
       "rollbacks": self.rollbacks,
     }
-    # Versions used by rollouts in progress; the last is the state's.
-    earlier = self.rollouts.versions[:-1] if self.config.rollout.ahead else []
-    position["versions"] = [
-      {"update": v.update, "epsilon": v.epsilon, "eta": v.eta} for v in earlier
-    ]
+    # With which rollouts are under way; the last is the state's own.
+    earlier = self.rollouts.versions[:-1] if self.players.lasting else []
+    position["versions"] = [players.record(version) for version in earlier]
     self.checkpoints.save(
       update,
       self.state,

@@ -5,12 +5,24 @@ import os
 import pathlib
 import platform
 import subprocess
+from typing import Any
 
 import jax
 
 import t2po_jax
 
 FILE = "machine.json"
+
+
+class CompileCounter:
+  """Counts programs that XLA builds; after the warm-up there are none."""
+
+  def __init__(self):
+    self.count = 0
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, *_: Any, **__: Any) -> None:
+    self.count += event == "/jax/core/compile/backend_compile_duration"
 
 
 def describe() -> dict[str, str]:

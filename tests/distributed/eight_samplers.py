@@ -10,7 +10,7 @@ from t2po_jax.distributed import sharding
 from t2po_jax.models import decoder
 from t2po_jax.rollout import draw
 from t2po_jax.setup import build
-from t2po_jax.training import loop
+from t2po_jax.training import machine
 from tests.rollout import sampler_test as toy
 
 
@@ -24,7 +24,7 @@ def serve_twice(mesh, slots=8):
   under = toy.make(slots=slots, mesh=mesh, buckets=True)
   under._sampler.warm_up([draw.Sampling()])
   prompts = toy.random_prompts(10, seed=4)
-  programs = loop.CompileCounter()
+  programs = machine.CompileCounter()
   found = toy.serve(
     under, [toy.request(i, p) for i, p in enumerate(prompts + prompts[:4])]
   )
@@ -66,7 +66,7 @@ class SamplingMeshTest(parameterized.TestCase):
   @parameterized.parameters((4, 1), (1, 2), (2, 2))
   def test_every_device_holds_its_part(self, data, tensor):
     under = toy.make(slots=8, mesh=make_mesh(data, tensor))
-    state, params = under._sampler._state, under._sampler._params
+    state, params = under._sampler._state, under._sampler.weights.of()
     share = lambda x: x.addressable_shards[0].data.nbytes  # noqa: E731
     self.assertEqual(share(state.length) * data, state.length.nbytes)
     keys = state.cache.keys[0]  # Its one head cannot be split.
@@ -101,9 +101,9 @@ class SamplingMeshTest(parameterized.TestCase):
     mesh = sharding.create_mesh(fsdp=4, tensor=2)
     placed = sharding.put(params, sharding.params_sharding(mesh, params, axes))
     under = toy.make(slots=4, mesh=make_mesh(2, 2))
-    expected = jax.device_get(under._sampler._params)
+    expected = jax.device_get(under._sampler.weights.of())
     under._sampler.load(placed)
-    found = jax.device_get(under._sampler._params)
+    found = jax.device_get(under._sampler.weights.of())
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 

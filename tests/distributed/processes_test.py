@@ -177,14 +177,28 @@ class TrainingTest(absltest.TestCase):
     for name in played:
       np.testing.assert_allclose(pair[name], alone[name], rtol=1e-5)
 
-    self.kill_one(place / "killed", cache)
-    outputs = finish(start_training(place / "killed", cache))
-    self.assertIn("resuming after update", outputs[0])
-    self.assertEqual(loop_test.comparable(place / "killed"), whole)
+    # The first rollout and update are the same with those after them beside
+    # the updates.
+    beside = "--config.rollout.ahead=1"
+    finish(start_training(place / "beside", cache, beside))
+    overlapped = loop_test.comparable(place / "beside")
+    for line in overlapped[:2]:
+      for name in ("train/staleness_mean", "train/staleness_max"):
+        line.pop(name, None)
+    self.assertEqual(overlapped[:2], whole[:2])
+    self.assertEqual(overlapped[3]["train/staleness_max"], "1.0")
 
-  def kill_one(self, workdir, cache):
+    for arguments, wanted in (((), whole), ((beside,), overlapped)):
+      killed = place / f"killed{len(arguments)}"
+      self.kill_one(killed, cache, *arguments)
+      outputs = finish(start_training(killed, cache, *arguments))
+      self.assertIn("resuming after update", outputs[0])
+      found = loop_test.comparable(killed)
+      self.assertEqual(found[2:], wanted[2:])
+
+  def kill_one(self, workdir, cache, *arguments):
     """Kills process 1 in the midst of update 3; the other has to end too."""
-    started = start_training(workdir, cache)
+    started = start_training(workdir, cache, *arguments)
     file, deadline = workdir / "metrics.jsonl", time.monotonic() + 900
     while time.monotonic() < deadline and started[1].poll() is None:
       if file.is_file() and file.read_text().count("\n") >= 3:

@@ -68,7 +68,7 @@ class ScriptedScheduler:
     self.retries.append((ticket, request.ticket))
     self.queue.append(request)
 
-  def poll(self, sampling, epsilon):
+  def poll(self, sampling, epsilon, **_):
     del sampling, epsilon
     # The newest first: the loop must not rely on an order.
     queue, self.queue = self.queue[::-1], []

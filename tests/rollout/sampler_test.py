@@ -1,16 +1,21 @@
 """The decode loop against a plain replay with the full forward pass."""
 
+import collections
+import dataclasses
 import functools
 
 from absl.testing import absltest, parameterized
 import jax
 import numpy as np
 
+from t2po_jax.configs import base as settings
+from t2po_jax.configs import smoke
 from t2po_jax.control import thinking
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder
 from t2po_jax.rollout import draw, sampler, scheduler
 from t2po_jax.rollout import slots as slot_state
+from t2po_jax.setup import build
 
 VOCAB = 260
 EOS = 257
@@ -38,7 +43,15 @@ def tiny_policy() -> tuple[decoder.Policy, dict]:
   return policy, params
 
 
-def make(*, slots=4, control=None, stops=("</a>",), buckets=False, mesh=None):
+def make(
+  *,
+  slots=4,
+  control=None,
+  stops=("</a>",),
+  buckets=False,
+  mesh=None,
+  exact=False,
+):
   """A scheduler on a byte vocabulary; few programs unless with buckets."""
   policy, params = tiny_policy()
   token_bytes = [bytes([i]) for i in range(256)] + [b"", b""]
@@ -59,7 +72,7 @@ def make(*, slots=4, control=None, stops=("</a>",), buckets=False, mesh=None):
     mesh=mesh,
   )
   device.load(params)
-  return scheduler.Scheduler(device)
+  return scheduler.Scheduler(device, exact=exact)
 
 
 def request(ticket, prompt, *, key=None, limit=MAX_RESPONSE):
@@ -177,6 +190,92 @@ class OrderTest(parameterized.TestCase):
     for one in requests:
       one_by_one |= serve(under, [one])
     self.assert_same_bits(one_by_one, reference)
+
+  def test_with_many_sizes_company_does_change_bits(self):
+    # Else the test above could not tell whether there is one size.
+    requests = [request(i, p) for i, p in enumerate(random_prompts(9))]
+    found, reference = (
+      serve(make(buckets=True), order) for order in (requests[::-1], requests)
+    )
+    with self.assertRaises(AssertionError):
+      self.assert_same_bits(found, reference)
+
+  @parameterized.parameters(True, False)
+  def test_a_dialogue_has_the_same_bits_wherever_it_goes_on(self, exact):
+    # The next turn where the last is still held, and where it is not.
+    prompts = random_prompts(4, seed=1)
+    prompts = [prompt[: MAX_PROMPT // 2] for prompt in prompts]
+    first = [request(i, prompt) for i, prompt in enumerate(prompts)]
+    under = make(exact=exact)
+    said = serve(under, first)
+    second = [
+      request(
+        10 + i,
+        np.concatenate([prompt, said[i].attempt.tokens, [98]])[:MAX_PROMPT],
+      )
+      for i, prompt in enumerate(prompts)
+    ]
+    held = serve(under, second)
+    computed = serve(make(exact=exact), second)
+    if exact:
+      self.assert_same_bits(held, computed)
+      return
+    # What decoding has put into the cache is rounded differently.
+    with self.assertRaises(AssertionError):
+      self.assert_same_bits(held, computed)
+
+  def test_one_size_from_the_configuration_is_one_size(self):
+    def sizes(**changes):
+      config = smoke.get_config().unlock()
+      config.rollout.update(max_prompt=160, max_response=64, **changes)
+      config.train.row_tokens = 224
+      read = settings.read(config)
+      policy, _ = tiny_policy()
+      vocabulary = sampler.Vocabulary([b"a"] * 9, (EOS,), CLOSING, ())
+      device = build.device_sampler(
+        read, policy, vocabulary, build.sampling_mesh(read), abstract=True
+      )
+      programs = device.programs([draw.Sampling()])
+      count = collections.Counter(program.kind for program in programs)
+      return count["prefill"], count["decode"]
+
+    self.assertEqual(sizes(one_size=True), (1, 1))
+    self.assertGreater(min(sizes()), 1)
+
+  def test_two_versions_share_the_slots(self):
+    prompts = random_prompts(8, seed=5)
+    prompts[4:] = prompts[:4]  # Equal prompts, of which each computes its own.
+    policy, params = tiny_policy()
+    other = jax.tree.map(lambda x: 1.1 * x, params)
+
+    def under(*versions):
+      found = make()
+      for version in versions:
+        found._sampler.weights.load(
+          {1: params, 2: other}[version], version=version, keep=versions
+        )
+      return found
+
+    requests = [
+      dataclasses.replace(request(i, prompt), version=1 + i // 4)
+      for i, prompt in enumerate(prompts)
+    ]
+    wanted = {}
+    for version in (1, 2):
+      mine = [one for one in requests if one.version == version]
+      wanted |= serve(under(version), mine)
+    mixed, found = under(1, 2), {}
+    for one in requests[::2] + requests[1::2]:
+      mixed.submit(one)
+    while mixed.busy:
+      for version in (1, 2):
+        for done in mixed.poll(draw.Sampling(), 0.0, version=version):
+          mixed.release(done.ticket)
+          found[done.ticket] = done
+    self.assert_same_bits(found, wanted)
+    self.assertNotEqual(
+      wanted[0].attempt.logprobs.tolist(), wanted[4].attempt.logprobs.tolist()
+    )
 
   def assert_same_bits(self, found, expected):
     self.assertEqual(found.keys(), expected.keys())

@@ -139,6 +139,20 @@ class LimitTest(chex.TestCase):
     self.assertGreater(min(passing), 0)
     self.assertEqual(plan.total - turns.total, min(passing))
 
+  def test_carried_groups_keep_the_policy_that_began_them(self):
+    def parts(**changes):
+      config, policy, learner = make(**changes)
+      return memory_plan.plan(config, policy, learner).parts
+
+    plain = parts()
+    kept = parts(rollout__oversample=2)
+    self.assertEqual(plain["policies of rollouts"], 0)
+    # The one before, the current one, and a copy while it is published.
+    self.assertEqual(kept["policies of rollouts"], 3 * kept["parameters"])
+    name = "sampler's parameters"
+    self.assertEqual(kept[name], 2 * plain[name])
+    self.assertEqual(parts(rollout__oversample=2, rollout__refresh=True), plain)
+
   def test_update_and_sampling_take_turns(self):
     plan = memory_plan.Plan(
       {"parameters": 10, "activations": 5, "gradients": 3, "sampling": 7},

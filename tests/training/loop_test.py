@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -68,7 +69,7 @@ def wait_for_lines(workdir, count, process):
     time.sleep(0.002)
 
 
-class ResumeTest(absltest.TestCase):
+class ResumeTest(parameterized.TestCase):
   def test_a_killed_run_goes_on_exactly(self):
     place = pathlib.Path(tempfile.mkdtemp())
     cache = place / "cache"
@@ -85,15 +86,25 @@ class ResumeTest(absltest.TestCase):
     self.assertEqual([float(line["step"]) for line in whole], [0, 1, 2, 3, 4])
     self.assertEqual(whole, resumed)
 
-  def test_overlap_is_exact_whatever_the_latency_and_after_a_kill(self):
+  @parameterized.parameters(
+    (("--config.rollout.env_calls=2",), ["0.0", "1.0", "1.0", "1.0"]),
+    (
+      ("--config.rollout.one_size=True", "--config.rollout.oversample=3"),
+      # Its first groups were begun a rollout before.
+      ["0.0", "1.0", "2.0", "2.0"],
+    ),
+  )
+  def test_overlap_is_exact_whatever_the_latency_and_after_a_kill(
+    self, more, staleness
+  ):
     place = pathlib.Path(tempfile.mkdtemp())
     cache = place / "cache"
     options = (
       "--config.rollout.ahead=1",
       "--config.rollout.env_threads=8",
-      "--config.rollout.env_calls=2",
       "--config.env.sleep_turn=2",
       "--config.train.eval_every=0",
+      *more,
     )
     run(place / "whole", cache, *options)
     slow = (*options, "--config.env.sleep_seconds=0.1")
@@ -104,10 +115,56 @@ class ResumeTest(absltest.TestCase):
     self.assertEqual(killed.returncode, -signal.SIGKILL)
     _, output = run(place / "killed", cache, *slow)
     self.assertIn("resuming after update", output)
-    whole, resumed = comparable(place / "whole"), comparable(place / "killed")
+    whole, resumed = (
+      [
+        # Where answers are taken as they come, so are the calls.
+        {k: v for k, v in line.items() if not k.startswith("sampler/")}
+        for line in comparable(place / name)
+      ]
+      for name in ("whole", "killed")
+    )
     self.assertEqual(whole, resumed)
     lags = [line.get("train/staleness_max") for line in whole]
-    self.assertEqual(lags, [None, "0.0", "1.0", "1.0", "1.0"])
+    self.assertEqual(lags, [None, *staleness])
+
+  @parameterized.parameters("window", "append")
+  def test_new_weights_between_turns_are_exact_after_a_stop(self, context):
+    place = pathlib.Path(tempfile.mkdtemp())
+    config = smoke.get_config()
+    config.cache_dir = str(place / "cache")
+    config.log.tensorboard = False
+    config.cold_start.episodes = 16
+    config.rollout.oversample, config.rollout.refresh = 3, True
+    config.rollout.slots = 8
+    config.rollout.context = context
+    if context == "append":
+      config.rollout.max_prompt, config.train.row_tokens = 96, 112
+    config.train.eval_every = 0
+    loop.train(settings.read(config), place / "whole")
+
+    class Stop(Exception):
+      pass
+
+    def stop(run, update):
+      if update == 3:
+        raise Stop
+      return update_as_usual(run, update)
+
+    update_as_usual = loop.Run._update
+    with mock.patch.object(loop.Run, "_update", stop):
+      with self.assertRaises(Stop):
+        loop.train(settings.read(config), place / "stopped")
+    loop.train(settings.read(config), place / "stopped")
+    whole = comparable(place / "whole")
+    self.assertEqual(whole, comparable(place / "stopped"))
+    self.assertEqual(
+      [line.get("train/staleness_max") for line in whole],
+      [None, "0.0", "1.0", "1.0", "1.0"],
+    )
+    # Some turns of what was carried over were spoken by newer weights.
+    means = [float(line["train/staleness_mean"]) for line in whole[2:]]
+    groups = config.rollout.oversample / config.rollout.tasks
+    self.assertBetween(np.mean(means), 0.01, groups - 0.01)
 
   def test_a_finished_run_has_nothing_left_to_do(self):
     place = pathlib.Path(tempfile.mkdtemp())
@@ -130,6 +187,8 @@ class BadInputTest(parameterized.TestCase):
     ("--config.loss.kl_coefficient=0.1", "loss.kl_coefficient"),
     ("--config.control.thinking.epsilon=auto(7)", "thinking.epsilon"),
     ("--config.control.signal=calibrted", "control.signal"),
+    ("--config.rollout.oversample=5", "rollout.oversample"),
+    ("--config.rollout.refresh=True", "rollout.refresh"),
   )
   def test_is_refused_in_one_line(self, argument, named):
     place = pathlib.Path(tempfile.mkdtemp())
