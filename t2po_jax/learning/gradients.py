@@ -16,9 +16,9 @@ import optax
 from t2po_jax import types
 from t2po_jax.learning import losses, networks, objectives
 
-# How a batch is filled: `whole`, every micro-batch with content has no empty
-# row, or is computed with them; `rows`, of the last one the rows with content
-# are computed alone; `one row`, there is no more than that.
+# How a batch is computed: `whole`, micro-batches with content are, empty rows
+# included; `rows`, the rows with content of a partly filled last one by
+# themselves; `one row`, there is no more than that.
 FILLS = ("whole", "rows", "one row")
 
 

@@ -421,9 +421,11 @@ class Learner:
     """Which of `gradients.FILLS` a batch is."""
     used = np.any(np.asarray(batch.segments) > 0, axis=1)
     count = int(np.max(np.where(used, np.arange(len(used)) + 1, 0), initial=0))
-    if not self.skips_rows or count % self.rows == 0:
+    if not self.skips_rows or self.rows == 1:
       return "whole"
-    return "one row" if len(used) == self.rows and count == 1 else "rows"
+    if len(used) > self.rows:
+      return "rows"  # Full ones as well: one program for all.
+    return {1: "one row", self.rows: "whole"}.get(count, "rows")
 
   def _optimizer_step(
     self,
