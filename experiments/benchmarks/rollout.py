@@ -41,6 +41,7 @@ from t2po_jax.rollout import (
   collect,
   draw,
   environments,
+  handover,
   sampler,
   scheduler,
   slots,
@@ -198,8 +199,14 @@ class LockStep(collect.Loop):
   scheduler: Scheduler
 
   def episodes(
-    self, tasks: Sequence[tuple[str, int, int]]
+    self,
+    tasks: Sequence[tuple[str, int, int]],
+    *,
+    early: handover.Early | None = None,
+    handed: Sequence[handover.Handed] = (),
   ) -> Iterator[types.Trajectory]:
+    if early is not None or handed:
+      raise ValueError("lock step cannot begin episodes early")
     slots = self.scheduler.slots
     for first in range(0, len(tasks), slots):
       for task_id, group, member in tasks[first : first + slots]:
