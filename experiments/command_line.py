@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from t2po_jax import keys
+from t2po_jax.envs import base
 
 
 def run(
@@ -40,7 +41,7 @@ def run(
     logging.set_verbosity(verbosity)
     try:
       program(flags.FLAGS, *argv[1:])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, base.EnvError) as error:
       sys.exit(f"error: {error}")
 
   define_flags(flags.FLAGS)

@@ -3,6 +3,7 @@
 import importlib
 import subprocess
 import sys
+import tempfile
 import tomllib
 
 from absl import flags
@@ -87,6 +88,26 @@ class FrameTest(absltest.TestCase):
     self.assertNotIn("\n", str(raised.exception))
     with self.assertRaisesRegex(SystemExit, "found no file 'none/such.py'$"):
       command_line.parse_flags(["x", "--config=none/such.py"])
+
+  def test_a_search_server_that_is_not_there(self):
+    with tempfile.TemporaryDirectory() as folder:
+      failed = subprocess.run(
+        [
+          *(sys.executable, "experiments/main.py"),
+          "--config=configs/searchqa.py",
+          "--config.env.retriever=http",
+          "--config.env.url=http://127.0.0.1:9/retrieve",
+          *("--config.env.tries=1", f"--workdir={folder}/run"),
+        ],
+        cwd=places.ROOT,
+        capture_output=True,
+        text=True,
+      )
+    self.assertEqual(failed.returncode, 1)
+    self.assertNotIn("Traceback", failed.stderr)
+    self.assertRegex(
+      failed.stderr, r"error: search server http\S+:9/retrieve: "
+    )
 
   def test_positional_arguments_only_where_allowed(self):
     body = "print(given.port, *rest)"
