@@ -147,12 +147,9 @@ class Improver:
     )
     beta = self.kl.coefficient
     data = _charged(data, sums, beta)
-    tokens = batching.to_turns(
-      batches, [np.asarray(b.mask) for b in batches], turns=len(turns)
-    )
     mean, count = kl_control.measure(
       sums,
-      [float(np.sum(turn)) for turn in tokens],
+      _sampled_tokens(batches, len(turns)),
       mean=self._config.reward.kl_mean,
       trajectories=len(data.rewards),
     )
@@ -168,7 +165,7 @@ class Improver:
   ):
     """Charges a cautious run for its KL to the good policy."""
     _, sums = self._kl_sums(batches, turns, self.good, kind="k1")
-    mean = sum(sums) / _tokens(batches)
+    mean = sum(sums) / max(sum(_sampled_tokens(batches, len(turns))), 1.0)
     scalars = {"guard/kl": mean, "guard/kl_coefficient": self.caution.kl}
     return _charged(data, sums, self.caution.kl), scalars
 
@@ -218,9 +215,11 @@ class Improver:
     ]
 
 
-def _tokens(batches: Sequence[types.Batch]) -> float:
-  """Sampled tokens of the batches, at least 1."""
-  return max(sum(float(np.sum(batch.mask)) for batch in batches), 1.0)
+def _sampled_tokens(batches: Sequence[types.Batch], turns: int) -> list[float]:
+  """Sampled tokens of every turn; those of discarded attempts do not count."""
+  masks = [np.asarray(batch.mask) for batch in batches]
+  by_turn = batching.to_turns(batches, masks, turns=turns)
+  return [float(np.sum(mask)) for mask in by_turn]
 
 
 def _charged(data: episodes.Episodes, sums: Sequence[float], beta: float):

@@ -7,7 +7,7 @@ import numpy as np
 
 from t2po_jax.configs import base
 from t2po_jax.configs import base as settings
-from t2po_jax.learning import batching
+from t2po_jax.learning import batching, collapse_guard
 from t2po_jax.training import experience, policy_update
 from tests.training import experience_test
 
@@ -34,7 +34,7 @@ class FakeLearner:
     return state, {"loss": 0.0}
 
 
-def improve_once(changes, rewards, discarded=0):
+def improve_once(changes, rewards, discarded=0, caution=None):
   """One update over episodes of the given rewards per turn.
 
   The first turn of each has so many discarded attempts.
@@ -60,6 +60,8 @@ def improve_once(changes, rewards, discarded=0):
   )
   under = FakeLearner()
   improver = policy_update.Improver(settings.read(config), under, reference={})
+  if caution is not None:
+    improver.caution, improver.good = caution, {}
   _, numbers = improver.improve("state", found, update=1)
   turns = sum(len(of_turns) for of_turns in rewards)
 
@@ -99,6 +101,19 @@ class DiscardedTest(absltest.TestCase):
     everything = batching.to_turns(under.batches, values, turns=7)
     self.assertEqual([len(v) for v in everything[3:]], [2, 2, 3, 3])
     np.testing.assert_array_equal(np.concatenate(everything[3:]), -0.75)
+
+  def test_the_distance_from_the_good_policy_is_that_of_the_turns(self):
+    options = {
+      "advantage.estimator": "rloo",
+      "control.resampling.negative": 0.75,
+    }
+    caution = collapse_guard.Caution(kl=0.5)
+    numbers, _, _ = improve_once(
+      options, [[1.0, 2.0], [5.0]], discarded=2, caution=caution
+    )
+    # Token i is 0.1 (i + 1) from the good policy; turns have 2, 2 and 3 tokens.
+    wanted = (2 * (0.1 + 0.2) + 0.1 + 0.2 + 0.3) / 7
+    self.assertAlmostEqual(numbers["guard/kl"], wanted, places=6)
 
 
 class ChargeTest(absltest.TestCase):
