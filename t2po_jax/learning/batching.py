@@ -154,14 +154,7 @@ def _discarded_segments(
     (turn.prompt, a) for turn in trajectory.turns for a in turn.discarded
   ]
   return [
-    _segment(
-      prompt,
-      attempt.tokens,
-      first + place,
-      mask=1.0 - attempt.forced,
-      advantages=advantage,
-      logprobs=attempt.logprobs,
-    )
+    _attempt_segment(prompt, attempt, first + place, advantage)
     for place, (prompt, attempt) in enumerate(tried)
     if len(attempt.tokens)
   ]
@@ -379,6 +372,23 @@ def _segment(
   )
 
 
+def _attempt_segment(
+  prompt: np.ndarray,
+  attempt: types.Attempt,
+  number: int,
+  advantage: TurnAdvantage,
+) -> Segment:
+  """One attempt at a turn, as it was sampled."""
+  return _segment(
+    prompt,
+    attempt.tokens,
+    number,
+    mask=1.0 - attempt.forced,
+    advantages=advantage,
+    logprobs=attempt.logprobs,
+  )
+
+
 def _chain(
   turns: Iterable[tuple[int, types.Turn, TurnAdvantage]], max_length: int
 ):
@@ -388,14 +398,7 @@ def _chain(
     response = turn.response
     if not len(response.tokens):
       continue
-    segment = _segment(
-      turn.prompt,
-      response.tokens,
-      number,
-      mask=1.0 - response.forced,
-      advantages=value,
-      logprobs=response.logprobs,
-    )
+    segment = _attempt_segment(turn.prompt, response, number, value)
     if chain and _continues(chain[-1], segment, len(turn.prompt), max_length):
       segment = _extend(chain.pop(), segment)
     chain.append(segment)

@@ -16,7 +16,7 @@ Nothing is transferred between host and devices inside a step.
 """
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 from typing import Any
 
@@ -131,42 +131,40 @@ class Learner:
     """Sets up the jitted functions, with layouts and donations."""
     whole, by_row = sharding.replicated(self.mesh), self._batch_sharding
     base = self._base_sharding
-    # Each of these for every way in which a batch may be filled.
-    self._steps = {
-      fill: jax.jit(
-        functools.partial(self._optimizer_step, fill=fill),
-        in_shardings=(self._state_sharding, base, by_row, whole),
-        out_shardings=(self._state_sharding, whole),
-        donate_argnums=0,
-      )
-      for fill in gradients.FILLS
-    }
+
+    def jit_fills(function: Callable[..., Any], **options: Any):
+      """One program for every way in which a batch may be filled."""
+      return {
+        fill: jax.jit(functools.partial(function, fill=fill), **options)
+        for fill in gradients.FILLS
+      }
+
+    self._steps = jit_fills(
+      self._optimizer_step,
+      in_shardings=(self._state_sharding, base, by_row, whole),
+      out_shardings=(self._state_sharding, whole),
+      donate_argnums=0,
+    )
     self._agreement = jax.jit(
       self._batch_agreement,
       in_shardings=(self._state_sharding, base, by_row),
       out_shardings=whole,
     )
-    self._scores = {
-      fill: jax.jit(
-        functools.partial(self._batch_logprobs, fill=fill),
-        in_shardings=(self._state_sharding.params, base, by_row),
-        out_shardings=by_row,
-      )
-      for fill in gradients.FILLS
-    }
-    self._values = {
-      fill: jax.jit(
-        functools.partial(self._batch_values, fill=fill),
-        in_shardings=(
-          self._state_sharding.params,
-          self._state_sharding.critic,
-          base,
-          by_row,
-        ),
-        out_shardings=by_row,
-      )
-      for fill in gradients.FILLS
-    }
+    self._scores = jit_fills(
+      self._batch_logprobs,
+      in_shardings=(self._state_sharding.params, base, by_row),
+      out_shardings=by_row,
+    )
+    self._values = jit_fills(
+      self._batch_values,
+      in_shardings=(
+        self._state_sharding.params,
+        self._state_sharding.critic,
+        base,
+        by_row,
+      ),
+      out_shardings=by_row,
+    )
     self._copy = jax.jit(
       lambda params: jax.tree.map(jnp.copy, params),
       out_shardings=self._state_sharding.params,
@@ -419,12 +417,12 @@ class Learner:
 
   def _fill(self, batch: types.Batch) -> str:
     """Which of `gradients.FILLS` a batch is."""
-    used = np.any(np.asarray(batch.segments) > 0, axis=1)
-    count = int(np.max(np.where(used, np.arange(len(used)) + 1, 0), initial=0))
     if not self.skips_rows or self.rows == 1:
       return "whole"
-    if len(used) > self.rows:
+    if len(batch.segments) > self.rows:
       return "rows"  # Full ones as well: one program for all.
+    used = np.any(np.asarray(batch.segments) > 0, axis=1)
+    count = int(np.max(np.where(used, np.arange(len(used)) + 1, 0), initial=0))
     return {1: "one row", self.rows: "whole"}.get(count, "rows")
 
   def _optimizer_step(
