@@ -7,6 +7,9 @@ their own. Whoever writes does it inside `writing`.
 from collections.abc import Iterator
 import contextlib
 import os
+import pathlib
+import shutil
+import tempfile
 
 import safetensors
 
@@ -36,6 +39,28 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     if type(error) is not Exception:  # All that tokenizers raise.
       raise
     raise _named(path, error) from error
+
+
+@contextlib.contextmanager
+def draft(place: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A new folder beside `place`, to be written, then renamed to it.
+
+  Args:
+    place: the folder to be; its parents are made.
+
+  Yields:
+    The draft. What has not been renamed by the end of the block is removed.
+
+  Raises:
+    WriteError: as `writing` does.
+  """
+  with writing(place):
+    place.parent.mkdir(parents=True, exist_ok=True)
+    folder = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
+    try:
+      yield folder
+    finally:
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def _named(path: str | os.PathLike[str], error: Exception) -> WriteError:

@@ -63,5 +63,20 @@ class WritingTest(parameterized.TestCase):
         raise kind("no")
 
 
+class DraftTest(absltest.TestCase):
+  def test_all_or_nothing(self):
+    with tempfile.TemporaryDirectory() as folder:
+      place = pathlib.Path(folder) / "new" / "place"
+      with self.assertRaises(KeyboardInterrupt), files.draft(place) as draft:
+        (draft / "half").write_text("x")
+        raise KeyboardInterrupt
+      self.assertEmpty(list(place.parent.iterdir()))
+      with files.draft(place) as draft:
+        (draft / "whole").write_text("x")
+        draft.rename(place)
+      self.assertEqual([p.name for p in place.parent.iterdir()], ["place"])
+      self.assertEqual((place / "whole").read_text(), "x")
+
+
 if __name__ == "__main__":
   absltest.main()

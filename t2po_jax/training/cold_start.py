@@ -12,7 +12,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-import tempfile
 from typing import Any
 
 import jax
@@ -147,24 +146,17 @@ def store(place: pathlib.Path, agent: agents.Agent, report: dict) -> None:
     OSError: if it cannot be written; nothing is left of it then.
   """
   text = json.dumps(report, indent=2) + "\n"
-  with files.writing(place):
-    place.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(dir=place.parent))
-    try:
-      write(draft, agent)
-      (draft / "cold_start.json").write_text(text)
-    except BaseException:
-      shutil.rmtree(draft, ignore_errors=True)
-      raise
-  if not _is_done(place):
-    shutil.rmtree(place, ignore_errors=True)
-  try:
-    draft.rename(place)
-  except OSError:
-    # Another run was faster; its directory is equivalent and may be in use.
-    shutil.rmtree(draft)
+  with files.draft(place) as draft:
+    write(draft, agent)
+    (draft / "cold_start.json").write_text(text)
     if not _is_done(place):
-      raise
+      shutil.rmtree(place, ignore_errors=True)
+    try:
+      draft.rename(place)
+    except OSError:
+      # Another run was faster; its directory is equivalent and may be in use.
+      if not _is_done(place):
+        raise
 
 
 def write(place: pathlib.Path, agent: agents.Agent) -> None:

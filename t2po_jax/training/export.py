@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-import shutil
-import tempfile
 from typing import Any
 
 from etils import epath
@@ -88,7 +86,7 @@ def export(
     "update": number,
     "score": score,
   }
-  with _draft(out) as draft:
+  with files.draft(out) as draft:
     if kind == "adapter" and spec is not None:
       lora.save(spec, trained, draft, base=base)
       agent.tokenizer.save(draft)
@@ -98,21 +96,9 @@ def export(
       cold_start.write(draft, dataclasses.replace(agent, params=params))
       _write_sampling(draft / "generation_config.json", config)
     _write_json(draft / "export.json", report)
+    draft.chmod(0o755)
+    draft.rename(out)
   return number
-
-
-@contextlib.contextmanager
-def _draft(out: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A folder that becomes `out` when the block is done, or vanishes."""
-  with files.writing(out):
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = pathlib.Path(tempfile.mkdtemp(dir=out.parent))
-    try:
-      yield draft
-      draft.chmod(0o755)
-      draft.rename(out)
-    finally:
-      shutil.rmtree(draft, ignore_errors=True)
 
 
 def load_config(workdir: pathlib.Path) -> settings.Config:
