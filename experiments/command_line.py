@@ -14,6 +14,9 @@ from absl import app, flags, logging
 from t2po_jax import keys
 from t2po_jax.envs import base
 
+# Errors whose message says what is wrong; all others are bugs.
+REPORTED = (ValueError, OSError, base.EnvError)
+
 
 def run(
   program: Callable[..., None],
@@ -27,8 +30,8 @@ def run(
 
   Args:
     program: called with the parsed flags, followed by the positional arguments
-      if these are allowed. Its `ValueError` or `OSError` ends the process with
-      one line and exit code 1.
+      if these are allowed. An error of `REPORTED` ends the process with one
+      line and exit code 1.
     define_flags: defines the flags of this program.
     parse: parses the command line; `parse_flags` if None.
     positional: whether positional arguments are allowed.
@@ -41,7 +44,7 @@ def run(
     logging.set_verbosity(verbosity)
     try:
       program(flags.FLAGS, *argv[1:])
-    except (ValueError, OSError, base.EnvError) as error:
+    except REPORTED as error:
       sys.exit(f"error: {error}")
 
   define_flags(flags.FLAGS)

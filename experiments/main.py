@@ -17,7 +17,6 @@ import jax
 from ml_collections import config_flags
 
 from t2po_jax.distributed import processes
-from t2po_jax.envs import base
 from t2po_jax.experiments import command_line
 from t2po_jax.setup import build, validate
 from t2po_jax.training import loop
@@ -77,7 +76,7 @@ def train(given: flags.FlagValues) -> None:
     workdir = processes.gather(workdir)[0]
     build.keep_programs(config)
     loop.train(config, workdir, report=report.write)
-  except (ValueError, OSError, base.EnvError) as error:
+  except command_line.REPORTED as error:
     processes.end(f"error: {error}")
   except jax.errors.JaxRuntimeError as error:
     if processes.count() == 1:

@@ -41,7 +41,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_list(
     "thresholds", ["0.7", "0.8", "0.9"], "Similarities to compare.", **own
   )
-  flags.DEFINE_string("anchors_json", "", "File for the numbers.", **own)
+  flags.DEFINE_string("json", "", "File for the numbers.", **own)
   flags.mark_flag_as_required("data_dir", given)
 
 
@@ -138,8 +138,8 @@ def compare(given: flags.FlagValues) -> None:
         f"{row['seconds']:7.1f}",
         flush=True,
       )
-  if given.anchors_json:
-    pathlib.Path(given.anchors_json).write_text(json.dumps(rows, indent=2))
+  if given.json:
+    pathlib.Path(given.json).write_text(json.dumps(rows, indent=2))
 
 
 def run() -> None:

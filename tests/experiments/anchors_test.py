@@ -67,7 +67,7 @@ def test_from_the_command_line(tmp_path):
       f"--data_dir={tmp_path}",
       "--queries=3",
       "--thresholds=0.9",
-      f"--anchors_json={out}",
+      f"--json={out}",
     ],
     cwd=places.ROOT,
     capture_output=True,
