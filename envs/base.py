@@ -54,7 +54,7 @@ class Settings:
     choices=("tags", "tool_call"),
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       fitting = _fit(value, field.default)
@@ -234,7 +234,7 @@ class Benchmark(Protocol):
   splits: Mapping[str, tuple[str, ...]]
   threadsafe: bool
 
-  def __init__(self, settings: Any):
+  def __init__(self, settings: Any) -> None:
     """Loads or generates the shared data."""
 
   def env(self) -> Env:

@@ -42,7 +42,7 @@ class Scripted:
     self,
     choose: Callable[[], str | tuple[str, str]],
     grammar: prompts.Grammar,
-  ):
+  ) -> None:
     """Binds the function.
 
     Args:
@@ -110,7 +110,7 @@ class Table(base.Benchmark):
   threadsafe = True
   game: "type[Game]"
 
-  def __init__(self, settings: Any):
+  def __init__(self, settings: Any) -> None:
     """Makes the splits; a game lasts at most `settings.max_turns` turns."""
     self.settings = settings
     self.max_turns = settings.max_turns
@@ -141,7 +141,7 @@ class Game(base.Env):
     over: whether the episode has ended.
   """
 
-  def __init__(self, table: Any):
+  def __init__(self, table: Any) -> None:
     self.table = table
     self.task_id = ""
     self.turn = 0

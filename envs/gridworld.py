@@ -148,7 +148,7 @@ class Gridworld:
   threadsafe = True
   grammar = prompts.Grammar(actions=("action",), closing="</think><action>")
 
-  def __init__(self, settings: Settings | None = None):
+  def __init__(self, settings: Settings | None = None) -> None:
     """Draws the maps.
 
     Raises:
@@ -231,7 +231,7 @@ class Gridworld:
 class GridEnv:
   """Plays one walk after another; see `envs.base.Env`."""
 
-  def __init__(self, benchmark: Gridworld):
+  def __init__(self, benchmark: Gridworld) -> None:
     self._benchmark = benchmark
     self._task = ""
     self._past = ""
@@ -343,7 +343,7 @@ class GridEnv:
 class GridExpert:
   """Walks the shortest way, with the configured habits."""
 
-  def __init__(self, env: GridEnv, settings: Settings, seed: int):
+  def __init__(self, env: GridEnv, settings: Settings, seed: int) -> None:
     self._env = env
     self._settings = settings
     self._random = random.Random(seed)

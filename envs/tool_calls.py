@@ -102,7 +102,7 @@ class ToolCalls(base.Benchmark):
 
   Settings = base.Settings
 
-  def __init__(self, tagged: base.Benchmark):
+  def __init__(self, tagged: base.Benchmark) -> None:
     """Wraps the benchmark."""
     self.tagged = tagged
     self.max_turns = tagged.max_turns
@@ -175,7 +175,7 @@ class ToolCalls(base.Benchmark):
 class ToolEnv(base.Env):
   """An environment of `ToolCalls`."""
 
-  def __init__(self, benchmark: ToolCalls, tagged: base.Env):
+  def __init__(self, benchmark: ToolCalls, tagged: base.Env) -> None:
     """Wraps the environment."""
     self._benchmark = benchmark
     self._tagged = tagged
@@ -207,7 +207,7 @@ class ToolEnv(base.Env):
 class ToolExpert:
   """An expert whose actions are calls."""
 
-  def __init__(self, benchmark: ToolCalls, tagged: base.Expert):
+  def __init__(self, benchmark: ToolCalls, tagged: base.Expert) -> None:
     self._benchmark = benchmark
     self._tagged = tagged
 

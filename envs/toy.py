@@ -97,7 +97,7 @@ class ToyBenchmark:
   threadsafe = True
   grammar = prompts.Grammar(actions=("action",), closing="</think><action>")
 
-  def __init__(self, settings: Settings | None = None):
+  def __init__(self, settings: Settings | None = None) -> None:
     """Sets the game up."""
     self.settings = settings or Settings()
     self.splits = _draw_splits({"train": 40, "valid": 8, "test": 16})
@@ -140,7 +140,7 @@ def _response(thought: Sequence[str], answer: str) -> str:
 class ToyEnv:
   """One game of three turns."""
 
-  def __init__(self, benchmark: ToyBenchmark):
+  def __init__(self, benchmark: ToyBenchmark) -> None:
     self._benchmark = benchmark
     self._task = ""
     self.category = ""
@@ -204,7 +204,7 @@ class ToyEnv:
 class ToyExpert:
   """Repeats the answer in its thought a random number of times."""
 
-  def __init__(self, env: ToyEnv, benchmark: ToyBenchmark, seed: int):
+  def __init__(self, env: ToyEnv, benchmark: ToyBenchmark, seed: int) -> None:
     self._env = env
     self._settings = benchmark.settings
     self._random = random.Random(seed)

@@ -148,7 +148,9 @@ def summarise(record: Mapping[str, Any]) -> dict[str, Any]:
 class Writer:
   """Writes the episodes of a run into one folder."""
 
-  def __init__(self, folder: str | os.PathLike, *, resume_update: int = 0):
+  def __init__(
+    self, folder: str | os.PathLike, *, resume_update: int = 0
+  ) -> None:
     """Creates the folder; drops index lines that will be written again.
 
     Args:

@@ -38,7 +38,7 @@ class Gymnasium(seeded.SeededTable):
 
   Settings = GymnasiumSettings
 
-  def __init__(self, settings: GymnasiumSettings):
+  def __init__(self, settings: GymnasiumSettings) -> None:
     """Makes one environment to check that it can be described.
 
     Raises:
@@ -101,7 +101,7 @@ class Play(games.Game):
 
   table: Gymnasium
 
-  def __init__(self, table: Gymnasium):
+  def __init__(self, table: Gymnasium) -> None:
     super().__init__(table)
     self._env = table.make()
     self._total = 0.0

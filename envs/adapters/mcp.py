@@ -92,7 +92,7 @@ class ToolServer:
     tools: (name, description, schema of its arguments) of each tool.
   """
 
-  def __init__(self, command: str, timeout: float):
+  def __init__(self, command: str, timeout: float) -> None:
     """Starts the server.
 
     Raises:
@@ -182,7 +182,7 @@ class Tools(games.Table):
   Settings = ToolSettings
   grammar = prompts.Grammar()
 
-  def __init__(self, settings: ToolSettings):
+  def __init__(self, settings: ToolSettings) -> None:
     """Reads the tasks and asks the server for its tools.
 
     Raises:
@@ -241,7 +241,7 @@ class Play(games.Game):
 
   table: Tools
 
-  def __init__(self, table: Tools):
+  def __init__(self, table: Tools) -> None:
     super().__init__(table)
     self._server: ToolServer | None = None
     self._row: dict[str, Any] = {}

@@ -62,7 +62,7 @@ class OpenEnv(seeded.SeededTable):
   Settings = OpenEnvSettings
   threadsafe = True  # Every session has its own connection.
 
-  def __init__(self, settings: OpenEnvSettings):
+  def __init__(self, settings: OpenEnvSettings) -> None:
     """Resets the first task, to check that the server answers.
 
     Raises:
@@ -96,7 +96,7 @@ class Play(games.Game):
 
   table: OpenEnv
 
-  def __init__(self, table: OpenEnv):
+  def __init__(self, table: OpenEnv) -> None:
     super().__init__(table)
     self._session: Any = None
     self._open = contextlib.ExitStack()

@@ -105,7 +105,7 @@ class SeededTable(games.Table):
   # Thread safety of other libraries is unknown; processes always work.
   threadsafe = False
 
-  def __init__(self, settings: Any):
+  def __init__(self, settings: Any) -> None:
     """Finds the functions and lists the seeds.
 
     Raises:
@@ -197,7 +197,7 @@ class Demonstrator:
     table: SeededTable,
     choose: Callable[[random.Random], str],
     seed: int,
-  ):
+  ) -> None:
     """Binds the expert.
 
     Args:

@@ -41,7 +41,7 @@ class TextArena(seeded.SeededTable):
 
   Settings = TextArenaSettings
 
-  def __init__(self, settings: TextArenaSettings):
+  def __init__(self, settings: TextArenaSettings) -> None:
     """Finds the game.
 
     Raises:
@@ -84,7 +84,7 @@ class Play(games.Game):
 
   table: TextArena
 
-  def __init__(self, table: TextArena):
+  def __init__(self, table: TextArena) -> None:
     super().__init__(table)
     self._env: Any = None
     self._task = ""

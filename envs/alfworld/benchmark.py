@@ -61,7 +61,7 @@ class ALFWorld:
 
   Settings = settings_lib.Settings
 
-  def __init__(self, settings: settings_lib.Settings | None = None):
+  def __init__(self, settings: settings_lib.Settings | None = None) -> None:
     """Lists the games, or names the scenes.
 
     Raises:
@@ -203,7 +203,7 @@ class HouseEnv:
     trace: the commands executed in this episode.
   """
 
-  def __init__(self, benchmark: ALFWorld):
+  def __init__(self, benchmark: ALFWorld) -> None:
     self._benchmark = benchmark
     self._engine: engine.Twin | original.Original | None = None
     self._shadow: engine.Twin | None = None

@@ -141,7 +141,7 @@ class Tree:
     splits: split -> task ids `<folder>/<task>/<trial>`, sorted.
   """
 
-  def __init__(self, data_dir: str, cache_dir: str = ""):
+  def __init__(self, data_dir: str, cache_dir: str = "") -> None:
     """Lists the games.
 
     Args:

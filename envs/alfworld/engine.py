@@ -60,7 +60,7 @@ def _enumerate(names: Sequence[str]) -> str:
 class Board:
   """What never changes in a game; shared by all twins that play it."""
 
-  def __init__(self, game: problem.Game):
+  def __init__(self, game: problem.Game) -> None:
     facts = game.facts
     self.game = game
     self.names = game.names
@@ -137,7 +137,7 @@ class Twin:
     won: whether the goal holds.
   """
 
-  def __init__(self, board: Board):
+  def __init__(self, board: Board) -> None:
     """Starts the game of a board."""
     self._board = board
     self.won = False

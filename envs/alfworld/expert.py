@@ -95,7 +95,7 @@ class Decider:
     goal: problem.Goal,
     receptacles: Sequence[str],
     informant: engine.Twin | None,
-  ):
+  ) -> None:
     """Binds the decider to a game.
 
     Args:
@@ -288,7 +288,7 @@ class ScriptedExpert:
     hesitation: float,
     doubt: float,
     seed: int,
-  ):
+  ) -> None:
     """Binds the expert to a running episode.
 
     Args:

@@ -112,7 +112,7 @@ class Original:
     admissible: the possible commands, sorted.
   """
 
-  def __init__(self, *, cached: bool):
+  def __init__(self, *, cached: bool) -> None:
     """Makes an engine; `load` a game before anything else.
 
     Args:

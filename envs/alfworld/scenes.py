@@ -321,7 +321,7 @@ class Scenes:
     size: str,
     task_types: tuple[str, ...],
     counts: dict[str, int],
-  ):
+  ) -> None:
     """Names the tasks; each scene is drawn when it is read.
 
     Args:

@@ -67,7 +67,7 @@ class Settings(base.PromptSettings):
     most=1.0,
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     if not self.task_types:
       raise ValueError("env.task_types: none given; must name at least one")

@@ -56,7 +56,7 @@ class SearchQA:
     ),
   )
 
-  def __init__(self, settings: settings_lib.Settings | None = None):
+  def __init__(self, settings: settings_lib.Settings | None = None) -> None:
     """Loads or draws the tasks and builds the index.
 
     Raises:
@@ -287,7 +287,7 @@ def _load_splits(
 class SearchEnv:
   """Plays one episode after another; see `envs.base.Env`."""
 
-  def __init__(self, benchmark: SearchQA):
+  def __init__(self, benchmark: SearchQA) -> None:
     self._benchmark = benchmark
     self._current: data.Task | None = None
     self._shown: list[str] = []

@@ -73,7 +73,7 @@ class Dense:
     *,
     encoder: str | Callable[[Sequence[str]], np.ndarray] = ENCODER,
     cache_dir: str | pathlib.Path | None = None,
-  ):
+  ) -> None:
     """Encodes the corpus, or loads its encoding.
 
     Args:

@@ -35,7 +35,7 @@ class ScriptedExpert:
     doubt: float,
     slip: float,
     seed: int,
-  ):
+  ) -> None:
     """Binds the expert to a running episode.
 
     Args:

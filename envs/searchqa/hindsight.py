@@ -32,7 +32,7 @@ class HindsightExpert:
     targets: Sequence[str],
     shown: list[retrieval.Passage],
     wording: Any,
-  ):
+  ) -> None:
     """Binds the expert to a running episode.
 
     Args:

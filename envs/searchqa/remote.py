@@ -41,7 +41,7 @@ class Remote:
     tries: int = 10,
     backoff: float = 1.0,
     deadline: float = 300.0,
-  ):
+  ) -> None:
     """Remembers where the server is; nothing is sent yet.
 
     Args:

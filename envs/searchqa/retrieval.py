@@ -167,7 +167,7 @@ class BM25:
     passages: Sequence[Passage],
     *,
     cache_dir: str | pathlib.Path | None = None,
-  ):
+  ) -> None:
     """Builds the index, or loads it.
 
     Args:

@@ -104,7 +104,9 @@ class SearchServer(http.server.ThreadingHTTPServer):
   # Many environments connect at the same moment.
   request_queue_size = 128
 
-  def __init__(self, address: tuple[str, int], retriever: retrieval.Retriever):
+  def __init__(
+    self, address: tuple[str, int], retriever: retrieval.Retriever
+  ) -> None:
     """Binds the address; port 0 picks a free one."""
     super().__init__(address, _Handler)
     self.retriever: retrieval.Retriever = retriever

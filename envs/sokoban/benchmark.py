@@ -81,7 +81,7 @@ class Sokoban(games.Table):
   Settings = settings_lib.Settings
   game = Push
 
-  def __init__(self, settings: settings_lib.Settings):
+  def __init__(self, settings: settings_lib.Settings) -> None:
     """Draws the levels.
 
     Raises:

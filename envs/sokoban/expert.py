@@ -84,7 +84,7 @@ class ScriptedExpert:
     hesitation: float,
     doubt: float,
     seed: int,
-  ):
+  ) -> None:
     """Binds the expert to a game.
 
     Args:

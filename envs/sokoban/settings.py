@@ -46,7 +46,7 @@ class Settings(base.Settings):
     most=1.0,
   )
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     if self.most_moves < self.least_moves:
       raise ValueError(

@@ -34,7 +34,7 @@ class WebShop:
   Settings = settings_lib.Settings
   threadsafe = True
 
-  def __init__(self, settings: settings_lib.Settings | None = None):
+  def __init__(self, settings: settings_lib.Settings | None = None) -> None:
     """Opens the shop.
 
     Raises:
@@ -208,7 +208,7 @@ def open_shop(
 class WebShopEnv:
   """One episode after another."""
 
-  def __init__(self, benchmark: WebShop):
+  def __init__(self, benchmark: WebShop) -> None:
     self._benchmark = benchmark
     self._visit: sessions.Session | None = None
     self._task = ""

@@ -287,7 +287,7 @@ def _load_mapping(path: pathlib.Path) -> dict:
 class MemoryCatalogue:
   """A catalogue in memory."""
 
-  def __init__(self, products: Iterable[Product]):
+  def __init__(self, products: Iterable[Product]) -> None:
     self._products = tuple(products)
     self._positions = {
       product.asin: position for position, product in enumerate(self._products)
@@ -319,7 +319,7 @@ class _Local(threading.local):
 class DiskCatalogue:
   """A catalogue in an SQLite file that many workers read at once."""
 
-  def __init__(self, path: pathlib.Path):
+  def __init__(self, path: pathlib.Path) -> None:
     self._path = path
     self._local = _Local()
     self._read = functools.lru_cache(_CACHED_PRODUCTS)(self._fetch)

@@ -59,7 +59,7 @@ class ScriptedExpert:
     hesitation: float,
     doubt: float,
     seed: int,
-  ):
+  ) -> None:
     """Binds the expert to a visit.
 
     Args:

@@ -124,7 +124,7 @@ KINDS = tuple(_BUILDERS)
 class Goals:
   """All goals of a catalogue, in the order of its products."""
 
-  def __init__(self, catalogue: data.Catalogue, kind: str):
+  def __init__(self, catalogue: data.Catalogue, kind: str) -> None:
     """Counts the goals.
 
     Args:

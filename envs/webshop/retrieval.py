@@ -34,7 +34,7 @@ _STOP_WORDS = frozenset(sparse.bm25s.stopwords.STOPWORDS_EN)
 class _Local(threading.local):
   """Every thread has its own stemmer: one must not be used by two."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.stemmer = Stemmer.Stemmer("english")
 
 
@@ -74,7 +74,7 @@ def document(product: data.Product) -> str:
 class Index:
   """A searchable index; safe to use from many threads."""
 
-  def __init__(self, scores: Any):
+  def __init__(self, scores: Any) -> None:
     self._scores = scores
 
   @classmethod

@@ -92,7 +92,7 @@ class Session:
     score: the score of the purchase, once there is one.
   """
 
-  def __init__(self, shop: Shop, goal: goals.Goal):
+  def __init__(self, shop: Shop, goal: goals.Goal) -> None:
     self._shop = shop
     self.goal = goal
     self.page = pages.SEARCH_PAGE

@@ -204,7 +204,7 @@ class Site:
 
   def __init__(
     self, benchmark: benchmarks.WebShop, *, split: str, memory: int, seed: int
-  ):
+  ) -> None:
     """Opens the site with a first task.
 
     Args:

@@ -87,7 +87,7 @@ Write = Callable[[dict[str, Any]], None]
 class Clock:
   """Time that is left, and how long the last thing took."""
 
-  def __init__(self, seconds: float):
+  def __init__(self, seconds: float) -> None:
     self._end = time.perf_counter() + seconds
     self._longest = 0.0
 

@@ -137,7 +137,7 @@ def soak(
 class Crowd:
   """Random episodes side by side in worker processes."""
 
-  def __init__(self, pool: workers.WorkerPool, ids: tuple[str, ...]):
+  def __init__(self, pool: workers.WorkerPool, ids: tuple[str, ...]) -> None:
     self._pool = pool
     self._ids = ids
     self._draw = random.Random(0)

@@ -128,7 +128,7 @@ def useful_flops(
 class Contestant:
   """A worker process and what it has measured."""
 
-  def __init__(self, name: str, python: str, settings: dict):
+  def __init__(self, name: str, python: str, settings: dict) -> None:
     python = python if name == "tunix" else sys.executable
     worker = pathlib.Path(__file__).with_name("learner_worker.py")
     self.name = name

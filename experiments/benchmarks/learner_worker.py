@@ -85,7 +85,7 @@ def padded_rows(
 class Ours:
   """The learner of this project."""
 
-  def __init__(self, settings: dict[str, Any]):
+  def __init__(self, settings: dict[str, Any]) -> None:
     import jax
 
     from t2po_jax.models import weights
@@ -194,7 +194,7 @@ class Ours:
 class Torch:
   """Transformers' model and PyTorch's AdamW, written as one would."""
 
-  def __init__(self, settings: dict[str, Any]):
+  def __init__(self, settings: dict[str, Any]) -> None:
     import torch
     import transformers
 
@@ -255,7 +255,7 @@ class Torch:
 class Tunix:
   """Tunix's trainer step on its own Llama, with random weights."""
 
-  def __init__(self, settings: dict[str, Any]):
+  def __init__(self, settings: dict[str, Any]) -> None:
     from flax import nnx
     import jax
     import jax.numpy as jnp

@@ -98,7 +98,7 @@ def dice(*name: Any) -> np.random.Generator:
 class Env:
   """One environment; everything follows from the task's name."""
 
-  def __init__(self, benchmark: "Benchmark"):
+  def __init__(self, benchmark: "Benchmark") -> None:
     self._benchmark = benchmark
 
   def reset(self, task_id: str) -> base.Observation:
@@ -182,7 +182,9 @@ class Numbers:
 class Scheduler(scheduler.Scheduler):
   """Ends each response at a length that belongs to the request's key."""
 
-  def __init__(self, device: sampler.Sampler, median: float, spread: float):
+  def __init__(
+    self, device: sampler.Sampler, median: float, spread: float
+  ) -> None:
     super().__init__(device)
     self.slots = device.slots
     self._median, self._spread = median, spread

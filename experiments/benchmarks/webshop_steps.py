@@ -106,7 +106,7 @@ def record(
 class Clock:
   """Counts calls of a function and the seconds inside them."""
 
-  def __init__(self, function: Callable[..., Any]):
+  def __init__(self, function: Callable[..., Any]) -> None:
     self._function = function
     self.calls, self.seconds = 0, 0.0
 

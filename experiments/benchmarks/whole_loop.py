@@ -64,7 +64,7 @@ class SlowToy(toy.ToyBenchmark):
 class SlowEnv(toy.ToyEnv):
   """One game; a step's time belongs to its task and turn."""
 
-  def __init__(self, benchmark: SlowToy):
+  def __init__(self, benchmark: SlowToy) -> None:
     super().__init__(benchmark)
     self._settings = benchmark.settings
 

@@ -61,7 +61,7 @@ class ThinkingConfig:
   tolerance: float = 1e-4
   patience: int = 20
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.rule not in RULES:
       raise ValueError(f"rule: found {self.rule!r}, expected one of {RULES}")
     for name, least in (("window", 0), ("min_tokens", 0), ("patience", 1)):

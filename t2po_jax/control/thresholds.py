@@ -70,7 +70,7 @@ class Quantile:
     calibrate_after: int = 1,
     recalibrate_every: int = 0,
     capacity: int = 65_536,
-  ):
+  ) -> None:
     """Creates an uncalibrated threshold.
 
     Args:

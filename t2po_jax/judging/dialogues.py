@@ -117,7 +117,7 @@ class Table:
     tokenizer: tokenizer_lib.Tokenizer,
     rules: collect.Rules,
     player: Player,
-  ):
+  ) -> None:
     """Binds the parts.
 
     Args:

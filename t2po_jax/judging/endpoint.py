@@ -68,7 +68,7 @@ class Settings:
 class Pace:
   """Limits the rate of calls from many threads."""
 
-  def __init__(self, per_minute: float):
+  def __init__(self, per_minute: float) -> None:
     self._gap = 60.0 / per_minute if per_minute else 0.0
     self._next = time.monotonic()
     self._lock = threading.Lock()
@@ -98,7 +98,7 @@ class Endpoint:
     grammar: prompts.Grammar,
     *,
     transport: httpx.BaseTransport | None = None,
-  ):
+  ) -> None:
     """Connects, and checks the endpoint's list of models.
 
     Args:
@@ -261,7 +261,7 @@ class Endpoint:
 class _Refused(ValueError):
   """The endpoint refuses a request for good."""
 
-  def __init__(self, url: str, status: int, reason: str):
+  def __init__(self, url: str, status: int, reason: str) -> None:
     hint = "; set the key's variable" if status in (401, 403) else ""
     super().__init__(f"--endpoint: {url} answered {reason}{hint}")
     self.status = status

@@ -104,7 +104,7 @@ class Sampled:
     config: settings.Config,
     benchmark: base.Benchmark,
     agent: agents.Agent,
-  ):
+  ) -> None:
     """Allocates the slots.
 
     Args:

@@ -26,7 +26,7 @@ class Results:
     episodes: all finished episodes, those of earlier starts included.
   """
 
-  def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+  def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Opens or creates the folder and reads its contents.
 
     Args:

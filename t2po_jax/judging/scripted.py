@@ -15,7 +15,7 @@ _WORDS = 3
 class Expert:
   """The environment's scripted expert."""
 
-  def __init__(self, seed: int = 0):
+  def __init__(self, seed: int = 0) -> None:
     self._seed = seed
 
   def begin(self, env: base.Env, place: dialogues.Place) -> dialogues.Respond:
@@ -39,7 +39,7 @@ class Random:
   Every response follows the grammar, so that only the choice is evaluated.
   """
 
-  def __init__(self, grammar: prompts.Grammar, seed: int = 0):
+  def __init__(self, grammar: prompts.Grammar, seed: int = 0) -> None:
     self._grammar = grammar
     self._seed = seed
 

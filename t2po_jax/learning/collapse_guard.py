@@ -123,7 +123,7 @@ class Guard:
     *,
     patience: int,
     window: int = 3,
-  ):
+  ) -> None:
     """Creates a guard without history.
 
     Args:

@@ -54,7 +54,9 @@ class KLController:
     coefficient: the current beta.
   """
 
-  def __init__(self, coefficient: float, *, target: float, horizon: float):
+  def __init__(
+    self, coefficient: float, *, target: float, horizon: float
+  ) -> None:
     """Creates a controller.
 
     Args:

@@ -76,7 +76,7 @@ class Learner:
     critic: networks.Critic | None = None,
     critic_optimizer: optimizers.OptimizerConfig | None = None,
     adapters: networks.Adapters | None = None,
-  ):
+  ) -> None:
     """Plans the layout, without compiling or allocating anything yet.
 
     Args:

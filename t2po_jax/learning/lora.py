@@ -87,7 +87,7 @@ class Adapters:
   targets: tuple[str, ...] = IN_LAYERS
   seed: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.rank < 1:
       raise ValueError(f"lora.rank: found {self.rank}, expected at least 1")
     lacking = [

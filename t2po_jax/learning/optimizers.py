@@ -40,7 +40,7 @@ class OptimizerConfig:
   weight_decay: float = 0.0
   max_grad_norm: float = 1.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.schedule not in SCHEDULES:
       raise ValueError(
         f"schedule: found {self.schedule!r}, expected one of {SCHEDULES}"

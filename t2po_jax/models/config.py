@@ -42,7 +42,7 @@ class RopeScaling:
   beta_slow: float = 1.0
   attention_factor: float | None = None
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.kind not in ROPE_SCALINGS:
       raise ValueError(
         f"rope_scaling type {self.kind!r} is not supported; use one of "
@@ -135,7 +135,7 @@ class ModelConfig:
   experts_per_token: int = 0
   normalised_routing: bool = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name in (
       "vocab_size",
       "width",

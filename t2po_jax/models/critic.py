@@ -33,7 +33,7 @@ class Critic:
   policy: decoder.Policy
   kind: str = "trunk"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise ValueError(
         f"critic: found {self.kind!r}, expected one of {', '.join(KINDS)}"

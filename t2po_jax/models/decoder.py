@@ -133,7 +133,7 @@ class Policy:
   scan_layers: bool = True
   attention: str = "auto"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, known in (("remat", REMATS), ("attention", attention.KINDS)):
       if getattr(self, name) not in known:
         raise ValueError(

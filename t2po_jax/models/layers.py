@@ -70,7 +70,7 @@ def softcap(x: types.Array, cap: float) -> types.Array:
 class RMSNorm(nnx.Module):
   """`layer_math.rms_norm` with a learned scale, or with 1 + scale."""
 
-  def __init__(self, width: int, config: ModelConfig):
+  def __init__(self, width: int, config: ModelConfig) -> None:
     self.eps = config.norm_eps
     self.offset = config.norm_offset
     self.scale = nnx.Param(jnp.ones(width))
@@ -90,7 +90,7 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
   """x @ kernel + bias in the dtype of x, and x @ lora_a @ lora_b if adapted."""
 
-  def __init__(self, inputs: int, outputs: int, *, bias: bool = False):
+  def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
     self.kernel = nnx.Param(jnp.zeros((inputs, outputs)))
     if bias:
       self.bias = nnx.Param(jnp.zeros(outputs))
@@ -123,7 +123,7 @@ class Linear(nnx.Module):
 class Attention(nnx.Module):
   """Grouped-query attention; keys and values are never repeated."""
 
-  def __init__(self, config: ModelConfig):
+  def __init__(self, config: ModelConfig) -> None:
     self.config = config
     queries = config.heads * config.head_width
     keys = config.kv_heads * config.head_width
@@ -245,7 +245,7 @@ def gated(
 class MLP(nnx.Module):
   """down(activation(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
-  def __init__(self, config: ModelConfig):
+  def __init__(self, config: ModelConfig) -> None:
     self.config = config
     self.gate = Linear(config.width, config.mlp_width)
     self.up = Linear(config.width, config.mlp_width)
@@ -263,7 +263,7 @@ class MLP(nnx.Module):
 class ExpertKernels(nnx.Module):
   """One matrix per expert: `kernel` [E, inputs, outputs]."""
 
-  def __init__(self, experts: int, inputs: int, outputs: int):
+  def __init__(self, experts: int, inputs: int, outputs: int) -> None:
     self.kernel = nnx.Param(jnp.zeros((experts, inputs, outputs)))
 
 
@@ -277,7 +277,7 @@ class Experts(nnx.Module):
   experts.
   """
 
-  def __init__(self, config: ModelConfig):
+  def __init__(self, config: ModelConfig) -> None:
     self.config = config
     sizes = config.width, config.mlp_width
     self.router = Linear(config.width, config.experts)
@@ -325,7 +325,7 @@ class Experts(nnx.Module):
 class Block(nnx.Module):
   """One layer: attention, then the MLP, each on the normalised residual."""
 
-  def __init__(self, config: ModelConfig):
+  def __init__(self, config: ModelConfig) -> None:
     self.post_norms = config.post_norms
     self.attention_norm = RMSNorm(config.width, config)
     self.attention = Attention(config)

@@ -30,7 +30,7 @@ _THOUGHT = ("<think>", "</think>")
 class Markup:
   """The control tokens of a tokenizer and of a chat template."""
 
-  def __init__(self, backend: tokenizers.Tokenizer, template: str):
+  def __init__(self, backend: tokenizers.Tokenizer, template: str) -> None:
     """Reads a tokenizer.
 
     Args:

@@ -145,7 +145,7 @@ class HuggingFaceTokenizer:
     tokenizer: transformers.PreTrainedTokenizerBase,
     eos_ids: Sequence[int] = (),
     template_arguments: Mapping[str, Any] | None = None,
-  ):
+  ) -> None:
     """Wraps a tokenizer.
 
     Args:
@@ -310,7 +310,7 @@ def _fold_system(messages: Sequence[Message]) -> list[Message]:
 class SentencePieceTokenizer:
   """A SentencePiece model made by `train_sentencepiece`."""
 
-  def __init__(self, model: bytes):
+  def __init__(self, model: bytes) -> None:
     """Reads a serialised SentencePiece model."""
     self._model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)

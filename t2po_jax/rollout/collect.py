@@ -112,7 +112,7 @@ class Loop:
     seed: tuple[int, ...],
     version: int = 0,
     older: Mapping[int, Rules] = python_types.MappingProxyType({}),
-  ):
+  ) -> None:
     """Begins nothing yet.
 
     Args:

@@ -36,7 +36,7 @@ class Sampling:
   top_p: float = 1.0
   min_p: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for name, ok, want in (
       ("temperature", self.temperature >= 0, ">= 0"),
       ("top_k", self.top_k >= 0, ">= 0"),

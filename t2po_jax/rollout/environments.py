@@ -49,7 +49,7 @@ class Seat:
   stuck one is left behind with its thread.
   """
 
-  def __init__(self, make: Callable[[], base.Env], timeout: float):
+  def __init__(self, make: Callable[[], base.Env], timeout: float) -> None:
     self._make = make
     self._timeout = timeout
     self._env: base.Env | None = None
@@ -113,7 +113,7 @@ class EnvironmentPool:
 
   def __init__(
     self, make: Callable[[], base.Env], *, threads: int, timeout: float = 0.0
-  ):
+  ) -> None:
     self._make = make
     self._timeout = timeout
     self._executor = (

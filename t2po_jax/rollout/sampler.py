@@ -142,7 +142,7 @@ class Sampler:
     live_tokens: int = 128,
     mesh: jax.sharding.Mesh | None = None,
     abstract: bool = False,
-  ):
+  ) -> None:
     """Allocates the slots.
 
     Args:

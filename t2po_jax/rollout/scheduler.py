@@ -43,7 +43,7 @@ class Scheduler:
       rewinds; decode steps; slot-steps run and used.
   """
 
-  def __init__(self, sampler: samplers.Sampler, *, exact: bool = False):
+  def __init__(self, sampler: samplers.Sampler, *, exact: bool = False) -> None:
     """Nothing is under way yet.
 
     Args:

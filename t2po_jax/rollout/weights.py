@@ -19,7 +19,7 @@ def decode_layout(params: types.Params, *, policy: decoder.Policy):
 class Weights:
   """Parameters by version; mostly there is one."""
 
-  def __init__(self, policy: decoder.Policy, mesh: jax.sharding.Mesh):
+  def __init__(self, policy: decoder.Policy, mesh: jax.sharding.Mesh) -> None:
     """Nothing is loaded yet; `mesh` is of the devices that sample."""
     self._policy, self._mesh = policy, mesh
     self._loaded: dict[int, types.Params | None] = {0: None}

@@ -46,7 +46,7 @@ class _Child:
     grown: its growth in MB since it was ready.
   """
 
-  def __init__(self, recipe: Callable[[], base.Benchmark]):
+  def __init__(self, recipe: Callable[[], base.Benchmark]) -> None:
     ours, theirs = multiprocessing.Pipe()
     self._folder = tempfile.mkdtemp(prefix="t2po-worker-")
     paths = [path or os.getcwd() for path in sys.path]
@@ -155,7 +155,7 @@ class _Worker(threading.Thread):
     number: int,
     timeout: float,
     memory: float,
-  ):
+  ) -> None:
     # A daemon: a hanging worker must not keep the trainer from exiting.
     super().__init__(name=f"environment worker {number}", daemon=True)
     self._recipe = recipe
@@ -269,7 +269,7 @@ class WorkerPool:
     workers: int,
     timeout: float = 0.0,
     memory: float = 0.0,
-  ):
+  ) -> None:
     """Starts the processes.
 
     Args:

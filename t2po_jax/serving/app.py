@@ -72,7 +72,7 @@ class Server:
     engine: engines.Engine,
     *,
     key: str = "",
-  ):
+  ) -> None:
     """Creates the server.
 
     Args:
@@ -373,7 +373,7 @@ class Server:
 class _Exchange:
   """Passes results from the engine's thread to the event loop."""
 
-  def __init__(self, engine: engines.Engine, model: str, *, chat: bool):
+  def __init__(self, engine: engines.Engine, model: str, *, chat: bool) -> None:
     self.chat = chat
     self._engine = engine
     self._model = model

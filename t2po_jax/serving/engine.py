@@ -79,7 +79,7 @@ class Engine:
     *,
     control: slots.Control,
     most_waiting: int = 1024,
-  ):
+  ) -> None:
     """Starts the thread.
 
     Args:

@@ -88,7 +88,7 @@ class Refused(ValueError):
 
   def __init__(
     self, status: int, message: str, *, param: str = "", code: str = ""
-  ):
+  ) -> None:
     super().__init__(message)
     self.status = status
     kind = "server_error" if status >= 500 else "invalid_request_error"

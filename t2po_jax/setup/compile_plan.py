@@ -213,7 +213,7 @@ class Plan:
     memory: the memory plan that a run would print.
   """
 
-  def __init__(self, config: settings.Config, where: Target):
+  def __init__(self, config: settings.Config, where: Target) -> None:
     """Describes all arrays, without compiling anything yet."""
     self.config, self.target = config, where
     shape = model_shape(config)

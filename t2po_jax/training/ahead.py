@@ -72,7 +72,7 @@ class Rollouts(Generic[T, P]):
     ahead: int,
     last: int,
     carry: int = 0,
-  ):
+  ) -> None:
     """Creates the schedule without starting any rollout.
 
     Args:

@@ -42,7 +42,7 @@ _VISIBLE_SECONDS = 60
 class _Keep(checkpoint_managers.PreservationPolicy):
   """Keeps the newest checkpoints and the best one."""
 
-  def __init__(self, newest: int, scores: dict[int, float]):
+  def __init__(self, newest: int, scores: dict[int, float]) -> None:
     self.newest = newest
     self.scores = scores
 
@@ -62,7 +62,7 @@ class Checkpoints:
     *,
     keep: int = 2,
     read_only: bool = False,
-  ):
+  ) -> None:
     """Opens or creates the directory; removes leftovers of a killed save.
 
     Args:

@@ -68,7 +68,7 @@ class CollapseError(RuntimeError):
 class Run:
   """One training run in one workdir."""
 
-  def __init__(self, config: settings.Config, workdir: pathlib.Path):
+  def __init__(self, config: settings.Config, workdir: pathlib.Path) -> None:
     """Builds everything up to the first update; see the module docstring.
 
     Raises:

@@ -17,7 +17,7 @@ FILE = "machine.json"
 class CompileCounter:
   """Counts programs that XLA builds; after the warm-up there are none."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.count = 0
     jax.monitoring.register_event_duration_secs_listener(self._listen)
 

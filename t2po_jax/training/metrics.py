@@ -139,7 +139,7 @@ class Timer:
   wait for its results before it ends.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._seconds: dict[str, float] = {}
 
   @contextlib.contextmanager
@@ -204,7 +204,7 @@ class Writer:
     wandb_project: str = "",
     mlflow_experiment: str = "",
     settings: Mapping[str, Any] | None = None,
-  ):
+  ) -> None:
     """Opens the sinks; drops what an earlier run wrote from resume_step on.
 
     Args:
@@ -339,7 +339,7 @@ class _Sink(Protocol):
 class _JsonLines:
   """The record of the run in its workdir."""
 
-  def __init__(self, path: pathlib.Path, resume_step: int):
+  def __init__(self, path: pathlib.Path, resume_step: int) -> None:
     self._path = path
     self._elapsed = _cut(path, resume_step)
     self._start = time.monotonic()
@@ -368,7 +368,7 @@ class _JsonLines:
 class _ConsoleLine:
   """One line per update with selected metrics."""
 
-  def __init__(self, names: Sequence[str]):
+  def __init__(self, names: Sequence[str]) -> None:
     self._names = tuple(names)
 
   def write(self, step: int, floats: Mapping[str, float]) -> None:
@@ -396,7 +396,7 @@ class _Nowhere:
 class _TensorBoard:
   """Event files; a resumed run hides steps that it will write again."""
 
-  def __init__(self, folder: pathlib.Path, resume_step: int):
+  def __init__(self, folder: pathlib.Path, resume_step: int) -> None:
     import tensorboardX
 
     # File names count seconds: a quick restart must not overwrite a file.
@@ -443,7 +443,7 @@ class _WeightsAndBiases:
     project: str,
     settings: Mapping[str, Any],
     resume_step: int,
-  ):
+  ) -> None:
     import wandb
 
     path = workdir / "wandb_run.txt"
@@ -489,7 +489,7 @@ class _MLflow:
     experiment: str,
     settings: Mapping[str, Any],
     resume_step: int,
-  ):
+  ) -> None:
     import mlflow
 
     path = workdir / "mlflow_run.txt"

@@ -33,7 +33,7 @@ class Players:
     config: settings.Config,
     learner: learners.Learner,
     actor: actors.Actor,
-  ):
+  ) -> None:
     """Has no policy yet.
 
     Args:

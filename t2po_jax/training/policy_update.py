@@ -43,7 +43,7 @@ class Improver:
     config: settings.Config,
     learner: learners.Learner,
     reference: types.Params | None,
-  ):
+  ) -> None:
     """Binds the parts.
 
     Args:

@@ -26,7 +26,7 @@ class Run:
     folder: where it is.
   """
 
-  def __init__(self, label: str, folder: pathlib.Path):
+  def __init__(self, label: str, folder: pathlib.Path) -> None:
     """Opens a folder.
 
     Raises:

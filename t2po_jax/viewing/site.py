@@ -38,7 +38,7 @@ def asset(name: str) -> str:
 class Site:
   """Answers the page's requests about some runs."""
 
-  def __init__(self, runs: Sequence[runs_lib.Run]):
+  def __init__(self, runs: Sequence[runs_lib.Run]) -> None:
     self.runs = list(runs)
 
   def answer(self, path: str, query: dict[str, str]) -> Any:
