@@ -55,7 +55,9 @@ class Template:
   """A prompt template.
 
   Attributes:
-    first: for the first turn. later: for all others. form: fills the fields.
+    first: the text of the first turn.
+    later: the text of all others.
+    form: how the fields are filled.
   """
 
   first: str

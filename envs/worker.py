@@ -30,7 +30,8 @@ class Answer(NamedTuple):
   """A worker's answer to one message.
 
   Attributes:
-    value: the method's return value. error: the exception raised instead.
+    value: the method's return value.
+    error: the exception raised instead.
     memory: resident memory of the process, in MB.
   """
 
@@ -79,7 +80,9 @@ def serve(connection: connection_lib.Connection) -> None:
     nonlocal benchmark
     benchmark = connection.recv()()
 
-  def call(number: int, method: str, argument: str):
+  def call(
+    number: int, method: str, argument: str
+  ) -> base.Observation | base.StepResult:
     if benchmark is None:
       raise RuntimeError("no benchmark was made")
     if number not in environments:

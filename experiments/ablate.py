@@ -70,11 +70,13 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.mark_flags_as_required(["config", "presets"], given)
 
 
-def _start(command: list[str], log: pathlib.Path, cores: set[int]):
+def _start(
+  command: list[str], log: pathlib.Path, cores: set[int]
+) -> subprocess.Popen[bytes]:
   """Starts one run on its cores, with its output in a file."""
   log.parent.mkdir(parents=True, exist_ok=True)
 
-  def pin():
+  def pin() -> None:
     os.sched_setaffinity(0, cores)
 
   with log.open("a") as output:
@@ -105,8 +107,10 @@ class Entry:
   """One run of the plan.
 
   Attributes:
-    preset: what is compared.
-    setting: its point in the grid. seed: of the run. folder: of the run.
+    preset: the preset that is compared.
+    setting: its point in the grid.
+    seed: seed of the run.
+    folder: folder of the run.
   """
 
   preset: str

@@ -16,7 +16,7 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -27,6 +27,9 @@ from t2po_jax.judging import policies
 from t2po_jax.serving import engine, protocol
 from t2po_jax.setup import build, validate
 from t2po_jax.training import export, metrics
+
+if TYPE_CHECKING:  # Of the extra `serve`.
+  from starlette import applications
 
 
 def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
@@ -57,8 +60,8 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_integer("slots", None, "Responses at the same time.", 1, **own)
 
 
-def make_server(given: flags.FlagValues):
-  """The application and the model's name.
+def make_server(given: flags.FlagValues) -> "applications.Starlette":
+  """Builds the application that the flags ask for.
 
   Raises:
     ValueError: if flags, configuration or weights are wrong.
@@ -95,7 +98,7 @@ def _assemble(
   given: flags.FlagValues,
   key: str,
   apps: Any,
-):
+) -> "applications.Starlette":
   """Loads the weights and builds the application."""
   benchmark = build.benchmark(config)
   agent = build.agent(config, benchmark)

@@ -167,10 +167,13 @@ class SeededTable(games.Table):
   def see(
     self, task: str, env: Any, shown: Any, actions: tuple[str, ...]
   ) -> base.Observation:
-    """Puts an observation into words. Args: task: the task in words.
-    env: the library's own environment.
-    shown: the library's observation.
-    actions: the actions listed as possible, unless `describe` lists them.
+    """Puts an observation into words.
+
+    Args:
+      task: the task in words.
+      env: the library's own environment.
+      shown: the library's observation.
+      actions: the admissible actions, unless `describe` lists them.
     """
     text: Any = shown
     if self.describe is not None:

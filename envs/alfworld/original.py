@@ -78,21 +78,21 @@ def memoize() -> None:
 
   def pddl2sas(
     domain: str, problem: str, verbose: bool = False, optimize: bool = False
-  ):
+  ) -> Any:
     del verbose
     return translate(domain, problem, False, optimize)
 
   fast_downward.pddl2sas = pddl2sas
   parse_text = functools.cache(textgen._parse_and_convert)
 
-  def parse_template(start: str, rule_name: str, trace: bool = False):
+  def parse_template(start: str, rule_name: str, trace: bool = False) -> Any:
     del trace
     # Symbols carry their context, so every user needs fresh ones.
     return copy.deepcopy(parse_text(start, rule_name=rule_name))
 
   textgen._parse_and_convert = parse_template
 
-  def copy_context(context: dict[str, Any]):
+  def copy_context(context: dict[str, Any]) -> dict[str, Any]:
     # The original copies every entity as well; nothing ever changes them.
     shared = dict(context)
     shared["variables"] = dict(context["variables"])

@@ -234,7 +234,9 @@ def _decode(text: str | bytes) -> str:
   return text.decode() if isinstance(text, bytes) else str(text)
 
 
-def find_file(folder: pathlib.Path, stem: str, suffixes: Sequence[str]):
+def find_file(
+  folder: pathlib.Path, stem: str, suffixes: Sequence[str]
+) -> pathlib.Path:
   """The one file of a folder with this stem.
 
   Raises:

@@ -8,7 +8,7 @@ the purchase scores 1. Deliberate difference from the original: the search runs
 in this process, without Java, and prices are drawn per product.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import functools
 import hashlib
 import os
@@ -183,7 +183,7 @@ def open_shop(
   name = hashlib.sha256(repr((identity, formats)).encode()).hexdigest()[:16]
   cache = cache / f"{items.stem}-{name}"
 
-  def read():
+  def read() -> Iterator[data.Product]:
     return data.read_products(
       items, instructions, people if people in sources else None, limit=limit
     )

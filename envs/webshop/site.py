@@ -320,7 +320,7 @@ def make_server(site: Site, port: int) -> server.HTTPServer:
   class Handler(server.BaseHTTPRequestHandler):
     """Shows the page; a form is executed and answered by the page again."""
 
-    def do_GET(self):
+    def do_GET(self) -> None:
       if self.path != "/":
         self.send_error(404)
         return
@@ -331,7 +331,7 @@ def make_server(site: Site, port: int) -> server.HTTPServer:
       self.end_headers()
       self.wfile.write(body)
 
-    def do_POST(self):
+    def do_POST(self) -> None:
       length = int(self.headers.get("Content-Length", 0))
       form = urllib.parse.parse_qs(self.rfile.read(length).decode())
       wrong = site.handle(
@@ -344,7 +344,7 @@ def make_server(site: Site, port: int) -> server.HTTPServer:
       self.send_header("Location", "/")
       self.end_headers()
 
-    def log_message(self, format: str, *args: Any):
+    def log_message(self, format: str, *args: Any) -> None:
       """Quiet: the page itself shows the history."""
 
   # One request at a time: the site has one visitor.

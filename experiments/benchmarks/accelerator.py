@@ -116,7 +116,7 @@ def random_params(
 ) -> dict[str, Any]:
   """Random parameters, leaf by leaf: no array is larger than it must be."""
 
-  def fill(number: int, path: Any, leaf: Any):
+  def fill(number: int, path: Any, leaf: Any) -> jax.Array:
     if path[-1].key not in ("kernel", "table"):
       return jnp.ones(leaf.shape, jnp.float32)
     noise = jax.random.normal(jax.random.key(number), leaf.shape, dtype)
@@ -197,7 +197,9 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
   positions = jnp.tile(jnp.arange(length) % 100, (rows, 1))
   segments = 1 + jnp.tile(jnp.arange(length) // 100, (rows, 1))
 
-  def measure(device: types.Device, dtype: Any, kind: str):
+  def measure(
+    device: types.Device, dtype: Any, kind: str
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     policy = decoder.Policy(PARITY, dtype=dtype, attention=kind)
 
     def score(
@@ -205,7 +207,7 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
       tokens: types.Array,
       positions: types.Array,
       segments: types.Array,
-    ):
+    ) -> tuple[types.Array, tuple[types.Array, types.Array]]:
       hidden = policy.hidden(params, tokens, positions, segments)
       logits = policy.logits(params, hidden)
       chosen = jax.nn.log_softmax(logits)[:, :-1]
@@ -333,7 +335,7 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
     asked = [request(row, words, tokens) for row in range(batch)]
     device.warm_up([draw.Sampling()], kinds=("decode",))
 
-    def run(device: samplers.Sampler = device, asked: Any = asked):
+    def run(device: samplers.Sampler = device, asked: Any = asked) -> float:
       device.assign(range(len(asked)), asked)
       device.fetch([])  # Waits.
       start, steps = time.perf_counter(), 0
@@ -431,7 +433,7 @@ def learn(
   packed = batching.pack(segments, lengths=[row], rows=rows)
   state = [trainer.init_state(random_params(shape, jnp.float32))]
 
-  def step():
+  def step() -> dict[str, types.Array]:
     state[0], metrics = trainer.update(state[0], packed.batches)
     return metrics
 
@@ -510,7 +512,7 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
   for batch in clock.each((2,) if tiny else (128, 32, 8)):
     words = torch.ones((batch, prompt), dtype=torch.long, device=device)
 
-    def generate(count: int, words: Any = words):
+    def generate(count: int, words: Any = words) -> float:
       start = time.perf_counter()
       with torch.no_grad():
         model.generate(
@@ -576,7 +578,7 @@ def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
     for batch in (128, 32, 8):
       prompts = [{"prompt_token_ids": [1] * 256} for _ in range(batch)]
 
-      def run(count: int, prompts: Any = prompts):
+      def run(count: int, prompts: Any = prompts) -> float:
         asked = vllm.SamplingParams(
           max_tokens=count, min_tokens=count, detokenize=False
         )

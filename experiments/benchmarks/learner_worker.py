@@ -100,7 +100,7 @@ class Ours:
       for name, workload in settings["workloads"].items()
     }
 
-  def build(self, remat: str, chunk: int | None, rows: int = 0):
+  def build(self, remat: str, chunk: int | None, rows: int = 0) -> Any:
     from t2po_jax.distributed import sharding
     from t2po_jax.learning import learner, objectives, optimizers
     from t2po_jax.learning.policy_losses import record
@@ -124,7 +124,7 @@ class Ours:
       chunk=chunk,
     )
 
-  def pack(self, workload: dict[str, Any]):
+  def pack(self, workload: dict[str, Any]) -> list[Any]:
     from t2po_jax.learning import batching
 
     segments = []
@@ -217,7 +217,7 @@ class Torch:
       for name, workload in settings["workloads"].items()
     }
 
-  def loss(self, batch: Any, count: Any):
+  def loss(self, batch: Any, count: Any) -> Any:
     torch = self.torch
     with torch.autocast(
       self.device, torch.bfloat16, enabled=self.settings["dtype"] == "bfloat16"
@@ -290,7 +290,7 @@ class Tunix:
       advantages: Any,
       old: Any,
       count: Any,
-    ):
+    ) -> Any:
       size = tokens.shape[1]
       allowed = jnp.tril(jnp.ones((size, size), bool)) & (there[:, None] > 0)
       positions = jnp.broadcast_to(jnp.arange(size), tokens.shape)

@@ -155,7 +155,7 @@ def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
   prompts = torch.from_numpy(work.prompts.astype(np.int64))
   stamps = []
 
-  def stamp(tokens: Any, scores: Any, **options: Any):
+  def stamp(tokens: Any, scores: Any, **options: Any) -> Any:
     del scores, options
     stamps.append(time.perf_counter())
     return torch.zeros(len(tokens), dtype=torch.bool)
@@ -186,19 +186,19 @@ def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
 class _Numbers:
   """A tokenizer whose text is a list of ids, as Tunix asks for one."""
 
-  def encode(self, text: str):
+  def encode(self, text: str) -> list[int]:
     return [int(word) for word in text.split()]
 
-  def decode(self, ids: Sequence[int]):
+  def decode(self, ids: Sequence[int]) -> str:
     return " ".join(map(str, ids))
 
-  def bos_id(self):
+  def bos_id(self) -> int:
     return 0  # Means none.
 
-  def eos_id(self):
+  def eos_id(self) -> int:
     return -1
 
-  def pad_id(self):
+  def pad_id(self) -> int:
     return 0
 
 
@@ -247,7 +247,7 @@ def tunix(work: Work) -> Callable[[], float]:
   seconds = []
   decode = generate._compiled_decode_fn
 
-  def timed(params: Any, state: Any):
+  def timed(params: Any, state: Any) -> Any:
     jax.block_until_ready(jax.tree.leaves(state))
     start = time.perf_counter()
     state = decode(params, state)

@@ -56,7 +56,9 @@ FULL_CATALOGUE = 1_181_436  # Products in items_shuffle.json.
 LEAST_PRODUCTS = 20_000  # From which on a search costs in proportion.
 
 
-def copy_catalogue(items: pathlib.Path, copies: int, folder: pathlib.Path):
+def copy_catalogue(
+  items: pathlib.Path, copies: int, folder: pathlib.Path
+) -> pathlib.Path:
   """Writes a catalogue that repeats another one under new ids.
 
   Returns:
@@ -110,7 +112,7 @@ class Clock:
     self._function = function
     self.calls, self.seconds = 0, 0.0
 
-  def __call__(self, *arguments: Any):
+  def __call__(self, *arguments: Any) -> Any:
     start = time.thread_time()
     answer = self._function(*arguments)
     self.seconds += time.thread_time() - start

@@ -249,7 +249,7 @@ def _fresh(batch: int, width: int) -> ThinkingState:
   """The state at the first token, with a window of `width` deltas."""
 
   # Every field has a buffer of its own, so that the state can be donated.
-  def full(value: float, dtype: Any):
+  def full(value: float, dtype: Any) -> jax.Array:
     return jnp.full((batch,), value, dtype)
 
   return ThinkingState(

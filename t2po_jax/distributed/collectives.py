@@ -93,7 +93,7 @@ def read(
   bodies = computations(text)
   times = collections.Counter()
 
-  def visit(name: str, factor: int):
+  def visit(name: str, factor: int) -> None:
     times[name] += factor
     for line in bodies[name]:
       inner = factor
@@ -136,7 +136,7 @@ def computations(text: str) -> dict[str, list[str]]:
 
 def _collective(
   line: str, match: re.Match[str], times: int, mesh: jax.sharding.Mesh
-):
+) -> Collective:
   arrays = [
     (kind, tuple(int(n) for n in sizes.split(",") if n))
     for kind, sizes in _ARRAY.findall(match["type"])
@@ -154,7 +154,7 @@ def _collective(
   )
 
 
-def _axes(line: str, mesh: jax.sharding.Mesh):
+def _axes(line: str, mesh: jax.sharding.Mesh) -> tuple[str, ...]:
   """The mesh axes along which the devices of a group differ."""
   group = _first_group(line, mesh.devices.size)
   shape = tuple(mesh.shape.values())
@@ -165,7 +165,7 @@ def _axes(line: str, mesh: jax.sharding.Mesh):
   )
 
 
-def _named_group(sizes: str, order: str | None, used: str):
+def _named_group(sizes: str, order: str | None, used: str) -> list[int]:
   """The first group of a mesh with named axes.
 
   Args:
@@ -183,14 +183,14 @@ def _named_group(sizes: str, order: str | None, used: str):
   return ids[place].ravel().tolist()
 
 
-def _ordered(shape: str, order: str | None):
+def _ordered(shape: str, order: str | None) -> np.ndarray:
   """All device ids, arranged by `[4,2]` or `[4,2]T(1,0)`."""
   sizes = [int(n) for n in shape.split(",")]
   ids = np.arange(math.prod(sizes)).reshape(sizes)
   return ids.transpose([int(n) for n in order.split(",")]) if order else ids
 
 
-def _first_group(line: str, devices: int):
+def _first_group(line: str, devices: int) -> list[int]:
   """The device ids of one group."""
   if pairs := re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", line):
     return [int(pairs.group(1)), int(pairs.group(2))]

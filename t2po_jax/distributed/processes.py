@@ -165,7 +165,7 @@ def _gather_aside(value: Any, number: int) -> list[Any]:
     )
   client.key_value_set_bytes(f"{place}/{index()}/size", str(len(data)).encode())
 
-  def read(name: str):
+  def read(name: str) -> bytes:
     return client.blocking_key_value_get_bytes(f"{place}/{name}", _PATIENCE_MS)
 
   found = []
@@ -243,7 +243,7 @@ def end(message: str) -> NoReturn:
   os._exit(1)
 
 
-def _client():
+def _client() -> Any:
   """The client of JAX's coordination service, as Orbax uses it."""
   client = distributed.global_state.client
   assert client is not None, "only several processes have a client"

@@ -185,7 +185,9 @@ def params_sharding(
     ValueError: if a name has no rule, or names and shape disagree in rank.
   """
 
-  def layout(array: Any, names: tuple[str | None, ...]):
+  def layout(
+    array: Any, names: tuple[str | None, ...]
+  ) -> jax.sharding.NamedSharding:
     # Spelled as compiled programs spell it; otherwise feeding a result back in
     # would count as a different layout and recompile.
     spec = list(partition_spec(mesh, names, array.shape))
@@ -235,7 +237,7 @@ def put(tree: Any, shardings: Any, *, alias: bool = True) -> Any:
     tree = jax.tree.map(_reachable, tree)
     return jax.device_put(tree, shardings, may_alias=None if alias else False)
 
-  def place(x: Any, sharding: jax.sharding.NamedSharding):
+  def place(x: Any, sharding: jax.sharding.NamedSharding) -> jax.Array:
     if _spans_processes(x):
       return _copy(sharding)(x)
     host = np.array(x, copy=None if alias else True)
@@ -274,7 +276,7 @@ def _whole(x: Any) -> Any:
 
 
 @functools.cache
-def _copy(sharding: jax.sharding.Sharding):
+def _copy(sharding: jax.sharding.Sharding) -> Callable[[Any], jax.Array]:
   """A compiled copy into a layout; it never aliases its input."""
   return jax.jit(jnp.copy, out_shardings=sharding)
 
@@ -301,12 +303,12 @@ def over_rows(
   axes = RULES["rows"]
   rows = jax.sharding.PartitionSpec(axes)
 
-  def local(shared: Any, *arrays: types.Array):
+  def local(shared: Any, *arrays: types.Array) -> Any:
     # Its derivative sums the gradients: here, and not further inside.
     shared = jax.lax.pcast(shared, axes, to="varying")
     return function(shared, *arrays)
 
-  def call(shared: Any, *arrays: types.Array):
+  def call(shared: Any, *arrays: types.Array) -> Any:
     whole = jax.sharding.PartitionSpec()
     return jax.shard_map(
       local,
@@ -369,8 +371,10 @@ def on_each_device(
     return function
   free = set(mesh.axis_names) - set(mesh.manual_axes)
 
-  def call(*arrays: types.Array):
-    def spec(names: Sequence[str | None], array: types.Array):
+  def call(*arrays: types.Array) -> Any:
+    def spec(
+      names: Sequence[str | None], array: types.Array
+    ) -> jax.sharding.PartitionSpec:
       whole = partition_spec(mesh, names, array.shape)
       entries = [(e,) if isinstance(e, str) else e for e in whole]
       return jax.sharding.PartitionSpec(
@@ -414,7 +418,7 @@ def lookup(table: types.Array, tokens: types.Array, dtype: Any) -> types.Array:
   if not any(spec) or tokens.shape[0] % row_shards(mesh):
     return table[tokens].astype(dtype)
 
-  def local(table: types.Array, tokens: types.Array):
+  def local(table: types.Array, tokens: types.Array) -> jax.Array:
     if spec[1]:
       tokens = jax.lax.all_gather(tokens, spec[1], axis=0, tiled=True)
     if spec[0]:

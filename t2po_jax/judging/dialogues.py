@@ -45,8 +45,8 @@ class Reply:
   Attributes:
     text: the whole response, the prefix included.
     finish: "stop" or "length".
-    usage: prompt and completion tokens as billed; None if not counted. state:
-      passed to the next call of this episode.
+    usage: prompt and completion tokens as billed; None if not counted.
+    state: passed to the next call of this episode.
     attempt: the measurements of the tokens, if there are any.
   """
 
@@ -245,7 +245,7 @@ class Table:
     observation: base.Observation,
     memory: Sequence[tuple[str, str]],
     dialogue: list[prompts.Message],
-  ):
+  ) -> tuple[list[prompts.Message], np.ndarray, bool]:
     """Messages of a turn, their token ids, and whether they were truncated."""
     rules, benchmark = self._rules, self._benchmark
     view = observation.view(

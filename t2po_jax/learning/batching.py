@@ -283,7 +283,7 @@ def pack_close(
     seed: draws the mini-batches.
   """
 
-  def packed(lengths: Sequence[int]):
+  def packed(lengths: Sequence[int]) -> Packed:
     return pack(
       segments,
       lengths=lengths,
@@ -353,7 +353,7 @@ def _segment(
   mask: TurnAdvantage,
   advantages: TurnAdvantage,
   logprobs: TurnAdvantage,
-):
+) -> Segment:
   """One turn; the last three arguments are one value or one per token."""
   if not len(prompt):
     raise ValueError(
@@ -391,7 +391,7 @@ def _attempt_segment(
 
 def _chain(
   turns: Iterable[tuple[int, types.Turn, TurnAdvantage]], max_length: int
-):
+) -> list[Segment]:
   """Segments of (number, turn, advantage); a growing dialogue becomes one."""
   chain = []
   for number, turn, value in turns:
@@ -407,7 +407,7 @@ def _chain(
 
 def _continues(
   before: Segment, after: Segment, prompt_length: int, max_length: int
-):
+) -> bool:
   """Whether a turn's prompt starts with the whole segment before it."""
   size = len(before.tokens)
   return (
@@ -417,7 +417,7 @@ def _continues(
   )
 
 
-def _extend(before: Segment, after: Segment):
+def _extend(before: Segment, after: Segment) -> Segment:
   """One segment out of a segment and the turn that continues it."""
   joined = {
     field.name: np.concatenate(
@@ -429,7 +429,7 @@ def _extend(before: Segment, after: Segment):
   return Segment(tokens=after.tokens, **joined)
 
 
-def _check(lengths: Sequence[int], rows: int, minibatches: int):
+def _check(lengths: Sequence[int], rows: int, minibatches: int) -> list[int]:
   """Returns the row lengths in ascending order; raises if one is invalid."""
   lengths = sorted(lengths)
   if not lengths or lengths[0] < 1:
@@ -448,7 +448,7 @@ def _check(lengths: Sequence[int], rows: int, minibatches: int):
 
 def _split(
   segments: Sequence[Segment], minibatches: int, rng: np.random.Generator
-):
+) -> list[list[Segment]]:
   """Distributes the segments over at most `minibatches` parts of equal size."""
   order = np.arange(len(segments))
   if minibatches > 1:
@@ -457,7 +457,7 @@ def _split(
   return [[segments[i] for i in part] for part in dealt if len(part)]
 
 
-def _response_room(segments: Sequence[Segment], length: int):
+def _response_room(segments: Sequence[Segment], length: int) -> int:
   """Response positions R of a row: a little above the average need."""
   tokens = sum(len(segment.tokens) for segment in segments)
   responses = sum(len(segment.index) for segment in segments)
@@ -467,7 +467,7 @@ def _response_room(segments: Sequence[Segment], length: int):
   return min(length, step * int(np.ceil(need / step)))
 
 
-def _first_fit(segments: Sequence[Segment], shape: _Shape):
+def _first_fit(segments: Sequence[Segment], shape: _Shape) -> _Rows:
   """Assigns segments, longest first, to the first row with room for them."""
   order = sorted(
     range(len(segments)), key=lambda i: (-len(segments[i].tokens), i)
@@ -484,7 +484,9 @@ def _first_fit(segments: Sequence[Segment], shape: _Shape):
   return [filled for filled in bins if filled]
 
 
-def _join_loose(bins: list[_Rows], rows: int, rng: np.random.Generator):
+def _join_loose(
+  bins: list[_Rows], rows: int, rng: np.random.Generator
+) -> list[_Rows]:
   """Merges rows from incomplete micro-batches into complete ones.
 
   Every part keeps its complete micro-batches (or everything, if it has less
@@ -507,7 +509,7 @@ def _join_loose(bins: list[_Rows], rows: int, rng: np.random.Generator):
 
 def _measure(
   segments: Sequence[Segment], bins: list[_Rows], shape: _Shape, rows: int
-):
+) -> dict[str, float]:
   """Statistics of a packing; `rows` at a time are computed or skipped."""
   used = sum(-(-len(filled) // rows) for filled in bins) * rows
   tokens = sum(len(segment.tokens) for segment in segments)
@@ -522,7 +524,7 @@ def _measure(
   }
 
 
-def _fill(bins: _Rows, shape: _Shape, height: int):
+def _fill(bins: _Rows, shape: _Shape, height: int) -> types.Batch:
   """Writes rows of segments into the arrays of a batch."""
   by_token = (height, shape.length)
   by_response = (height, shape.responses)

@@ -16,10 +16,15 @@ import optax
 from t2po_jax import types
 from t2po_jax.learning import losses, networks, objectives
 
-# How a batch is computed: `whole`, micro-batches with content are, empty rows
-# included; `rows`, the rows with content of a partly filled last one by
-# themselves; `one row`, there is no more than that.
+# How a batch is computed. `whole`: non-empty micro-batches, including their
+# empty rows. `rows`: the rows with content of a partly filled last micro-batch
+# one by one. `one row`: the batch has a single row with content.
 FILLS = ("whole", "rows", "one row")
+
+# Metrics of a micro-batch: what adds up to the mean, and maxima.
+_Sums = tuple[dict[str, types.Array], dict[str, types.Array]]
+# A gradient with its metrics.
+_Total = tuple[dict[str, types.Params], _Sums]
 
 
 def batch_gradient(
@@ -47,7 +52,7 @@ def batch_gradient(
   """
   one = _part_gradient(nets, objective, trained, base, batch)
 
-  def add(part: _Part, total: Any):
+  def add(part: _Part, total: Any) -> _Total:
     grads, (means, maxima) = one(part)
     return (
       jax.tree.map(jnp.add, total[0], grads),
@@ -74,13 +79,13 @@ class _Part(NamedTuple):
   number: types.Array | int
   row: types.Array | int | None = None
 
-  def take(self, x: types.Array):
+  def take(self, x: types.Array) -> types.Array:
     """[micro-batches, rows, ...] -> [rows, ...], or [1, ...]."""
     if self.row is None:
       return x[self.number]
     return jax.lax.dynamic_slice_in_dim(x[self.number], self.row, 1)
 
-  def put(self, x: jax.Array, values: types.Array):
+  def put(self, x: jax.Array, values: types.Array) -> jax.Array:
     """The other way round."""
     if self.row is None:
       return x.at[self.number].set(values)
@@ -149,7 +154,7 @@ def agreement(
   """
   one = _part_gradient(nets, objective, trained, base, batch)
 
-  def add(i: types.Array, total: Any):
+  def add(i: types.Array, total: Any) -> tuple[types.Params, jax.Array]:
     grads, _ = one(_Part(i))
     policy = grads["policy"]
     return (
@@ -175,18 +180,18 @@ def _part_gradient(
   trained: types.Params,
   base: types.Params,
   batch: types.Batch,
-):
+) -> Callable[[_Part], _Total]:
   """Returns a function: part of the batch -> its gradient and metrics."""
   weights = batch_weights(objective, batch)
 
   def loss(
     trained: types.Params, base: types.Params, part: types.Batch, weights: Any
-  ):
+  ) -> tuple[types.Array, _Sums]:
     return _part_loss(nets, objective, trained, base, part, *weights)
 
   differentiate = jax.grad(loss, has_aux=True)
 
-  def one(which: _Part):
+  def one(which: _Part) -> _Total:
     part, of_part = jax.tree.map(which.take, (batch, weights))
     return differentiate(trained, base, part, of_part)
 
@@ -202,7 +207,7 @@ def _part_loss(
   weights: types.Array,
   token_weights: types.Array,
   value_weights: types.Array,
-):
+) -> tuple[types.Array, _Sums]:
   """Loss of one micro-batch, in the form `grad` wants."""
   params = nets.complete(base, trained["policy"])
   critic = trained.get("critic")
@@ -234,11 +239,11 @@ def batch_weights(
     the critic.
   """
 
-  def flat(x: types.Array):
+  def flat(x: types.Array) -> jax.Array:
     # Rows first, so that they stay on their devices.
     return jnp.swapaxes(x, 0, 1).reshape(-1, x.shape[-1])
 
-  def back(x: types.Array):
+  def back(x: types.Array) -> jax.Array:
     parts = batch.mask.shape[0]
     return jnp.swapaxes(x.reshape(-1, parts, x.shape[-1]), 0, 1)
 
@@ -260,7 +265,7 @@ def map_parts(
 ) -> types.Array:
   """Applies `score` to every non-empty micro-batch; 0 for empty ones."""
 
-  def put(which: _Part, scores: jax.Array):
+  def put(which: _Part, scores: jax.Array) -> jax.Array:
     return which.put(scores, score(jax.tree.map(which.take, batch)))
 
   empty = jnp.zeros(batch.targets.shape, jnp.float32)

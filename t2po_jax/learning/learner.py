@@ -39,7 +39,7 @@ from t2po_jax.learning import (
 def micro_batches(batch: types.Batch, rows: int) -> types.Batch:
   """The shapes [B, ...] of a batch as [micro-batches, rows, ...]."""
 
-  def shape(x: Any):
+  def shape(x: Any) -> jax.ShapeDtypeStruct:
     parts = x.shape[0] // rows
     return jax.ShapeDtypeStruct((parts, rows, *x.shape[1:]), x.dtype)
 
@@ -132,7 +132,9 @@ class Learner:
     whole, by_row = sharding.replicated(self.mesh), self._batch_sharding
     base = self._base_sharding
 
-    def jit_fills(function: Callable[..., Any], **options: Any):
+    def jit_fills(
+      function: Callable[..., Any], **options: Any
+    ) -> dict[str, Any]:
       """One program for every way in which a batch may be filled."""
       return {
         fill: jax.jit(functools.partial(function, fill=fill), **options)
@@ -304,7 +306,7 @@ class Learner:
       placed = [self._place(batch) for batch in batches]
       fills = [self._fill(batch) for batch in batches]
 
-      def score(params: types.Params):
+      def score(params: types.Params) -> list[types.Array]:
         return [
           self._scores[fill](params, self._base, batch)
           for fill, batch in zip(fills, placed, strict=True)
@@ -394,14 +396,14 @@ class Learner:
 
   def _fresh_optimizers(
     self, params: types.Params, critic: types.Params | None
-  ):
+  ) -> dict[str, Any]:
     start = jax.jit(
       functools.partial(layout.init_optimizers, self._optimizers),
       out_shardings=self._state_sharding.opt_state,
     )
     return start(layout.join(params, critic))
 
-  def _place(self, batch: types.Batch):
+  def _place(self, batch: types.Batch) -> types.Batch:
     """[B, ...] on the host -> [micro-batches, rows, ...] on the devices."""
     height = batch.tokens.shape[0]
     if height % self.rows:
@@ -410,7 +412,7 @@ class Learner:
         f"{self.rows} rows"
       )
 
-    def cut(x: types.Array):
+    def cut(x: types.Array) -> types.Array:
       return x.reshape(-1, self.rows, *x.shape[1:])
 
     return sharding.put(jax.tree.map(cut, batch), self._batch_sharding)
@@ -433,7 +435,7 @@ class Learner:
     lr_scale: types.Array,
     *,
     fill: str,
-  ):
+  ) -> tuple[types.TrainState, dict[str, types.Array]]:
     """One step; see `update`."""
     self.traces["update"] += 1
     trained = layout.join(state.params, state.critic)
@@ -474,7 +476,7 @@ class Learner:
 
   def _batch_agreement(
     self, state: types.TrainState, base: types.Params, batch: types.Batch
-  ):
+  ) -> types.Array:
     """See `gradients.agreement`."""
     trained = layout.join(state.params, state.critic)
     return gradients.agreement(
@@ -488,12 +490,12 @@ class Learner:
     batch: types.Batch,
     *,
     fill: str,
-  ):
+  ) -> types.Array:
     """[micro-batches, rows, R] log-probs; 0 for empty micro-batches."""
     self.traces["logprobs"] += 1
     params = self._nets.complete(base, params)
 
-    def score(part: types.Batch):
+    def score(part: types.Batch) -> types.Array:
       hidden = self._nets.hidden(params, part)
       return self._nets.logprobs(
         params,
@@ -513,12 +515,12 @@ class Learner:
     batch: types.Batch,
     *,
     fill: str,
-  ):
+  ) -> types.Array:
     """[micro-batches, rows, R] values; 0 for empty micro-batches."""
     self.traces["values"] += 1
     params = self._nets.complete(base, params)
 
-    def score(part: types.Batch):
+    def score(part: types.Batch) -> types.Array:
       return self._nets.values(critic, self._nets.hidden(params, part), part)
 
     return gradients.map_parts(score, batch, fill=fill)
@@ -527,7 +529,7 @@ class Learner:
 def _merge_metrics(steps: list[dict[str, Any]]) -> dict[str, types.Array]:
   """Combines the metrics of several steps; see `Learner.update`."""
 
-  def merge(name: str):
+  def merge(name: str) -> jax.Array:
     values = jnp.stack([metrics[name] for metrics in steps])
     if name.startswith("mismatch_"):
       return values[0]

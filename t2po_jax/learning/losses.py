@@ -103,7 +103,7 @@ def turn_sum(values: types.Array, turn: types.Array) -> types.Array:
   begins = jnp.diff(turn, axis=1, prepend=turn[:, :1]) != 0
   segment = jnp.cumsum(begins, axis=1)
 
-  def per_row(row: types.Array, ids: types.Array):
+  def per_row(row: types.Array, ids: types.Array) -> jax.Array:
     total = jax.ops.segment_sum(row, ids, num_segments=row.shape[0])
     return total[ids]
 

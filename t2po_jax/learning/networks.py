@@ -117,7 +117,9 @@ class Networks:
   ) -> tuple[types.Array, types.Array]:
     """Log-probs and entropies [B, R] of one micro-batch."""
 
-    def score(head: types.Params, hidden: types.Array, targets: types.Array):
+    def score(
+      head: types.Params, hidden: types.Array, targets: types.Array
+    ) -> tuple[types.Array, types.Array]:
       return scoring.target_logprobs(
         self.policy.logits,
         head,
@@ -143,6 +145,6 @@ class Networks:
     return self.critic.values(critic, _at_responses(of_critic, batch))
 
 
-def _at_responses(hidden: types.Array, batch: types.Batch):
+def _at_responses(hidden: types.Array, batch: types.Batch) -> jax.Array:
   """[B, T, D] -> [B, R, D], the positions that predict response tokens."""
   return jnp.take_along_axis(hidden, batch.index[..., None], axis=1)

@@ -51,7 +51,7 @@ def target_logprobs(
     [B, R] float32 log-probs and [B, R] float32 entropies, nats.
   """
 
-  def scale(head: types.Params, hidden: types.Array):
+  def scale(head: types.Params, hidden: types.Array) -> types.Array:
     return project(head, hidden) / temperature
 
   score = functools.partial(_score, scale, chunk is None, entropy_gradient)
@@ -60,11 +60,11 @@ def target_logprobs(
   size = targets.shape[1]
   width = max(c for c in range(1, min(chunk, size) + 1) if size % c == 0)
 
-  def cut(x: types.Array):
+  def cut(x: types.Array) -> jax.Array:
     parts = x.reshape(x.shape[0], size // width, width, *x.shape[2:])
     return jnp.moveaxis(parts, 1, 0)
 
-  def join(x: types.Array):
+  def join(x: types.Array) -> jax.Array:
     return jnp.moveaxis(x, 0, 1).reshape(targets.shape)
 
   scores = jax.lax.map(
@@ -73,7 +73,7 @@ def target_logprobs(
   return jax.tree.map(join, scores)
 
 
-def _hits(logits: types.Array, targets: types.Array):
+def _hits(logits: types.Array, targets: types.Array) -> types.Array:
   """One-hot targets, by a comparison: that splits over devices."""
   return jnp.arange(logits.shape[-1]) == targets[..., None]
 
@@ -86,7 +86,7 @@ def _score(
   head: types.Params,
   hidden: types.Array,
   targets: types.Array,
-):
+) -> tuple[types.Array, types.Array]:
   """Log-probs and entropies; `keep` keeps the logits for the backward pass."""
   scores, _ = _score_forward(
     project, keep, entropy_gradient, head, hidden, targets
@@ -101,7 +101,7 @@ def _score_forward(
   head: types.Params,
   hidden: types.Array,
   targets: types.Array,
-):
+) -> tuple[tuple[types.Array, types.Array], tuple[Any, ...]]:
   del entropy_gradient
   logits = project(head, hidden)
   top, total, weighted = uncertainty.moments(logits)
@@ -118,7 +118,7 @@ def _score_backward(
   entropy_gradient: bool,
   saved: tuple[Any, ...],
   cotangents: tuple[types.Array, types.Array],
-):
+) -> tuple[Any, ...]:
   """dz_v = g (1[v = target] - p_v) - g_H p_v (log p_v + H)."""
   head, hidden, targets, normaliser, entropy, logits = saved
   again, pull = jax.vjp(project, head, hidden)

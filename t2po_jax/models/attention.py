@@ -181,7 +181,7 @@ def attend_cache(
     keys = keys[:, :, : live // size]
   values = values[:, :, :live]
 
-  def attend_to(queries: types.Array, slots: types.Array):
+  def attend_to(queries: types.Array, slots: types.Array) -> types.Array:
     offsets = jnp.arange(live)[None, None]
     allowed = offsets <= slots[:, :, None]
     if window:
@@ -194,7 +194,7 @@ def attend_cache(
   more = -length % _BLOCK
   blocks = (length + more) // _BLOCK
 
-  def cut(x: types.Array):
+  def cut(x: types.Array) -> jax.Array:
     x = jnp.pad(x, ((0, 0), (0, more), *[(0, 0)] * (x.ndim - 2)))
     return x.reshape(x.shape[0], blocks, _BLOCK, *x.shape[2:]).swapaxes(0, 1)
 
@@ -264,7 +264,7 @@ def _attend(
   values: types.Array,
   allowed: types.Array,
   softcap: float,
-):
+) -> tuple[jax.Array, jax.Array]:
   """`attend`, and the log-sum-exp of the scores, [B, M, N/M, T, 1]."""
   scores = _scores(queries, keys, allowed, softcap)
   largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -279,7 +279,7 @@ def _attend(
 
 def _scores(
   queries: types.Array, keys: types.Array, allowed: types.Array, softcap: float
-):
+) -> jax.Array:
   """Scaled products [B, M, N/M, T, S], `MASKED` where not allowed."""
   rows, length, heads, share, width = queries.shape
   left = _grouped(queries) * width**-0.5
@@ -300,12 +300,12 @@ def _scores(
   return jnp.where(allowed[:, None, None], scores, MASKED)
 
 
-def _grouped(x: types.Array):
+def _grouped(x: types.Array) -> types.Array:
   """[B, T, M, N/M, H] -> [B, M, N/M x T, H]."""
   return _stacked(x.transpose(0, 2, 3, 1, 4))
 
 
-def _stacked(x: types.Array):
+def _stacked(x: types.Array) -> types.Array:
   """[B, M, N/M, T, *] -> [B, M, N/M x T, *]."""
   return x.reshape(*x.shape[:2], -1, x.shape[-1])
 
@@ -372,7 +372,7 @@ def _rows_forward(
   values: types.Array,
   allowed: types.Array,
   softcap: float,
-):
+) -> tuple[types.Array, tuple[types.Array, ...]]:
   across, down = keys.transpose(0, 2, 3, 1), values.transpose(0, 2, 1, 3)
   across = across[:, :, None]  # One block.
   mixed, log_totals = [], []
@@ -392,7 +392,9 @@ def _rows_forward(
   return mixed, (queries, keys, values, allowed, mixed, log_totals)
 
 
-def _rows_backward(softcap: float, saved: tuple[Any, ...], slope: types.Array):
+def _rows_backward(
+  softcap: float, saved: tuple[Any, ...], slope: types.Array
+) -> tuple[types.Array, types.Array, types.Array, None]:
   """Starts with the last block, which involves all keys."""
   queries, keys, values, allowed, mixed, log_totals = saved
   across, down = keys.transpose(0, 2, 3, 1), keys.transpose(0, 2, 1, 3)
@@ -445,7 +447,7 @@ def _block_backward(
   level: types.Array,
   slope: types.Array,
   softcap: float,
-):
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Gradients by queries [B, T, M, N/M, H], keys and values [B, M, H, S].
 
   With w the softmax weights: ds = w (dw - sum w dw), times 1 - (s / cap)^2

@@ -25,6 +25,7 @@ _BLOCKS = (512, 256, LANES)
 _MASKED = -1e30
 
 _Ref = Any  # A kernel argument; Pallas has no public type for it.
+_Index = tuple[Any, ...]  # The indices of a block, static or traced.
 
 
 def supports(length: int, head_width: int) -> bool:
@@ -36,20 +37,20 @@ def _kernel(
   position: _Ref, queries: _Ref, new_key: _Ref, new_value: _Ref, keys: _Ref,
   values: _Ref, mixed: _Ref, keys_out: _Ref, values_out: _Ref, largest: _Ref,
   total: _Ref, summed: _Ref, *, block: int, heads: int,
-):  # fmt: skip
+) -> None:  # fmt: skip
   """Processes one block of one row; the refs are blocks in fast memory."""
   row, step = pl.program_id(0), pl.program_id(1)
   place = position[row]
   last = keys_out_block(place, block, pl.num_programs(1))
 
   @pl.when(step == 0)
-  def _():
+  def _() -> None:
     largest[...] = jnp.full_like(largest, _MASKED)
     total[...] = jnp.zeros_like(total)
     summed[...] = jnp.zeros_like(summed)
 
   @pl.when(step <= last)
-  def _():
+  def _() -> None:
     first = step * block
     precise = jax.lax.Precision.HIGHEST
     if keys.dtype == jnp.bfloat16:
@@ -72,7 +73,9 @@ def _kernel(
       value = jnp.where(down == place, new_value[0, head][:1], value)
 
       @pl.when(step == last)
-      def _(head: int = head, key: jax.Array = key, value: jax.Array = value):
+      def _(
+        head: int = head, key: jax.Array = key, value: jax.Array = value
+      ) -> None:
         keys_out[0, head] = key
         values_out[0, head] = value
 
@@ -98,37 +101,39 @@ def _kernel(
       summed[head] = summed[head] * fade[:, :1] + added
 
   @pl.when(step == last)
-  def _():
+  def _() -> None:
     for head in range(heads):
       mixed[0, head] = (summed[head] / total[head][:, :1]).astype(mixed.dtype)
 
 
-def keys_out_block(place: types.Array, block: int, blocks: types.Array | int):
+def keys_out_block(
+  place: types.Array, block: int, blocks: types.Array | int
+) -> jax.Array:
   """The block of a position; the last block for positions beyond the end."""
   return jnp.minimum(place // block, blocks - 1)
 
 
 def _grid(
   rows: int, heads: int, width: int, padded: int, block: int, blocks: int
-):
+) -> Any:
   """The grid: rows, and the blocks of each row."""
   from jax.experimental.pallas import tpu as pltpu  # Slow to import.
 
-  def whole(row: jax.Array, step: jax.Array, position: _Ref):
+  def whole(row: jax.Array, step: jax.Array, position: _Ref) -> _Index:
     return row, 0, 0, 0
 
-  def key_block(row: jax.Array, step: jax.Array, position: _Ref):
+  def key_block(row: jax.Array, step: jax.Array, position: _Ref) -> _Index:
     last = keys_out_block(position[row], block, blocks)
     return row, 0, 0, jnp.minimum(step, last)
 
-  def value_block(row: jax.Array, step: jax.Array, position: _Ref):
+  def value_block(row: jax.Array, step: jax.Array, position: _Ref) -> _Index:
     last = keys_out_block(position[row], block, blocks)
     return row, 0, jnp.minimum(step, last), 0
 
-  def key_written(row: jax.Array, step: jax.Array, position: _Ref):
+  def key_written(row: jax.Array, step: jax.Array, position: _Ref) -> _Index:
     return row, 0, 0, keys_out_block(position[row], block, blocks)
 
-  def value_written(row: jax.Array, step: jax.Array, position: _Ref):
+  def value_written(row: jax.Array, step: jax.Array, position: _Ref) -> _Index:
     return row, 0, keys_out_block(position[row], block, blocks), 0
 
   across, down = (1, heads, width, block), (1, heads, block, width)
@@ -192,7 +197,9 @@ def extend(
   scaled = (queries * width**-0.5).astype(keys.dtype)
   scaled = jnp.pad(scaled, ((0, 0), (0, 0), (0, padded - share), (0, 0)))
 
-  def several(x: types.Array):  # [B, M, H] -> [B, M, _ROWS, H], zeros below.
+  def several(
+    x: types.Array,
+  ) -> jax.Array:  # [B, M, H] -> [B, M, _ROWS, H], zeros below.
     x = x.astype(keys.dtype)[:, :, None]
     return jnp.pad(x, ((0, 0), (0, 0), (0, _ROWS - 1), (0, 0)))
 

@@ -181,20 +181,22 @@ class Policy:
     )
     return nnx.merge(_split_block(self.config, adapted)[0], layer)
 
-  def _embed(self, params: types.Params, tokens: types.Array):
+  def _embed(self, params: types.Params, tokens: types.Array) -> types.Array:
     return self._scaled(params["embed"]["table"][tokens].astype(self.dtype))
 
-  def _scaled(self, embedded: types.Array):
+  def _scaled(self, embedded: types.Array) -> types.Array:
     if not self.config.scaled_embeddings:
       return embedded
     return embedded * jnp.asarray(self.config.width**0.5, self.dtype)
 
-  def _final_norm(self, params: types.Params, x: types.Array, axis: int = -1):
+  def _final_norm(
+    self, params: types.Params, x: types.Array, axis: int = -1
+  ) -> types.Array:
     scale, eps = self._final_scale(params), self.config.norm_eps
     normed: Any = layer_math.rms_norm(x, scale, eps, axis)
     return normed
 
-  def _final_scale(self, params: types.Params):
+  def _final_scale(self, params: types.Params) -> types.Array:
     scale = params["norm"]["scale"]
     return 1.0 + scale if self.config.norm_offset else scale
 
@@ -205,7 +207,9 @@ class Policy:
     kind is only known inside the compiled loop.
     """
 
-    def run(x: types.Array, layer: types.Params, kind: Any, parts: Any):
+    def run(
+      x: types.Array, layer: types.Params, kind: Any, parts: Any
+    ) -> types.Array:
       if not isinstance(kind, int):
         parts, kind = [jax.tree.map(lambda part: part[kind], parts)], 0
       angles, context = parts[kind]
@@ -267,7 +271,7 @@ class Policy:
     looped = self.scan_layers and len(kinds) > 1
     run = self._layer_function(attends.mix, looped)
 
-    def step(x: types.Array, layer: types.Params, kind: Any = 0):
+    def step(x: types.Array, layer: types.Params, kind: Any = 0) -> types.Array:
       x = run(x, layer, kind, parts)
       return sharding.constrain(x, *_ACTIVATION)
 
@@ -328,7 +332,7 @@ class Policy:
 
     params = {**params, "layers": unstack_layers(params["layers"])}
 
-    def transpose(path: tuple[Any, ...], leaf: jax.Array):
+    def transpose(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
       return leaf.mT if path[-1].key == "kernel" else leaf
 
     return jax.tree.map_with_path(transpose, self.cast_matrices(params))
@@ -336,14 +340,16 @@ class Policy:
   def cast_matrices(self, params: types.Params) -> types.Params:
     """Casts parameters for the computation: matrices to `dtype`.
 
-    Norm scales and biases keep their dtype, as in `hidden`. Args: params: in
-    any layout.
+    Norm scales and biases keep their dtype, as in `hidden`.
+
+    Args:
+      params: in any layout.
 
     Returns:
       The same tree.
     """
 
-    def cast(path: tuple[Any, ...], leaf: types.Array):
+    def cast(path: tuple[Any, ...], leaf: types.Array) -> jax.Array:
       matrix = path[-1].key in ("kernel", "table")
       return jnp.asarray(leaf, self.dtype if matrix else None)
 
@@ -471,7 +477,7 @@ def logical_axes(params: types.Params) -> types.Params:
   """
   decoding = isinstance(params.get("layers"), list)
 
-  def names(path: tuple[Any, ...], leaf: Any):
+  def names(path: tuple[Any, ...], leaf: Any) -> tuple[str | None, ...]:
     keys = [str(part.key) for part in path if hasattr(part, "key")]
     module, name = keys[-2:]
     if name == "lora_a":

@@ -44,16 +44,20 @@ def matmul(x: types.Array, kernel: types.Array) -> types.Array:
   return jnp.dot(x, kernel)
 
 
-def _matmul_forward(x: types.Array, kernel: types.Array):
+def _matmul_forward(
+  x: types.Array, kernel: types.Array
+) -> tuple[jax.Array, tuple[types.Array, types.Array]]:
   return jnp.dot(x, kernel), (x, kernel)
 
 
-def _matmul_backward(saved: tuple[Any, ...], slope: types.Array):
+def _matmul_backward(
+  saved: tuple[Any, ...], slope: types.Array
+) -> tuple[jax.Array, jax.Array]:
   x, kernel = saved
   x, slope = jax.lax.optimization_barrier((x, slope))
   lead = tuple(range(x.ndim - 1))
 
-  def over_rows(left: types.Array, right: types.Array):
+  def over_rows(left: types.Array, right: types.Array) -> jax.Array:
     return jax.lax.dot_general(left, right, ((lead, lead), ((), ())))
 
   # The product transposes its left operand, so that should be the narrower.
@@ -82,11 +86,15 @@ def swiglu(gate: types.Array, up: types.Array) -> types.Array:
   return jax.nn.silu(gate.astype(jnp.float32)).astype(up.dtype) * up
 
 
-def _swiglu_forward(gate: types.Array, up: types.Array):
+def _swiglu_forward(
+  gate: types.Array, up: types.Array
+) -> tuple[types.Array, tuple[types.Array, types.Array]]:
   return swiglu(gate, up), (gate, up)
 
 
-def _swiglu_backward(saved: tuple[Any, ...], slope: types.Array):
+def _swiglu_backward(
+  saved: tuple[Any, ...], slope: types.Array
+) -> tuple[types.Array, types.Array]:
   """silu'(g) = s (1 + g (1 - s)), s the logistic function of g."""
   gate, up = saved
   wide = gate.astype(jnp.float32)
@@ -120,7 +128,7 @@ def rms_norm(
 
 def _rms_norm_forward(
   x: types.Array, scale: types.Array, eps: float, axis: int
-):
+) -> tuple[types.Array, tuple[types.Array, types.Array, types.Array]]:
   wide = x.astype(jnp.float32)
   mean = jnp.mean(jnp.square(wide), axis=axis, keepdims=True)
   inverse = jax.lax.rsqrt(mean + eps)
@@ -131,7 +139,7 @@ def _rms_norm_forward(
 
 def _rms_norm_backward(
   eps: float, axis: int, saved: tuple[Any, ...], slope: types.Array
-):
+) -> tuple[types.Array, types.Array]:
   """With r = 1 / rms and z = x dy: dscale = sum r z, and
   dx = r scale dy - x r^3 / D sum z scale.
   """

@@ -177,7 +177,9 @@ def _open_safetensors(directory: pathlib.Path) -> Tensors:
   }
 
 
-def _load_directory(directory: pathlib.Path, dtype: Any):
+def _load_directory(
+  directory: pathlib.Path, dtype: Any
+) -> tuple[ModelConfig, types.Params]:
   described = sources.read_json(directory / "config.json")
   try:
     config = families.read_config(described)
@@ -282,11 +284,13 @@ def _gguf_config(reader: gguf.GGUFReader, place: pathlib.Path) -> ModelConfig:
     ) from None
 
 
-def _load_gguf(path: pathlib.Path, dtype: Any):
+def _load_gguf(
+  path: pathlib.Path, dtype: Any
+) -> tuple[ModelConfig, types.Params]:
   reader = sources.read_gguf(path)
   config = _gguf_config(reader, path)
 
-  def read(tensor: Any):
+  def read(tensor: Any) -> np.ndarray:
     return gguf.dequantize(tensor.data, tensor.tensor_type)
 
   tensors = {

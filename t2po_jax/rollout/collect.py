@@ -47,8 +47,8 @@ class Rules:
     eta: turns whose score changes by less are resampled.
     resample_on: what triggers resampling; see `resampling.SIGNS`.
     epsilon: threshold of the thinking intervention.
-    sampling: sampling settings. context: how prompts are built; see
-      `next_prompt`.
+    sampling: sampling settings.
+    context: how prompts are built; see `next_prompt`.
     env_calls: decode calls after which an environment's answer is awaited; 0
       takes it as soon as it arrives.
   """

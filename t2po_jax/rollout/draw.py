@@ -144,7 +144,7 @@ def uniforms(keys: jax.Array, index: jax.Array) -> types.Array:
     [B] float32 in [0, 1).
   """
 
-  def one(key: jax.Array, position: jax.Array):
+  def one(key: jax.Array, position: jax.Array) -> jax.Array:
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     return jax.random.uniform(jax.random.fold_in(key, position))
 

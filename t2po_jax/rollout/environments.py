@@ -54,13 +54,15 @@ class Seat:
     self._timeout = timeout
     self._env: base.Env | None = None
 
-  def call(self, method: str, argument: str):
+  def call(
+    self, method: str, argument: str
+  ) -> base.Observation | base.StepResult:
     """Calls `reset` or `step` in the calling thread, within the time limit."""
     if self._env is None:
       self._env = self._make()
     env, answer = self._env, futures.Future()
 
-    def run():
+    def run() -> None:
       try:
         answer.set_result(getattr(env, method)(argument))
       # Passed on between threads; must not get lost.
@@ -92,7 +94,9 @@ class Seat:
 class _OnTheSpot(futures.Executor):
   """Runs a call synchronously on submission."""
 
-  def submit(self, function: Callable[..., Any], /, *args: Any):
+  def submit(
+    self, function: Callable[..., Any], /, *args: Any
+  ) -> futures.Future:
     future = futures.Future()
     try:
       future.set_result(function(*args))

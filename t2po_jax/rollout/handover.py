@@ -235,7 +235,9 @@ def _play_again(
   yield Handed(episode, answer)
 
 
-def _observation(answer: base.Observation | base.StepResult):
+def _observation(
+  answer: base.Observation | base.StepResult,
+) -> base.Observation:
   if isinstance(answer, base.StepResult):
     return answer.observation
   return answer

@@ -286,7 +286,9 @@ class Sampler:
       shards[shard].append((row, value))
     return shards
 
-  def _lines(self, height: int, shards: Sequence[Sequence[Any]]):
+  def _lines(
+    self, height: int, shards: Sequence[Sequence[Any]]
+  ) -> Iterator[tuple[int, Any]]:
     """Yields (index, value) for arrays with equally many rows per shard."""
     for shard, values in enumerate(shards):
       yield from enumerate(values, start=shard * height)
@@ -325,8 +327,8 @@ class Sampler:
     """Compiles every program that sampling may need; changes no slot.
 
     Args:
-      samplings: the sampling settings that will be used. progress: called with
-        the programs compiled so far and their number.
+      samplings: the sampling settings that will be used.
+      progress: called with the programs compiled so far and their number.
       kinds: of programs; empty for all.
       mixed: whether versions of the parameters will share the slots.
 
@@ -334,7 +336,7 @@ class Sampler:
       The number of programs.
     """
 
-    def chosen():
+    def chosen() -> Iterator[Program]:
       jobs = self.programs(samplings)
       return (job for job in jobs if not kinds or job.kind in kinds)
 
@@ -419,12 +421,9 @@ class Sampler:
       target, source = self._padding(height, ())
       for at, (row, slot) in self._lines(height, shards):
         source[at], target[at] = slot % self._own, row
-      self._fork(source, target)
-
-  def _fork(self, source: np.ndarray, target: np.ndarray) -> None:
-    self._state = slot_state.fork(
-      None, self._state, source, target, mesh=self._mesh
-    )
+      self._state = slot_state.fork(
+        None, self._state, source, target, mesh=self._mesh
+      )
 
   def assign(self, rows: Sequence[int], requests: Sequence[Request]) -> None:
     """Begins (or, after a rewind, restarts) a response in each slot."""

@@ -113,7 +113,7 @@ class Slots(flax.struct.PyTreeNode):
 
 
 @functools.partial(jax.jit, static_argnames=("control",))
-def turn_scores(slots: Slots, control: Control):
+def turn_scores(slots: Slots, control: Control) -> types.Array:
   """Phi of every slot's response so far, [B] float32."""
   signal = slots.record[..., RECORD.index("uncertainty")]
   forced = slots.record[..., RECORD.index("forced")] > 0
@@ -151,14 +151,14 @@ def _over_slots(
     mesh as one more setting and donates the slots.
   """
 
-  def decorate(function: Callable[..., Any]):
+  def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
     def change(
       shared: Any,
       slots: Slots,
       *arrays: types.Array,
       mesh: jax.sharding.Mesh,
       **settings: Any,
-    ):
+    ) -> Any:
       local = sharding.over_rows(functools.partial(function, **settings), mesh)
       # The surrounding mesh determines the kernels and their partitioning.
       with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -189,7 +189,7 @@ def prefill(
   *,
   policy: decoder.Policy,
   live: int,
-):
+) -> Slots:
   """Computes keys and values of prompt parts.
 
   Args:
@@ -218,7 +218,9 @@ def prefill(
 
 
 @_over_slots()
-def fork(_: None, slots: Slots, source: types.Array, target: types.Array):
+def fork(
+  _: None, slots: Slots, source: types.Array, target: types.Array
+) -> Slots:
   """Copies cache rows [P] -> [P]; a target past the end is dropped."""
   cache = jax.tree.map(
     lambda whole: whole.at[target].set(whole[source], mode="drop"), slots.cache
@@ -236,7 +238,7 @@ def assign(
   signal: types.Array,
   *,
   control: Control,
-):
+) -> Slots:
   """Begins a response in each of the rows.
 
   Args:
@@ -253,7 +255,7 @@ def assign(
   """
   count = rows.shape[0]
 
-  def put(whole: jax.Array, new: types.Array | float):
+  def put(whole: jax.Array, new: types.Array | float) -> jax.Array:
     return whole.at[rows].set(new, mode="drop")
 
   fresh = thinking.init(count, control.intervention)
@@ -271,7 +273,7 @@ def assign(
 
 
 @_over_slots()
-def stop(_: None, slots: Slots, rows: types.Array):
+def stop(_: None, slots: Slots, rows: types.Array) -> Slots:
   """Ends the responses of some rows [P]; a number past the end is dropped."""
   stopped = FINISH.index("stop")
   finish = slots.finish.at[rows].set(stopped, mode="drop")
@@ -279,7 +281,7 @@ def stop(_: None, slots: Slots, rows: types.Array):
 
 
 @_over_slots()
-def hold(_: None, slots: Slots, held: types.Array):
+def hold(_: None, slots: Slots, held: types.Array) -> Slots:
   """Lets running slots rest where `held` [B] is set, and all others go on."""
   finish = jnp.where(slots.finish == _HELD, 0, slots.finish)
   return slots.replace(finish=jnp.where(held, _HELD, finish))
@@ -287,7 +289,7 @@ def hold(_: None, slots: Slots, held: types.Array):
 
 def _watch(
   slots: Slots, logits: types.Array, running: types.Array, control: Control
-):
+) -> tuple[uncertainty.Measures, types.Array, types.Array]:
   """Measures of the logits [B, V], the signal's new state, and M [B]."""
   if control.signal == "none":
     zero = jnp.zeros(logits.shape[0])
@@ -316,7 +318,7 @@ def _choose(
   tables: Tables,
   control: Control,
   sampling: draw.Sampling,
-):
+) -> tuple[types.Array, types.Array, thinking.ThinkingState, list[types.Array]]:
   """Draws or forces a token of every row, and measures it.
 
   Args:
@@ -375,7 +377,7 @@ def _step(
   control: Control,
   sampling: draw.Sampling,
   live: int,
-):
+) -> Slots:
   """Decodes one token in every running slot; the others stay as they are."""
   running = slots.finish == 0
   hidden, cache = policy.extend(
@@ -411,7 +413,7 @@ def _step(
   rows = jnp.arange(token.shape[0])
   column = jnp.where(running, slots.count, slots.tokens.shape[1])
 
-  def keep(new: types.Array, old: types.Array):
+  def keep(new: types.Array, old: types.Array) -> jax.Array:
     return jnp.where(running, new, old)
 
   return slots.replace(
@@ -437,7 +439,7 @@ def decode(
   control: Control,
   sampling: draw.Sampling,
   live: int,
-):
+) -> tuple[Slots, types.Array]:
   """Decodes a chunk; returns early once enough slots have finished.
 
   Args:
@@ -455,7 +457,7 @@ def decode(
   """
   params, tables, knobs, epsilon = shared
 
-  def running(slots: Slots):
+  def running(slots: Slots) -> types.Array:
     # Over all shards: their loops must have the same number of iterations,
     # because collectives inside may involve every device.
     return sharding.sum_over_rows(slots.finish == 0)
@@ -463,11 +465,11 @@ def decode(
   before = running(slots)
   enough = jnp.minimum(knobs[1], before)
 
-  def more(carry: Any):
+  def more(carry: Any) -> types.Array:
     done, slots = carry
     return (done < knobs[0]) & (before - running(slots) < enough)
 
-  def body(carry: Any):
+  def body(carry: Any) -> tuple[types.Array, Slots]:
     done, slots = carry
     slots = _step(
       params,

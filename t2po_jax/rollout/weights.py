@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 import functools
+from typing import Any
 
 import jax
 
@@ -11,7 +12,9 @@ from t2po_jax.models import decoder
 
 
 @functools.partial(jax.jit, static_argnames=("policy",))
-def decode_layout(params: types.Params, *, policy: decoder.Policy):
+def decode_layout(
+  params: types.Params, *, policy: decoder.Policy
+) -> types.Params:
   """Parameters in the decoding layout, where they are."""
   return policy.decode_params(params)
 
@@ -74,6 +77,6 @@ class Weights:
       (version,) = self._loaded
     return self._loaded[version]
 
-  def _layout(self, params: types.Params):
+  def _layout(self, params: types.Params) -> Any:
     axes = decoder.logical_axes(params)
     return sharding.params_sharding(self._mesh, params, axes)

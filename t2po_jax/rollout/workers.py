@@ -78,7 +78,9 @@ class _Child:
       ) from answer.error
     self._size = answer.memory
 
-  def call(self, message: tuple[int, str, str], timeout: float):
+  def call(
+    self, message: tuple[int, str, str], timeout: float
+  ) -> base.Observation | base.StepResult:
     """Returns or raises what a method of an environment does."""
     answer = self._ask(message, timeout, message[1])
     self.grown = answer.memory - self._size
@@ -218,7 +220,9 @@ class _Worker(threading.Thread):
         raise
     return self._child
 
-  def _call(self, seat: Seat, method: str, argument: str):
+  def _call(
+    self, seat: Seat, method: str, argument: str
+  ) -> base.Observation | base.StepResult:
     if method == "reset":
       seat.calls, seat.answers = [], []
       self._replace_if_grown()

@@ -92,7 +92,7 @@ class Server:
     route = routing.Route
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: applications.Starlette):
+    async def lifespan(app: applications.Starlette) -> AsyncIterator[None]:
       del app
       yield
       await asyncio.to_thread(self._engine.close)
@@ -115,7 +115,7 @@ class Server:
 
   def _answer(
     self, handler: Callable[[requests.Request], Awaitable[responses.Response]]
-  ):
+  ) -> Callable[[requests.Request], Awaitable[responses.Response]]:
     """Wraps a handler: checks the key and turns errors into responses."""
 
     async def endpoint(request: requests.Request) -> responses.Response:
@@ -382,7 +382,9 @@ class _Exchange:
     self._loop = asyncio.get_running_loop()
     self._queue: asyncio.Queue = asyncio.Queue()
 
-  def listeners(self, index: int):
+  def listeners(
+    self, index: int
+  ) -> tuple[Callable[[Any], None], Callable[[Any], None]]:
     """The engine's callbacks for one choice."""
 
     def put(*event: Any) -> None:
@@ -396,7 +398,7 @@ class _Exchange:
       lambda found: put(index, found, True),
     )
 
-  async def next(self):
+  async def next(self) -> tuple[int, Any, bool]:
     """(choice, completion or None, whether it has ended)."""
     return await self._queue.get()
 

@@ -80,7 +80,7 @@ def keep_programs(config: settings.Config) -> None:
 def fingerprint(*parts: Any) -> str:
   """A short hash of settings."""
 
-  def plain(part: Any):
+  def plain(part: Any) -> Any:
     return settings.to_dict(part) if dataclasses.is_dataclass(part) else part
 
   text = json.dumps([plain(part) for part in parts], sort_keys=True)
@@ -388,7 +388,7 @@ def calibrators(config: settings.Config) -> Mapping[str, thresholds.Quantile]:
   """The thresholds by name: `epsilon` and `eta`."""
   schedule = config.control.calibration
 
-  def quantile(setting: str, key: str):
+  def quantile(setting: str, key: str) -> thresholds.Quantile:
     return thresholds.Quantile(
       setting,
       key=key,

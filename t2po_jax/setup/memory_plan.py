@@ -9,7 +9,7 @@ fit ends with one line. On CPUs the limit is the host's memory, shared by its
 devices.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 import dataclasses
 import math
 import os
@@ -299,8 +299,10 @@ def _kept_bytes(
     trained = jax.eval_shape(adapters.init)
   tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
 
-  def pull_back(trained: types.Params, base: types.Params, tokens: types.Array):
-    def hidden(trained: types.Params):
+  def pull_back(
+    trained: types.Params, base: types.Params, tokens: types.Array
+  ) -> Callable[[types.Array], Any]:
+    def hidden(trained: types.Params) -> types.Array:
       params = trained
       if adapters is not None:
         params = adapters.attach(base, trained)
@@ -356,7 +358,7 @@ def batch_shape(config: settings.Config, rows: int) -> types.Batch:
   """Shapes of two micro-batches in which every position is a response."""
   height, length = 2 * rows, config.train.row_tokens
 
-  def shape(dtype: Any):
+  def shape(dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct((height, length), dtype)
 
   whole, real = shape(jnp.int32), shape(jnp.float32)

@@ -46,7 +46,9 @@ class _Keep(checkpoint_managers.PreservationPolicy):
     self.newest = newest
     self.scores = scores
 
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any):
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: Any
+  ) -> Sequence[bool]:
     del context
     steps = [info.step for info in checkpoints]
     best = _best({step: self.scores.get(step) for step in steps})
@@ -245,7 +247,7 @@ class Checkpoints:
     """Waits for pending operations and releases the directory."""
     self._manager.close()
 
-  def _check_shared(self):
+  def _check_shared(self) -> None:
     """Raises an error unless all processes see the same directory."""
     if processes.count() == 1:
       return
@@ -263,7 +265,7 @@ class Checkpoints:
         "that all processes share"
       )
 
-  def _choose(self, step: int | None):
+  def _choose(self, step: int | None) -> int:
     """Checks the step to restore; None means the newest."""
     chosen = self.latest() if step is None else step
     if chosen is None:
@@ -275,7 +277,7 @@ class Checkpoints:
       )
     return chosen
 
-  def _read_loop(self, step: int):
+  def _read_loop(self, step: int) -> dict[str, Any] | None:
     """The loop record of a step, None if it cannot be read."""
     try:
       args = ocp.args.Composite(loop=ocp.args.JsonRestore())
@@ -283,7 +285,7 @@ class Checkpoints:
     except Exception:  # The storage layer raises many kinds.
       return None
 
-  def _read_arrays(self, step: int, name: str, like: Any):
+  def _read_arrays(self, step: int, name: str, like: Any) -> Any:
     """Reads one item of a checkpoint, after checking its shapes."""
     place = self.directory / str(step)
     try:
@@ -308,7 +310,7 @@ class Checkpoints:
     except Exception as error:
       raise self._damaged(step, error) from error
 
-  def _damaged(self, step: int, error: Exception):
+  def _damaged(self, step: int, error: Exception) -> ValueError:
     """The error for a damaged checkpoint."""
     older = max((s for s in self._scores if s < step), default=None)
     return ValueError(
@@ -317,7 +319,7 @@ class Checkpoints:
       f"{'the start' if older is None else f'checkpoint {older}'}"
     )
 
-  def _forget(self):
+  def _forget(self) -> None:
     """Drops the scores of deleted checkpoints."""
     kept = set(self._manager.all_steps())
     for step in list(self._scores):
@@ -334,7 +336,7 @@ def _appears(file: epath.Path, text: str) -> bool:
   return False
 
 
-def _handlers():
+def _handlers() -> ocp.handlers.CheckpointHandlerRegistry:
   """The storage handler of each item."""
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   for name in (*ARRAY_ITEMS, VERSIONS):
@@ -347,7 +349,7 @@ def _handlers():
   return registry
 
 
-def _split(state: types.TrainState):
+def _split(state: types.TrainState) -> tuple[types.Params, dict[str, Any]]:
   """The array items of a state, in the order of `ARRAY_ITEMS`."""
   rest = {"step": state.step, "opt_state": state.opt_state}
   if state.critic is not None:
@@ -379,7 +381,7 @@ def _silenced() -> Iterator[None]:
     logging.set_verbosity(before)
 
 
-def _shapes(tree: Any, name: str):
+def _shapes(tree: Any, name: str) -> dict[str, str]:
   """Path -> shape and dtype as text, for every array of a tree."""
   return {
     f"{name}/{jax.tree_util.keystr(path, simple=True, separator='/')}": (

@@ -110,7 +110,7 @@ def _store_for_all(
 ) -> None:
   """Stores a stage in every cache that lacks it."""
 
-  def store_if_missing():
+  def store_if_missing() -> None:
     if not _is_done(place):
       store(place, agent, report)
 

@@ -541,7 +541,7 @@ def train(
     The last evaluation.
 
   Raises:
-    ValueError: if the configuration is invalid. CollapseError: if the collapse
-      guard stopped the run.
+    ValueError: if the configuration is invalid.
+    CollapseError: if the collapse guard stopped the run.
   """
   return Run(config, pathlib.Path(workdir).absolute()).train(report)

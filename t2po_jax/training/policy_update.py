@@ -140,7 +140,7 @@ class Improver:
     batches: Sequence[types.Batch],
     turns: Sequence[types.Turn],
     data: episodes.Episodes,
-  ):
+  ) -> tuple[list[types.Batch], episodes.Episodes, dict[str, float]]:
     """Subtracts beta KL(policy || reference) from the reward of every turn."""
     batches, sums = self._kl_sums(
       batches, turns, self._reference, kind=self._config.reward.kl
@@ -162,7 +162,7 @@ class Improver:
     batches: Sequence[types.Batch],
     turns: Sequence[types.Turn],
     data: episodes.Episodes,
-  ):
+  ) -> tuple[episodes.Episodes, dict[str, float]]:
     """Charges a cautious run for its KL to the good policy."""
     _, sums = self._kl_sums(batches, turns, self.good, kind="k1")
     mean = sum(sums) / max(sum(_sampled_tokens(batches, len(turns))), 1.0)
@@ -176,7 +176,7 @@ class Improver:
     reference: types.Params,
     *,
     kind: str,
-  ):
+  ) -> tuple[list[types.Batch], list[float]]:
     """Adds a policy's log-probs to the batches; also the KL to it per turn."""
     batches = [
       batch.replace(
@@ -222,7 +222,9 @@ def _sampled_tokens(batches: Sequence[types.Batch], turns: int) -> list[float]:
   return [float(np.sum(mask)) for mask in by_turn]
 
 
-def _charged(data: episodes.Episodes, sums: Sequence[float], beta: float):
+def _charged(
+  data: episodes.Episodes, sums: Sequence[float], beta: float
+) -> episodes.Episodes:
   """Subtracts beta times a sum per turn from the episodes' rewards."""
   rewards, start = [], 0
   for reward in data.rewards:
@@ -242,7 +244,9 @@ def turn_advantages(estimate: episodes.Advantages) -> list[list[float]]:
   ]
 
 
-def _by_trajectory(values: Sequence[Any], data: episodes.Episodes):
+def _by_trajectory(
+  values: Sequence[Any], data: episodes.Episodes
+) -> tuple[tuple[Any, ...], ...]:
   """Groups values per turn of the rollout by trajectory."""
   nested, start = [], 0
   for reward in data.rewards:
