@@ -247,7 +247,7 @@ def pack(
 
 
 def row_lengths(longest: int) -> tuple[int, ...]:
-  """Lengths that rows may have instead: eighths, from the half upwards.
+  """Lengths that rows may have instead: sixteenths, from a quarter upwards.
 
   Args:
     longest: tokens, a multiple of 16.
@@ -256,8 +256,8 @@ def row_lengths(longest: int) -> tuple[int, ...]:
     Multiples of 16, ascending; the last is `longest`.
   """
   step = RESPONSE_STEPS
-  eighths = (-(-longest * part // 8 // step) * step for part in range(4, 9))
-  return tuple(dict.fromkeys(eighths))
+  parts = (-(-longest * part // 16 // step) * step for part in range(4, 17))
+  return tuple(dict.fromkeys(parts))
 
 
 def pack_close(

@@ -259,6 +259,23 @@ def device_sampler(
   )
 
 
+def abstract_sampler(
+  config: settings.Config, policy: decoder.Policy, where: jax.sharding.Mesh
+) -> sampler.Sampler:
+  """The sampler of a run for describing its programs: allocates nothing.
+
+  Its vocabulary is made up, with tags as long as real ones.
+  """
+  size = policy.config.vocab_size
+  vocabulary = sampler.Vocabulary(
+    token_bytes=[bytes([number % 256]) for number in range(size)],
+    eos=(0,),
+    closing=(1, 2, 3),
+    stops=("</action>",),
+  )
+  return device_sampler(config, policy, vocabulary, where, abstract=True)
+
+
 def sampling_mesh(
   config: settings.Config, devices: Sequence[types.Device] | None = None
 ) -> jax.sharding.Mesh:

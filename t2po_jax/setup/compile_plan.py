@@ -28,7 +28,7 @@ from t2po_jax.models import agent as agents
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder, families
 from t2po_jax.models import tokenizer as tokenizer_lib
-from t2po_jax.rollout import sampler, weights
+from t2po_jax.rollout import weights
 from t2po_jax.setup import build, memory_plan, roofline
 
 # Stand-ins for the metadata that libtpu asks a TPU host for.
@@ -229,13 +229,7 @@ class Plan:
     self._mesh = build.mesh(config, where.devices)
     self.learner = build.policy_learner(config, agent, self._mesh)
     self._sampling = build.sampling_mesh(config, where.local)
-    self._sampler = build.device_sampler(
-      config,
-      self.policy,
-      _made_up(shape.vocab_size),
-      self._sampling,
-      abstract=True,
-    )
+    self._sampler = build.abstract_sampler(config, self.policy, self._sampling)
     self.memory = memory_plan.plan(
       config,
       self.policy,
@@ -279,24 +273,23 @@ class Plan:
       yield self._compile(job)
 
   def measured(self, programs: Collection[Program]) -> memory_plan.Plan:
-    """The memory plan as printed by a run close to its limit.
+    """The memory plan as a run on these devices prints it.
 
     Args:
       programs: those compiled so far.
 
     Returns:
-      The plan, with the compiler's figure for the update if that is among them.
+      The plan, with the compiler's figures for the kinds among them.
     """
-    update = [one for one in programs if one.name.startswith("update")]
-    if not update:
-      return self.memory
-    parts = {
-      name: size
-      for name, size in self.memory.parts.items()
-      if name not in memory_plan.UPDATE
-    }
-    parts["update (XLA)"] = update[-1].temporaries
-    return dataclasses.replace(self.memory, parts=parts)
+    temporaries = {}
+    for one in programs:  # The last of a kind is the largest.
+      temporaries[one.name.split()[0]] = one.temporaries
+    sampling = None
+    if {"prefill", "decode"} <= set(temporaries):
+      sampling = max(temporaries["prefill"], temporaries["decode"])
+    return self.memory.compiled(
+      update=temporaries.get("update"), sampling=sampling
+    )
 
   def lasting(self, *, rollout: bool = False) -> int:
     """Bytes that a device holds for the whole run.
@@ -473,16 +466,6 @@ class Plan:
     for path, size in sorted(sizes, key=lambda pair: pair[1]):
       kinds[re.sub(r"\d+", "*", path)] = (path, size)
     return sorted(kinds.values(), key=lambda pair: -pair[1])[:count]
-
-
-def _made_up(size: int) -> sampler.Vocabulary:
-  """A made-up vocabulary of some size, with tags as long as real ones."""
-  return sampler.Vocabulary(
-    token_bytes=[bytes([number % 256]) for number in range(size)],
-    eos=(0,),
-    closing=(1, 2, 3),
-    stops=("</action>",),
-  )
 
 
 def table(programs: list[Program], where: Target) -> str:

@@ -1,12 +1,12 @@
 """The memory that a run needs on every device, computed before it starts.
 
 Arrays that live as long as the run are counted exactly, from their shapes and
-layouts. The temporaries of an update are first estimated: the residuals that
-the forward pass keeps for the backward pass, which JAX reports without
-computing anything, and the gradients. Only if the sum comes close to the limit
-is the update compiled in advance and XLA's own figure used; a run that cannot
-fit ends with one line. On CPUs the limit is the host's memory, shared by its
-devices.
+layouts. Temporaries are first estimated: those of an update from the residuals
+that the forward pass keeps for the backward pass, which JAX reports without
+computing anything, and the gradients. On accelerators, and on CPUs if the sum
+comes close to the limit, the largest programs are compiled in advance and the
+compiler's own figures used; a run that cannot fit ends with one line. On CPUs
+the limit is the host's memory, shared by its devices.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -27,12 +27,12 @@ from t2po_jax.learning import networks
 from t2po_jax.models import attention, decoder
 from t2po_jax.setup import build
 
-# Above this fraction of the limit, XLA's figure replaces the estimate.
+# On CPUs XLA's figures replace the estimates above this fraction of the limit.
 NEAR = 0.5
 GB = 1e9
 
-# Permanent and temporary parts; update and sampling alternate, unless rollouts
-# run ahead.
+# Permanent and temporary parts. An update, loading its weights and sampling
+# take turns, unless rollouts run ahead.
 LASTING = (
   "parameters",
   "base parameters",
@@ -44,7 +44,8 @@ LASTING = (
   "key/value cache",
 )
 UPDATE = ("gradients", "activations", "update (XLA)")
-SAMPLING = ("sampling",)
+SAMPLING = ("sampling", "sampling (XLA)")
+LOADING = ("loading weights",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Plan:
   """The memory of the fullest device.
 
   Attributes:
-    parts: bytes by name: of `LASTING`, `UPDATE` and `SAMPLING`.
+    parts: bytes by name: of `LASTING`, `UPDATE`, `SAMPLING` and `LOADING`.
     limit: bytes the device has; 0 if unknown.
     devices: a description of the devices.
     overlap: whether sampling and an update happen at the same time.
@@ -72,8 +73,29 @@ class Plan:
     def add(names: Iterable[str]) -> int:
       return sum(self.parts.get(name, 0) for name in names)
 
-    passing = add(UPDATE), add(SAMPLING)
-    return add(LASTING) + (sum(passing) if self.overlap else max(passing))
+    update, rollout = add(UPDATE), max(add(SAMPLING), add(LOADING))
+    passing = update + rollout if self.overlap else max(update, rollout)
+    return add(LASTING) + passing
+
+  def compiled(
+    self, *, update: int | None = None, sampling: int | None = None
+  ) -> "Plan":
+    """The plan with the compiler's figures instead of estimates.
+
+    Args:
+      update: bytes of an update's temporaries; None keeps the estimate.
+      sampling: bytes that sampling needs for a moment; None likewise.
+    """
+    parts, beside = dict(self.parts), self.beside
+    if update is not None:
+      parts = {k: v for k, v in parts.items() if k not in UPDATE}
+      parts["update (XLA)"] = update
+    if sampling is not None and beside is not None:
+      beside = beside.compiled(sampling=sampling)
+    elif sampling is not None:
+      parts.pop("sampling")
+      parts["sampling (XLA)"] = sampling
+    return dataclasses.replace(self, parts=parts, beside=beside)
 
   def table(self) -> str:
     """A readable table, one line per part."""
@@ -110,6 +132,7 @@ class Plan:
 
 _SMALLER = "use more devices, lora.rank above 0 or a smaller model"
 _UPDATE_SMALLER = "lower train.micro_rows, set model.remat to 'full'"
+_SAMPLING_SMALLER = "lower rollout.prefill_rows or rollout.slots"
 _REMEDIES = {
   "parameters": _SMALLER,
   "base parameters": "use more devices, or model.dtype 'bfloat16'",
@@ -124,7 +147,9 @@ _REMEDIES = {
   "gradients": _SMALLER,
   "activations": _UPDATE_SMALLER,
   "update (XLA)": _UPDATE_SMALLER,
-  "sampling": "lower rollout.prefill_rows or rollout.slots",
+  "sampling": _SAMPLING_SMALLER,
+  "sampling (XLA)": _SAMPLING_SMALLER,
+  "loading weights": _SMALLER,
 }
 
 
@@ -145,8 +170,8 @@ def plan(
     learner: the update's.
     sampling: the sampler's mesh; by default of this process's devices.
     limit: bytes of a device; 0: ask the device.
-    exact: whether to compile the update and use XLA's figure if the estimate
-      exceeds `NEAR` of the limit.
+    exact: whether to compile the largest programs and use XLA's figures, on a
+      CPU only if the estimate exceeds `NEAR` of the limit.
 
   Returns:
     The plan.
@@ -183,14 +208,15 @@ def plan(
     # Accumulated gradients, and those of one micro-batch.
     "gradients": 2 * (params + device_bytes(state.critic)),
     "activations": activations,
-    "sampling": max(_sampling_bytes(config, policy, mesh), loading),
+    "sampling": _sampling_bytes(config, policy, mesh),
+    "loading weights": loading,
   }
   if config.critic.kind == "separate" and state.critic is not None:
     parts["activations"] *= 2
   # Devices that are only described are not local.
   device = (learner.mesh.local_devices or list(learner.mesh.devices.flat))[0]
   shape = " x ".join(f"{n} {size}" for n, size in learner.mesh.shape.items())
-  found = Plan(
+  plan = Plan(
     parts=parts,
     limit=limit or int(config.memory.limit * GB) or limit_bytes(device),
     devices=f"{device.device_kind}, mesh {shape}",
@@ -198,14 +224,33 @@ def plan(
   )
   if config.mesh.rollout_devices:
     moving = _shard_bytes(learner.mesh, decode, decoder.logical_axes(decode))
-    found = _split(found, mesh, moving)
-  if not exact or not found.limit or found.total < NEAR * found.limit:
-    return found
-  measured = learner.temporary_bytes(batch_shape(config, learner.rows))
-  if measured is None:
-    return found
-  parts = {k: v for k, v in found.parts.items() if k not in UPDATE}
-  return dataclasses.replace(found, parts=parts | {"update (XLA)": measured})
+    plan = _split(plan, mesh, moving)
+  near = plan.limit and plan.total >= NEAR * plan.limit
+  if not exact or (device.platform == "cpu" and not near):
+    return plan
+  return plan.compiled(
+    update=learner.temporary_bytes(batch_shape(config, learner.rows)),
+    sampling=_compiled_sampling(config, policy, mesh),
+  )
+
+
+def _compiled_sampling(
+  config: settings.Config, policy: decoder.Policy, mesh: jax.sharding.Mesh
+) -> int | None:
+  """The temporaries of prefill and decoding as XLA reports them, or None."""
+  sampler = build.abstract_sampler(config, policy, mesh)
+  # The last of a kind is the largest.
+  programs = {p.kind: p for p in sampler.programs(build.samplings(config)[:1])}
+  needed = []
+  for kind in ("prefill", "decode"):
+    program = programs[kind]
+    with jax.set_mesh(mesh):
+      traced = program.function.trace(*program.arguments, **program.settings)
+    memory = traced.lower().compile().memory_analysis()
+    if memory is None:
+      return None
+    needed.append(memory.temp_size_in_bytes)
+  return max(needed)
 
 
 def _copies(config: settings.Config) -> tuple[int, int]:
@@ -233,7 +278,12 @@ def _split(whole: Plan, sampling: jax.sharding.Mesh, moving: int) -> Plan:
   parts = dict(whole.parts)
   rollout = {
     name: parts.pop(name)
-    for name in ("sampler's parameters", "key/value cache", "sampling")
+    for name in (
+      "sampler's parameters",
+      "key/value cache",
+      "sampling",
+      "loading weights",
+    )
   }
   shape = " x ".join(f"{n} {size}" for n, size in sampling.shape.items())
   beside = Plan(rollout, whole.limit, f"those that roll out, mesh {shape}")

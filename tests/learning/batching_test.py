@@ -272,22 +272,22 @@ class PackTest(chex.TestCase):
     self.assertEqual(packed.stats["row_length"], 64)
 
   def test_few_turns_get_rows_that_they_fill(self):
-    self.assertEqual(batching.row_lengths(1024), (512, 640, 768, 896, 1024))
-    self.assertEqual(batching.row_lengths(64), (32, 48, 64))
+    self.assertEqual(batching.row_lengths(1024), tuple(range(256, 1025, 64)))
+    self.assertEqual(batching.row_lengths(64), (16, 32, 48, 64))
+    self.assertEqual(batching.row_lengths(160), tuple(range(48, 161, 16)))
     self.assertEqual(batching.row_lengths(16), (16,))
     options = dict(longest=1024, rows=2, by_row=True)
-    # One row of two turns; by hand, 1 - 860 / 896.
+    # Two turns, each in a row that it nearly fills; by hand, 1 - 860 / 896.
     pairs = [(np.ones(390), np.ones(40))] * 2
     packed = batching.pack_close(batching.pair_segments(pairs), **options)
-    self.assertEqual(packed.stats["rows"], 1)
-    self.assertEqual(packed.stats["row_length"], 896)
+    self.assertEqual(packed.stats["rows"], 2)
+    self.assertEqual(packed.stats["row_length"], 448)
     self.assertAlmostEqual(packed.stats["padding"], 1 - 860 / 896)
-    # Where a second row of the micro-batch is computed as well, a shorter row
-    # for each is as good as it gets.
+    # The same where empty rows of a micro-batch are computed as well.
     packed = batching.pack_close(
       batching.pair_segments(pairs), longest=1024, rows=2
     )
-    self.assertEqual(packed.stats["row_length"], 512)
+    self.assertEqual(packed.stats["row_length"], 448)
     # Many turns fill the usual rows well enough, though shorter ones better.
     pairs = [(np.ones(290), np.ones(30))] * 60
     packed = batching.pack_close(batching.pair_segments(pairs), **options)

@@ -165,6 +165,38 @@ class LimitTest(chex.TestCase):
       dataclasses.replace(plan, limit=17).require()
     dataclasses.replace(plan, limit=0).require()
 
+  def test_the_compilers_figures_replace_estimates(self):
+    parts = {
+      "parameters": 10,
+      "activations": 5,
+      "gradients": 3,
+      "sampling": 7,
+      "loading weights": 4,
+    }
+    plan = memory_plan.Plan(parts, 18, "x")
+    self.assertEqual(plan.total, 10 + 8)
+    # By hand: what takes most of the three that take turns.
+    self.assertEqual(plan.compiled(update=2).total, 10 + 7)
+    self.assertEqual(plan.compiled(update=2, sampling=1).total, 10 + 4)
+    self.assertEqual(plan.compiled(sampling=9).total, 10 + 9)
+    self.assertEqual(plan.compiled(), plan)
+    ahead = dataclasses.replace(plan, overlap=True)
+    self.assertEqual(ahead.compiled(update=2, sampling=1).total, 10 + 2 + 4)
+    # Devices that only roll out have the sampling.
+    beside = memory_plan.Plan({"sampling": 7, "loading weights": 4}, 18, "y")
+    split = memory_plan.Plan({"activations": 5}, 18, "x", beside=beside)
+    split = split.compiled(update=2, sampling=1)
+    self.assertEqual(split.total, 2)
+    assert split.beside is not None
+    self.assertEqual(split.beside.total, 4)
+
+  def test_near_the_limit_all_figures_are_the_compilers(self):
+    config, policy, learner = make(memory__limit=0.002)
+    plan = memory_plan.plan(config, policy, learner)
+    self.assertContainsSubset(("update (XLA)", "sampling (XLA)"), plan.parts)
+    self.assertNotIn("sampling", plan.parts)
+    self.assertGreater(plan.parts["sampling (XLA)"], 0)
+
   def test_a_device_may_tell_and_a_cpu_shares_the_host(self):
     def device(platform, stats):
       return types.SimpleNamespace(
