@@ -65,7 +65,7 @@ def find(name: str) -> type[base.Benchmark]:
     sys.path.append(os.getcwd())
   module, _, attribute = place.partition(":")
   try:
-    found = getattr(importlib.import_module(module), attribute)
+    benchmark = getattr(importlib.import_module(module), attribute)
   except ImportError as error:
     raise ValueError(
       f"env.name: {name!r} cannot be imported: {error}"
@@ -74,12 +74,12 @@ def find(name: str) -> type[base.Benchmark]:
     raise ValueError(
       f"env.name: {name!r}: module {module} has no {attribute!r}"
     ) from None
-  section = getattr(found, "Settings", None)
+  section = getattr(benchmark, "Settings", None)
   if not isinstance(section, type) or not dataclasses.is_dataclass(section):
     raise ValueError(
       f"env.name: {name!r} has no dataclass `Settings` with its keys"
     )
-  return found
+  return benchmark
 
 
 def settings(name: str) -> type:
@@ -98,14 +98,14 @@ def make(name: str, **values: Any) -> base.Benchmark:
   Raises:
     ValueError: if the name or a key is unknown, or a value is out of bounds.
   """
-  found = find(name)
-  fields = [field.name for field in dataclasses.fields(found.Settings)]
+  benchmark = find(name)
+  fields = [field.name for field in dataclasses.fields(benchmark.Settings)]
   for key in values:
     if key not in fields:
       raise ValueError(
         f"env.{key}: {name} has no such key{keys.nearest(key, fields)}"
       )
-  made = found(found.Settings(**values))
+  made = benchmark(benchmark.Settings(**values))
   if values.get("grammar") == tool_calls.NAME:
     return tool_calls.ToolCalls(made)
   return made

@@ -92,17 +92,17 @@ class Map:
 
   def distances(self) -> dict[Place, int]:
     """Steps to the goal from every cell that it can be reached from."""
-    found = {self.goal: 0}
+    steps = {self.goal: 0}
     waiting = collections.deque([self.goal])
     while waiting:
       place = waiting.popleft()
       for step in MOVES.values():
         before = (place[0] - step[0], place[1] - step[1])
-        if before in found or not self.is_free(before) or before in self.holes:
+        if before in steps or not self.is_free(before) or before in self.holes:
           continue
-        found[before] = found[place] + 1
+        steps[before] = steps[place] + 1
         waiting.append(before)
-    return found
+    return steps
 
 
 def draw_map(settings: Settings, generator: random.Random) -> Map:
@@ -174,12 +174,12 @@ class Gridworld:
     for split, count in sizes.items():
       names = []
       while len(names) < count:
-        found = draw_map(settings, generator)
-        if found in drawn:
+        grid = draw_map(settings, generator)
+        if grid in drawn:
           continue
-        drawn.add(found)
+        drawn.add(grid)
         names.append(f"{split}-{len(names)}")
-        self.maps[names[-1]] = found
+        self.maps[names[-1]] = grid
       splits[split] = tuple(names)
     self.splits: Mapping[str, tuple[str, ...]] = splits
 
@@ -198,8 +198,8 @@ class Gridworld:
 
   def category(self, task_id: str) -> str:
     """The length of the shortest walk, e.g. `6 steps`."""
-    found = self.maps[task_id]
-    return f"{found.distances()[found.start]} steps"
+    grid = self.maps[task_id]
+    return f"{grid.distances()[grid.start]} steps"
 
   def corpus(self) -> list[str]:
     """Prompts and responses of the expert's walks."""

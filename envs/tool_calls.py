@@ -48,12 +48,12 @@ class CallGrammar(prompts.Grammar):
   def read(self, call: str) -> tuple[str, str] | None:
     """Parses the inside of a call into tool and argument; None if malformed."""
     try:
-      found = json.loads(call)
+      parsed = json.loads(call)
     except (ValueError, RecursionError):
       return None
-    if not isinstance(found, dict) or found.keys() != {"name", "arguments"}:
+    if not isinstance(parsed, dict) or parsed.keys() != {"name", "arguments"}:
       return None
-    tool, arguments = self._tool(found["name"]), found["arguments"]
+    tool, arguments = self._tool(parsed["name"]), parsed["arguments"]
     if tool is None or not isinstance(arguments, dict):
       return None
     content = arguments.get(tool.argument)
@@ -139,17 +139,17 @@ class ToolCalls(base.Benchmark):
   def to_calls(self, text: str) -> str:
     """Replaces tagged actions in a text by calls."""
 
-    def call(found: re.Match[str]) -> str:
-      space = "\n" if found[0][0].isspace() or self._ends_thought(found) else ""
-      return space + self.grammar.write(found[2].strip(), found[1])
+    def call(match: re.Match[str]) -> str:
+      space = "\n" if match[0][0].isspace() or self._ends_thought(match) else ""
+      return space + self.grammar.write(match[2].strip(), match[1])
 
     text = self._mentioned.sub(
-      lambda found: "in a call " + self.grammar.write("...", found[1]), text
+      lambda match: "in a call " + self.grammar.write("...", match[1]), text
     )
     return self._written.sub(call, text)
 
-  def _ends_thought(self, found: re.Match[str]) -> bool:
-    return found.string[: found.start()].endswith("</think>")
+  def _ends_thought(self, match: re.Match[str]) -> bool:
+    return match.string[: match.start()].endswith("</think>")
 
   def to_tags(self, response: str) -> str:
     """Replaces well-formed calls in a response by tagged actions. Malformed

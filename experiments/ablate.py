@@ -317,8 +317,8 @@ def run_all(
 
 def _was_stopped(folder: pathlib.Path) -> bool:
   """Whether the collapse guard stopped a run: a result, not a failure."""
-  found = results.read_run("", 0, folder)
-  return found is not None and found.finished
+  run = results.read_run("", 0, folder)
+  return run is not None and run.finished
 
 
 def _print_end(folder: pathlib.Path, code: int, minutes: float) -> None:
@@ -372,16 +372,16 @@ def compare(given: flags.FlagValues, *options: str) -> None:
   if given.jobs:
     check_plan(given.config, presets, settings, options)
     failed = train_all(plan, given.config, options, jobs=given.jobs)
-  found = []
+  runs = []
   for entry in plan:
     result = entry.read()
     if result is not None and result.finished:
-      found.append(result)
+      runs.append(result)
     elif result is not None:
       print(f"{entry.folder.name} is not finished: left out")
-  if not found:
+  if not runs:
     raise ValueError(f"no run under {workdir} is finished")
-  comparison.report(workdir, found, baseline)
+  comparison.report(workdir, runs, baseline)
   if failed:
     sys.exit(f"error: {len(failed)} runs failed; their logs are in {workdir}")
 

@@ -116,16 +116,16 @@ def cells(runs: Sequence[results.Result]) -> list[Cell]:
   Args:
     runs: finished runs.
   """
-  found = []
+  grouped = []
   for setting in dict.fromkeys(run.setting for run in runs):
     here = [run for run in runs if run.setting == setting]
     budget = min(run.scores["sampled"] for run in here)
     for preset in dict.fromkeys(run.preset for run in here):
       members = tuple(run for run in here if run.preset == preset)
-      found.append(
+      grouped.append(
         Cell(preset, setting, members, budget, _describe(members, budget))
       )
-  return found
+  return grouped
 
 
 def _describe(
@@ -150,7 +150,7 @@ def _describe(
   return described
 
 
-def table(found: Sequence[Cell], baseline: str) -> str:
+def table(cells: Sequence[Cell], baseline: str) -> str:
   """One row per cell as a Markdown table: mean ± deviation [interval].
 
   `collapsed` counts runs, and says in brackets how many of them fell and how
@@ -160,12 +160,12 @@ def table(found: Sequence[Cell], baseline: str) -> str:
     found: the cells.
     baseline: the preset whose tokens the others are compared with.
   """
-  keys = [key for key, _ in found[0].setting] if found else []
+  keys = [key for key, _ in cells[0].setting] if cells else []
   head = ["preset", *(_short(key) for key in keys), *SHOWN]
   head += [f"tokens vs {baseline}", "collapsed", "alarms"]
   rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-  base = {cell.setting: cell for cell in found if cell.preset == baseline}
-  for cell in found:
+  base = {cell.setting: cell for cell in cells if cell.preset == baseline}
+  for cell in cells:
     texts = [cell.preset, *(value for _, value in cell.setting)]
     for column in SHOWN:
       c = cell.columns[column]
@@ -193,7 +193,7 @@ def _short(key: str) -> str:
   return key.rsplit(".", 1)[-1]
 
 
-def differences(found: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
+def differences(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
   """Every cell against the baseline's in the same setting.
 
   Args:
@@ -204,9 +204,9 @@ def differences(found: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
     Per cell of another preset the differences of `success`, `area` (at equal
     tokens) and `sampled`, each with its interval.
   """
-  base = {cell.setting: cell for cell in found if cell.preset == baseline}
+  base = {cell.setting: cell for cell in cells if cell.preset == baseline}
   compared = []
-  for cell in found:
+  for cell in cells:
     other = base.get(cell.setting)
     if other is None or other is cell:
       continue
@@ -232,15 +232,15 @@ def report(
   workdir: pathlib.Path, runs: Sequence[results.Result], base: str
 ) -> None:
   """Prints the table; writes the JSON file and the pictures."""
-  found = cells(runs)
-  print(table(found, base))
+  compared = cells(runs)
+  print(table(compared, base))
   record = {
     "collapse": (
       f"fell: last held-out success below {results.COLLAPSE:g} of the run's "
       "best; stopped: by the collapse guard; collapsed: either"
     ),
-    "cells": [cell.record() for cell in found],
-    "differences": differences(found, base),
+    "cells": [cell.record() for cell in compared],
+    "differences": differences(compared, base),
     "runs": [
       dataclasses.asdict(run) | {"fell": run.fell, "collapsed": run.collapsed}
       for run in runs

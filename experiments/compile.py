@@ -64,21 +64,21 @@ def compile_run(given: flags.FlagValues) -> None:
     jax.config.update("jax_enable_compilation_cache", False)
   config = validate.read(given.config)
   plan = compile_plan.Plan(config, compile_plan.target(given.topology))
-  found: list[compile_plan.Program] = []
+  compiled: list[compile_plan.Program] = []
   for program in plan.compile(
     every_size=given.programs == "all",
     kinds=given.kinds,
     progress=lambda name: print(f"compiling {name}", file=sys.stderr),
   ):
-    found.append(program)
+    compiled.append(program)
     if given.json:  # After each: some take minutes.
-      text = json.dumps(compile_plan.to_json(plan, found), indent=2)
+      text = json.dumps(compile_plan.to_json(plan, compiled), indent=2)
       pathlib.Path(given.json).write_text(text)
-  print(compile_plan.table(found, plan.target))
-  memory = plan.measured(found)
+  print(compile_plan.table(compiled, plan.target))
+  memory = plan.measured(compiled)
   print(memory.table())
-  if found:
-    most = max(found, key=lambda program: program.total)
+  if compiled:
+    most = max(compiled, key=lambda program: program.total)
     print(
       f"  by the compiler         {most.total / 1e9:.3f} ({most.name}), "
       f"{100 * (most.total / memory.total - 1):+.1f} %"

@@ -176,7 +176,7 @@ def play_weights(
         for split, tasks in panel.tasks:
           if (variant, split) in done:
             continue
-          found = player.play(
+          trajectories = player.play(
             weights,
             tasks,
             decoding=decoding,
@@ -184,8 +184,11 @@ def play_weights(
             label=variant,
           )
           store.add_all(
-            [scores.episode(t, variant=variant, split=split) for t in found],
-            found,
+            [
+              scores.episode(t, variant=variant, split=split)
+              for t in trajectories
+            ],
+            trajectories,
             decode=agent.tokenizer.decode,
             token_bytes=token_bytes,
             kind=f"{split}-{decoding}-{control}",
@@ -258,8 +261,8 @@ def play_text(
     ]
     table = dialogues.Table(panel.benchmark, tokenizer, rules, player)
     with metrics.progress(variant, len(places)) as advance:
-      found = table.play(places, concurrency=concurrency)
-      for number, played in enumerate(found, 1):
+      outcomes = table.play(places, concurrency=concurrency)
+      for number, played in enumerate(outcomes, 1):
         store.add(
           scores.episode(
             played.trajectory,
@@ -311,8 +314,8 @@ def evaluate(given: flags.FlagValues) -> None:
   seconds = round(time.monotonic() - began, 1)
   made = store.finish(config.env.name, {"calls": counts, "seconds": seconds})
   metrics.print_line("\n\n".join(table.text() for table in made))
-  for variant, found in counts.items():
-    said = ", ".join(f"{n} {key}" for key, n in found.items())
+  for variant, usage in counts.items():
+    said = ", ".join(f"{n} {key}" for key, n in usage.items())
     metrics.print_line(f"{variant}: {said}")
   metrics.print_line(f"{seconds} s; written to {out}")
 

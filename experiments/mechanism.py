@@ -63,24 +63,24 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 def restore(record: Mapping[str, Any]) -> types.Trajectory:
   """A trajectory from its record; prompts are kept as text only: empty here."""
 
-  def attempt(found: Mapping[str, Any]) -> types.Attempt:
-    size = len(found["tokens"])
+  def attempt(entry: Mapping[str, Any]) -> types.Attempt:
+    size = len(entry["tokens"])
     forced = np.zeros(size, bool)
-    forced[np.array(found["forced"], int)] = True
+    forced[np.array(entry["forced"], int)] = True
     measures = {
       name: np.array(
-        [math.nan if x is None else x for x in found[name]], np.float32
+        [math.nan if x is None else x for x in entry[name]], np.float32
       )
       for name in records.MEASURES
     }
     return types.Attempt(
-      tokens=np.array(found["tokens"], np.int32),
+      tokens=np.array(entry["tokens"], np.int32),
       forced=forced,
-      text=found["text"],
-      finish=found["finish"],
-      fired_at=found["fired_at"],
-      thinking_tokens=found["thinking_tokens"],
-      phi=math.nan if found["phi"] is None else found["phi"],
+      text=entry["text"],
+      finish=entry["finish"],
+      fired_at=entry["fired_at"],
+      thinking_tokens=entry["thinking_tokens"],
+      phi=math.nan if entry["phi"] is None else entry["phi"],
       **measures,
     )
 
@@ -165,7 +165,7 @@ def detect(
     name: [flags_of[id(t)][name][number] for t, number in pairs]
     for name in LABELS
   }
-  found = {
+  areas = {
     "share": {
       name: float(np.mean(values)) if values else math.nan
       for name, values in labels.items()
@@ -173,11 +173,11 @@ def detect(
   }
   for sign, score in SIGNS.items():
     scores = [score(t.turns[n], t.turns[n - 1]) for t, n in pairs]
-    found[sign] = {
+    areas[sign] = {
       name: mechanism.roc_area(scores, values)
       for name, values in labels.items()
     }
-  return found
+  return areas
 
 
 def _worth(
@@ -248,11 +248,15 @@ def load(
     for entry in records.read_index(place)
     if update in (None, entry["update"]) and kind in (None, entry["kind"])
   ]
-  found = [restore(records.read_episode(place, entry)) for entry in chosen]
-  found = [trajectory for trajectory in found if not trajectory.aborted]
-  if not found:
+  trajectories = [
+    restore(records.read_episode(place, entry)) for entry in chosen
+  ]
+  trajectories = [
+    trajectory for trajectory in trajectories if not trajectory.aborted
+  ]
+  if not trajectories:
     raise ValueError(f"{place}: no episodes of update {update}, kind {kind}")
-  return found
+  return trajectories
 
 
 def table(detected: Mapping[str, Mapping[str, float]]) -> str:

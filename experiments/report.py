@@ -62,18 +62,18 @@ def find_runs(arguments: Sequence[str]) -> list[str]:
   Returns:
     `label=folder` for every run.
   """
-  found = []
+  named = []
   for argument in arguments:
     label, _, folder = argument.rpartition("=")
     path = pathlib.Path(folder)
     inside = sorted(file.parent for file in path.glob(f"*/{metrics.FILE}"))
     if (path / metrics.FILE).is_file() or not inside:
-      found.append(f"{label or path.name}={folder}")
+      named.append(f"{label or path.name}={folder}")
       continue
     for place in inside:
       preset = re.sub(r"-seed\d+$", "", place.name)
-      found.append(f"{preset}={place}")
-  return found
+      named.append(f"{preset}={place}")
+  return named
 
 
 def write_report(arguments: Sequence[str], path: pathlib.Path) -> None:

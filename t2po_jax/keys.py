@@ -133,7 +133,7 @@ def keys_of(section: type) -> dict[str, Key]:
   Args:
     section: a dataclass; fields not made by `key` are left out.
   """
-  found = {}
+  own = {}
   for field in dataclasses.fields(section):
     if _METADATA in field.metadata:
       known: dict[str, Any] = dict(field.metadata[_METADATA])
@@ -141,8 +141,8 @@ def keys_of(section: type) -> dict[str, Key]:
       if callable(choices):
         choices = choices()
       known["choices"] = tuple(choices)
-      found[field.name] = Key(field.name, field.default, **known)
-  return found
+      own[field.name] = Key(field.name, field.default, **known)
+  return own
 
 
 def union(sections: Iterable[type]) -> dict[str, Key]:
@@ -153,8 +153,8 @@ def union(sections: Iterable[type]) -> dict[str, Key]:
   """
   together: dict[str, Key] = {}
   for section in sections:
-    for name, found in keys_of(section).items():
-      if together.setdefault(name, found) != found:
+    for name, key in keys_of(section).items():
+      if together.setdefault(name, key) != key:
         raise ValueError(
           f"key {name!r} of {section.__name__} differs from another section's"
         )

@@ -44,13 +44,13 @@ def pieces_of(
       end is held back.
   """
   decoder = codecs.getincrementaldecoder("utf-8")("replace")
-  found = [
+  pieces = [
     decoder.decode(token_bytes[token] if token < len(token_bytes) else b"")
     for token in tokens
   ]
-  if found and final:
-    found[-1] += decoder.decode(b"", final=True)
-  return found
+  if pieces and final:
+    pieces[-1] += decoder.decode(b"", final=True)
+  return pieces
 
 
 def to_record(
@@ -261,15 +261,15 @@ def parse_index(
 ) -> tuple[list[dict[str, Any]], int]:
   """Complete lines of an index, and how many bytes they take."""
   size = data.rfind(b"\n") + 1
-  found = []
+  entries = []
   for number, line in enumerate(data[:size].splitlines(), 1):
     try:
-      found.append(json.loads(line))
+      entries.append(json.loads(line))
     except ValueError:
       raise ValueError(
         f"{path}:{number}: found {line[:40]!r}, expected a JSON object"
       ) from None
-  return found, size
+  return entries, size
 
 
 def read_episode(

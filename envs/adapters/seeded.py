@@ -86,12 +86,12 @@ def load_function(place: str, key: str) -> Callable[..., Any]:
   try:
     if not colon:
       raise ImportError("expected module:function")
-    found = getattr(importlib.import_module(module), name, None)
+    function = getattr(importlib.import_module(module), name, None)
   except ImportError as error:
     raise ValueError(f"{key}: found {place!r}: {error}") from None
-  if not callable(found):
+  if not callable(function):
     raise ValueError(f"{key}: found {place!r}: module has no such function")
-  return found
+  return function
 
 
 class SeededTable(games.Table):
@@ -151,18 +151,19 @@ class SeededTable(games.Table):
       ) from None
     if not self.settings.distinct:
       return list(range(first, first + count))
-    found = {(opening.task, opening.text): first}
+    openings = {(opening.task, opening.text): first}
     for seed in range(first + 1, first + _PATIENCE * count):
-      if len(found) == count:
+      if len(openings) == count:
         break
       opening = game.begin(f"seed-{seed}")
-      found.setdefault((opening.task, opening.text), seed)
-    if len(found) < count:
+      openings.setdefault((opening.task, opening.text), seed)
+    if len(openings) < count:
       raise ValueError(
         f"env.train_tasks: {count} different tasks in all splits asked for, "
-        f"found {len(found)} openings; ask for fewer, or set env.distinct=False"
+        f"found {len(openings)} openings; ask for fewer, or set "
+        "env.distinct=False"
       )
-    return list(found.values())
+    return list(openings.values())
 
   def see(
     self, task: str, env: Any, shown: Any, actions: tuple[str, ...]

@@ -302,7 +302,9 @@ def _read_facts(
         f"({atom}); set env.engine to `cached`"
       )
     facts.setdefault(predicate, {})[tuple(arguments)] = None
-  return {predicate: tuple(found) for predicate, found in facts.items()}
+  return {
+    predicate: tuple(of_predicate) for predicate, of_predicate in facts.items()
+  }
 
 
 def name_entities(ids: Iterable[str]) -> dict[str, str]:
@@ -365,8 +367,8 @@ def parse(file: GameFile, source: str) -> Game:
     raise ValueError(f"{source}: a receptacle stands at two locations")
   ids = {
     argument
-    for found in facts.values()
-    for arguments in found
+    for of_predicate in facts.values()
+    for arguments in of_predicate
     for argument in arguments
   }
   return Game(

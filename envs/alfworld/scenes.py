@@ -274,10 +274,10 @@ def draw_scene(key: str, task_type: str, size: str) -> Scene:
   """
   draw = random.Random(key)
   for _ in range(_ATTEMPTS):
-    found = _attempt(draw, task_type, rooms.SIZES[size])
-    if found is None:
+    drawn = _attempt(draw, task_type, rooms.SIZES[size])
+    if drawn is None:
       continue
-    room, kind, target = found
+    room, kind, target = drawn
     goal = problem.Goal(task_type, kind.lower(), target.lower())
     words = draw.choice(_TASKS[task_type])
     file = problem.GameFile(

@@ -365,13 +365,12 @@ class SearchEnv:
     """What a search shows."""
     benchmark = self._benchmark
     try:
-      found = benchmark.retriever.search([query], benchmark.settings.topk)[0]
+      hits = benchmark.retriever.search([query], benchmark.settings.topk)[0]
     except base.EnvError:
       self._done = True
       raise
     passages = [
-      _shorten(passage, benchmark.settings.passage_chars)
-      for passage, _ in found
+      _shorten(passage, benchmark.settings.passage_chars) for passage, _ in hits
     ]
     self._shown.extend(passage.id for passage in passages)
     self._passages.extend(passages)

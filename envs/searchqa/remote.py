@@ -89,9 +89,9 @@ class Remote:
     if self._dialect == "search-r1":
       return self._ask({"queries": list(queries), **options}, len(queries))
     return [
-      found
+      hits
       for query in queries
-      for found in self._ask({"query": query, **options}, 1)
+      for hits in self._ask({"query": query, **options}, 1)
     ]
 
   def _ask(

@@ -49,10 +49,10 @@ def answer(body: Any, retriever: retrieval.Retriever) -> dict[str, Any]:
   topk = body.get("topk") or DEFAULT_TOPK
   if not isinstance(topk, int) or topk < 1:
     raise ValueError(f"'topk' is {topk!r}; it must be a positive integer")
-  found = retriever.search(queries, topk)
+  results = retriever.search(queries, topk)
   scored = bool(body.get("return_scores"))
   return {
-    "result": [[_item(*hit, scored=scored) for hit in hits] for hits in found]
+    "result": [[_item(*hit, scored=scored) for hit in hits] for hits in results]
   }
 
 

@@ -69,20 +69,20 @@ def draw_splits(
     ValueError: if there are not as many different levels.
   """
   wanted = sum(sizes.values())
-  found: dict[str, None] = {}
+  distinct: dict[str, None] = {}
   drawn = draw_levels(seed, **options)
   for level in itertools.islice(drawn, _PATIENCE * wanted):
     if level is not None:
-      found[level] = None
-      if len(found) == wanted:
+      distinct[level] = None
+      if len(distinct) == wanted:
         break
   else:
     raise ValueError(
       f"env.train_tasks: {wanted} different levels in all splits asked for, "
-      f"found {len(found)} with these settings; ask for fewer, or raise "
+      f"found {len(distinct)} with these settings; ask for fewer, or raise "
       "env.size, env.walls or env.most_moves"
     )
-  levels = iter(found)
+  levels = iter(distinct)
   return {
     name: tuple(itertools.islice(levels, size)) for name, size in sizes.items()
   }

@@ -72,10 +72,10 @@ class WebShop:
       nouns=self._choose_nouns(settings.catalogue, settings.nouns),
       show_attributes=settings.show_attributes,
     )
-    found = goals_lib.Goals(stock, settings.goals)
+    goals = goals_lib.Goals(stock, settings.goals)
     # A group plays one task many times.
-    self._goal = functools.lru_cache(1024)(found.at)
-    self._order = goals_lib.draw_order(len(found))
+    self._goal = functools.lru_cache(1024)(goals.at)
+    self._order = goals_lib.draw_order(len(goals))
     self._prefix = "embedded" if embedded else settings.goals
     self.splits: Mapping[str, tuple[str, ...]] = {
       name: tuple(f"{self._prefix}-{number}" for number in numbers)

@@ -73,10 +73,10 @@ class Shop:
 
 def parse_action(text: str) -> tuple[str, str]:
   """Splits `name[argument]`; the argument is empty if there is none."""
-  found = re.match(r"(.+)\[(.+)\]", text)
-  if found is None:
+  match = re.match(r"(.+)\[(.+)\]", text)
+  if match is None:
     return text, ""
-  name, argument = found.groups()
+  name, argument = match.groups()
   return name, argument.lower().strip()
 
 

@@ -133,12 +133,12 @@ def random_params(
 def seconds_of(run: Callable[[], Any], times: int = 5) -> float:
   """The median of a call's seconds after a first, untimed one."""
   jax.block_until_ready(run())
-  found = []
+  seconds = []
   for _ in range(times):
     start = time.perf_counter()
     jax.block_until_ready(run())
-    found.append(time.perf_counter() - start)
-  return statistics.median(found)
+    seconds.append(time.perf_counter() - start)
+  return statistics.median(seconds)
 
 
 def facts(clock: Clock, write: Write, tiny: bool) -> None:
@@ -146,7 +146,7 @@ def facts(clock: Clock, write: Write, tiny: bool) -> None:
   del clock
   device = jax.devices()[0]
   chip = roofline.of_device(device)
-  found: dict[str, Any] = {
+  measured: dict[str, Any] = {
     "device": device.device_kind,
     "devices": jax.device_count(),
     "platform": device.platform,
@@ -156,22 +156,24 @@ def facts(clock: Clock, write: Write, tiny: bool) -> None:
     "date": time.strftime("%Y-%m-%d"),
     "commit": commit(),
   }
-  write(found)
+  write(measured)
   side = 256 if tiny else 8192
   for dtype in (jnp.bfloat16, jnp.float32):
     x = jnp.ones((side, side), dtype)
     product = jax.jit(lambda x: x @ x)
     taken = seconds_of(lambda product=product, x=x: product(x))
-    found[f"matrix_tflops_{jnp.dtype(dtype).name}"] = 2 * side**3 / taken / 1e12
-    write(found)
+    measured[f"matrix_tflops_{jnp.dtype(dtype).name}"] = (
+      2 * side**3 / taken / 1e12
+    )
+    write(measured)
   data = jnp.ones(2**18 if tiny else 2**29, jnp.float32)
   copy = jax.jit(lambda x: x + 1)
   read = jax.jit(jnp.sum)
-  found["copy_gb_per_s"] = (
+  measured["copy_gb_per_s"] = (
     2 * data.nbytes / seconds_of(lambda: copy(data)) / 1e9
   )
-  found["read_gb_per_s"] = data.nbytes / seconds_of(lambda: read(data)) / 1e9
-  write(found)
+  measured["read_gb_per_s"] = data.nbytes / seconds_of(lambda: read(data)) / 1e9
+  write(measured)
 
 
 def commit() -> str:
@@ -223,7 +225,7 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
     return np.float64(logits), np.float64(chosen), np.concatenate(leaves)
 
   wanted = measure(jax.devices("cpu")[0], jnp.float32, "einsum")
-  found: dict[str, Any] = {}
+  measured: dict[str, Any] = {}
   cases = [
     (dtype, kind)
     for dtype in (jnp.float32, jnp.bfloat16)
@@ -232,14 +234,14 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
   ]
   for dtype, kind in clock.each(cases):
     here = measure(jax.devices()[0], dtype, kind)
-    found[f"{jnp.dtype(dtype).name} {kind}"] = {
+    measured[f"{jnp.dtype(dtype).name} {kind}"] = {
       "logits_most": float(np.abs(here[0] - wanted[0]).max()),
       "logprobs_most": float(np.abs(here[1] - wanted[1]).max()),
       "gradient_relative": float(
         np.linalg.norm(here[2] - wanted[2]) / np.linalg.norm(wanted[2])
       ),
     }
-    write(found)
+    write(measured)
   params = decoder.Policy(PARITY).init(jax.random.key(0))
   dtypes = (jnp.float32, jnp.bfloat16)[: 1 if tiny else 2]
   for dtype in clock.each(dtypes):
@@ -247,8 +249,8 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
     few, many = (rollout(policy, params, slots) for slots in (2, 8))
     equal = [np.array_equal(a, b) for a, b in zip(few, many, strict=True)]
     name = f"rollouts_equal_{jnp.dtype(dtype).name}"
-    found[name] = float(np.mean(equal))
-    write(found)
+    measured[name] = float(np.mean(equal))
+    write(measured)
 
 
 def rollout(
@@ -258,7 +260,7 @@ def rollout(
   device = make_sampler(policy, slots, prompt=16, tokens=24)
   device.load(params)
   prompts = np.random.default_rng(0).integers(1, 500, (8, 16), np.int32)
-  found = []
+  responses = []
   for first in range(0, 8, slots):
     rows = range(slots)
     mine = prompts[first : first + slots]
@@ -266,8 +268,8 @@ def rollout(
     device.assign(rows, [request(first + r, mine[r], 24) for r in rows])
     while device.active.any():
       device.decode(draw.Sampling(), 0.0)
-    found += [answer.attempt.tokens for answer in device.fetch(rows)]
-  return found
+    responses += [answer.attempt.tokens for answer in device.fetch(rows)]
+  return responses
 
 
 def request(number: int, prompt: np.ndarray, limit: int) -> samplers.Request:
@@ -309,7 +311,7 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
   """Tokens per second by batch, with and without exploration control."""
   prompt, tokens = (16, 8) if tiny else (256, 128)
   batches = (2,) if tiny else (128, 8, 32, 512, 1)
-  found: dict[str, Any] = {"prompt": prompt, "tokens": tokens}
+  measured: dict[str, Any] = {"prompt": prompt, "tokens": tokens}
   models = {
     name: (shape, random_params(shape, jnp.bfloat16))
     for name, shape in clock.each(sizes(tiny).items())
@@ -349,7 +351,7 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
     held = batch * (prompt + tokens / 2)
     cache = 2 * shape.layers * shape.kv_heads * shape.head_width * held
     least = 2 * (count + cache)
-    found[f"{name} batch {batch} {signal}"] = {
+    measured[f"{name} batch {batch} {signal}"] = {
       "tokens_per_s": batch / step,
       "step_ms": 1e3 * step,
       "bytes": least,
@@ -357,13 +359,13 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
       "roofline_fraction": chip and least / chip.bandwidth / step,
     }
     for one in batches:
-      with_control = found.get(f"{name} batch {one} calibrated")
-      without = found.get(f"{name} batch {one} none")
+      with_control = measured.get(f"{name} batch {one} calibrated")
+      without = measured.get(f"{name} batch {one} none")
       if with_control and without:
-        found[f"{name} batch {one} control_overhead"] = (
+        measured[f"{name} batch {one} control_overhead"] = (
           with_control["step_ms"] / without["step_ms"] - 1
         )
-    write(found)
+    write(measured)
 
 
 def dialogues(turns: int, row: int) -> list[tuple[int, int]]:
@@ -444,20 +446,20 @@ def learner_part(clock: Clock, write: Write, tiny: bool) -> None:
   """Tokens per second and model FLOPs utilisation of the update."""
   shape, name, *_ = work(tiny)
   chip = roofline.of_device(jax.devices()[0])
-  found: dict[str, Any] = {"model": name}
+  measured: dict[str, Any] = {"model": name}
   cases = [("auto", "dots"), ("einsum", "dots"), ("auto", "none")]
   cases = cases[: 1 if tiny else None]
   for kind, remat in clock.each(cases):
     step, pairs = learn(kind, remat, tiny)
     taken = seconds_of(step, 3)
     needed = useful_flops(shape, pairs)
-    found[f"attention {kind}, remat {remat}"] = {
+    measured[f"attention {kind}, remat {remat}"] = {
       "tokens_per_s": sum(map(sum, pairs)) / taken,
       "step_s": taken,
       "useful_tflops": needed / taken / 1e12,
       "mfu": chip and needed / taken / chip.flops,
     }
-    write(found)
+    write(measured)
 
 
 def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
@@ -473,7 +475,7 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
     return
   shape, name, row, rows, turns = work(tiny)
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  found: dict[str, Any] = {"model": name, "torch": torch.__version__}
+  measured: dict[str, Any] = {"model": name, "torch": torch.__version__}
   model: Any = transformers.LlamaForCausalLM(
     transformers.LlamaConfig(**llama_keys(shape))
   )
@@ -502,11 +504,11 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
 
   step()
   taken = statistics.median(step() for _ in range(3))
-  found["train"] = {
+  measured["train"] = {
     "tokens_per_s": sum(map(sum, pairs)) / taken,
     "step_s": taken,
   }
-  write(found)
+  write(measured)
   model = model.to(torch.bfloat16).eval()
   prompt, tokens = (16, 8) if tiny else (256, 128)
   for batch in clock.each((2,) if tiny else (128, 32, 8)):
@@ -530,11 +532,11 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
     generate(1)
     # Without the prompt's share.
     taken = (generate(tokens) - generate(1)) / (tokens - 1)
-    found[f"decode batch {batch}"] = {
+    measured[f"decode batch {batch}"] = {
       "tokens_per_s": batch / taken,
       "step_ms": 1e3 * taken,
     }
-    write(found)
+    write(measured)
 
 
 def llama_keys(shape: model_config.ModelConfig) -> dict[str, Any]:
@@ -574,7 +576,7 @@ def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
       skip_tokenizer_init=True,
       max_model_len=512,
     )
-    found: dict[str, Any] = {"model": name, "vllm": vllm.__version__}
+    measured: dict[str, Any] = {"model": name, "vllm": vllm.__version__}
     for batch in (128, 32, 8):
       prompts = [{"prompt_token_ids": [1] * 256} for _ in range(batch)]
 
@@ -588,11 +590,11 @@ def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
 
       run(2)
       taken = (run(129) - run(1)) / 128
-      found[f"decode batch {batch}"] = {
+      measured[f"decode batch {batch}"] = {
         "tokens_per_s": batch / taken,
         "step_ms": 1e3 * taken,
       }
-      write(found)
+      write(measured)
 
 
 def train(clock: Clock, write: Write, tiny: bool) -> None:
@@ -608,7 +610,7 @@ def train(clock: Clock, write: Write, tiny: bool) -> None:
   }
   if tiny:
     runs = {"smoke": ["--config=configs/smoke.py", "--config.train.updates=1"]}
-  found: dict[str, Any] = {}
+  measured: dict[str, Any] = {}
   for number, (name, arguments) in enumerate(runs.items()):
     seconds = clock.left() / (len(runs) - number)
     with tempfile.TemporaryDirectory() as folder:
@@ -618,8 +620,11 @@ def train(clock: Clock, write: Write, tiny: bool) -> None:
       reason = run_for(command, seconds)
       path = pathlib.Path(folder) / "run" / "metrics.jsonl"
       lines = path.read_text().splitlines() if path.is_file() else []
-      found[name] = {"ended": reason, "metrics": list(map(json.loads, lines))}
-    write(found)
+      measured[name] = {
+        "ended": reason,
+        "metrics": list(map(json.loads, lines)),
+      }
+    write(measured)
 
 
 def run_for(command: list[str], seconds: float) -> str:
@@ -648,10 +653,10 @@ PARTS: dict[str, Callable[[Clock, Write, bool], None]] = {
 }
 
 
-def write_json(path: pathlib.Path, found: dict[str, Any]) -> None:
+def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
   """Replaces a file at once: a reader never finds half of it."""
   part = path.with_suffix(path.suffix + ".part")
-  part.write_text(json.dumps(found, indent=2))
+  part.write_text(json.dumps(content, indent=2))
   part.replace(path)
 
 
@@ -672,7 +677,7 @@ def measure(given: flags.FlagValues) -> None:
     write = functools.partial(write_json, path)
     part(Clock(given.seconds), write, given.tiny)
     return
-  total, found = Clock(60 * given.minutes), {}
+  total, measured = Clock(60 * given.minutes), {}
   parts = [name for name in PARTS if name in given.parts]
   for number, name in enumerate(parts):
     rest = sum(SHARES[other] for other in parts[number:])
@@ -686,8 +691,8 @@ def measure(given: flags.FlagValues) -> None:
       ended = run_for(command, seconds)
       kept = json.loads(inner.read_text()) if inner.is_file() else {}
     taken = time.perf_counter() - start
-    found[name] = {"ended": ended, "seconds": taken} | kept
-    write_json(path, found)
+    measured[name] = {"ended": ended, "seconds": taken} | kept
+    write_json(path, measured)
   print(f"written to {path}")
 
 

@@ -197,17 +197,19 @@ def measure_workers(
   episodes = max(given.steps // given.turns, 1)
   steps = crowd.play(episodes, beside, given.turns)
   seconds = time.perf_counter() - start
-  found: dict[str, float] = {"rollout_steps_per_second": round(steps / seconds)}
+  measured: dict[str, float] = {
+    "rollout_steps_per_second": round(steps / seconds)
+  }
   if given.resets:
     crowd.play(_WARM_UP, beside, 3)
     before = pool.grown
     crowd.play(given.resets, beside, 3)
     growth = sum(pool.grown) - sum(before)
-    found["soak_resets"] = given.resets
-    found["memory_growth_mb"] = round(growth, 1)
-  found["restarts"] = pool.restarts
+    measured["soak_resets"] = given.resets
+    measured["memory_growth_mb"] = round(growth, 1)
+  measured["restarts"] = pool.restarts
   pool.close()
-  return found
+  return measured
 
 
 def measure(given: flags.FlagValues) -> None:

@@ -70,8 +70,8 @@ def observe(
   """
   draw = random.Random(seed)
   asked = [question] + [shorten(question, draw) for _ in range(queries - 1)]
-  found = suite.retriever.search(asked, suite.settings.topk)
-  passages = [[passage for passage, _ in results] for results in found]
+  hits = suite.retriever.search(asked, suite.settings.topk)
+  passages = [[passage for passage, _ in results] for results in hits]
   texts = [suite.wording.show(shown) for shown in passages]
   return texts, [frozenset(p.id for p in shown) for shown in passages]
 

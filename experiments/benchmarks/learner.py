@@ -273,11 +273,11 @@ def race(
   rate = known[0] if known else ours.ask("peak")["flops"]
   temporary = ours.ask("memory")["bytes"] if given.memory_at else {}
   memory = {c.name: c.ask("quit") for c in contestants}
-  found = {"peak_flops": rate, "xla_temporary_bytes": temporary}
-  found |= {"memory": memory, "first_loss": losses, "workloads": {}}
+  measured = {"peak_flops": rate, "xla_temporary_bytes": temporary}
+  measured |= {"memory": memory, "first_loss": losses, "workloads": {}}
   for name, workload in workloads.items():
     turns = workload["turns"]
-    found["workloads"][name] = {
+    measured["workloads"][name] = {
       contestant: summarise(
         seconds,
         times[name]["ours"],
@@ -287,22 +287,22 @@ def race(
       )
       for contestant, seconds in times[name].items()
     }
-  return found
+  return measured
 
 
-def table(found: dict) -> str:
+def table(measured: dict) -> str:
   """The numbers for people, as Markdown."""
   lines = [
-    f"{found['model']}, {found['dtype']}, {found['device']}, peak "
-    f"{found['peak_flops'] / 1e9:.0f} GFLOP/s",
+    f"{measured['model']}, {measured['dtype']}, {measured['device']}, peak "
+    f"{measured['peak_flops'] / 1e9:.0f} GFLOP/s",
     "",
     "| workload | | s per step [min-max] | tokens/s | FLOP utilisation | ours "
     "faster by | peak memory GB |",
     "|---|---|---|---|---|---|---|",
   ]
-  for name, contestants in found["workloads"].items():
+  for name, contestants in measured["workloads"].items():
     for who, numbers in contestants.items():
-      memory = found["memory"][who]
+      memory = measured["memory"][who]
       held = memory["device_bytes"] or memory["host_bytes"]
       lines.append(
         f"| {name} | {who} | {numbers['seconds']:.3g} "
@@ -311,7 +311,7 @@ def table(found: dict) -> str:
         f"| {numbers['utilisation']:.0%} "
         f"| {numbers['ours_is_faster_by']:.2f}x | {held / 1e9:.2f} |"
       )
-  for name, size in found["xla_temporary_bytes"].items():
+  for name, size in measured["xla_temporary_bytes"].items():
     lines.append(f"XLA temporaries, {name}: {size / 1e9:.3f} GB")
   return "\n".join(lines)
 
@@ -326,12 +326,12 @@ def compare(given: flags.FlagValues) -> None:
     raise ValueError(f"--peers: found {given.peers}, expected 'ours' in it")
   with tempfile.TemporaryDirectory() as folder:
     try:
-      found = measure(given, pathlib.Path(folder))
+      measured = measure(given, pathlib.Path(folder))
     except RuntimeError as error:
       raise ValueError(str(error)) from None
-  print(table(found))
+  print(table(measured))
   if given.json:
-    text = json.dumps(found, indent=2) + "\n"
+    text = json.dumps(measured, indent=2) + "\n"
     pathlib.Path(given.json).write_text(text)
 
 

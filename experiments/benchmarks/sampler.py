@@ -286,8 +286,8 @@ def llama_cpp(work: Work) -> Callable[[], float]:
   ]
 
   def run() -> float:
-    found = subprocess.run(command, check=True, capture_output=True, text=True)
-    lines = [line for line in found.stdout.splitlines() if line.startswith("{")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     return json.loads(lines[-1])["t_tg"] / work.tokens
 
   return run
@@ -330,13 +330,13 @@ def alternate(
   runners: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
   """Runs everybody once per round; the first round only warms up."""
-  found = {name: [] for name in runners}
+  seconds = {name: [] for name in runners}
   for number in range(rounds + 1):
     for name, run in runners.items():
       value = run()
       if number:
-        found[name].append(value)
-  return found
+        seconds[name].append(value)
+  return seconds
 
 
 def measure(work: Work, peers: Sequence[str], rounds: int) -> dict:
@@ -354,14 +354,14 @@ def measure(work: Work, peers: Sequence[str], rounds: int) -> dict:
   needed = step_bytes(work)
   weights_size = needed - needed % (1 << 20) + (1 << 20)
   runners["bandwidth"] = bandwidth(int(weights_size))
-  found = alternate(runners, rounds)
-  speed = statistics.median(found.pop("bandwidth"))
-  step = {name: statistics.median(values) for name, values in found.items()}
+  seconds = alternate(runners, rounds)
+  speed = statistics.median(seconds.pop("bandwidth"))
+  step = {name: statistics.median(values) for name, values in seconds.items()}
   # Round by round, so that drift of a shared machine cancels out.
   overhead = statistics.median(
     on / off - 1
     for on, off in zip(
-      found["ours"], found["ours_without_control"], strict=True
+      seconds["ours"], seconds["ours_without_control"], strict=True
     )
   )
   floor = needed / speed
@@ -381,7 +381,7 @@ def measure(work: Work, peers: Sequence[str], rounds: int) -> dict:
         "most": 1e3 * max(values),
         "roofline_fraction": floor / step[name],
       }
-      for name, values in found.items()
+      for name, values in seconds.items()
     },
     "missing": missing,
   }
@@ -485,8 +485,8 @@ def compare(given: flags.FlagValues) -> None:
   """
   numbers = measure_all(given)
   assert all(
-    math.isfinite(found["tokens_per_s"])
-    for found in numbers["batches"].values()
+    math.isfinite(batch["tokens_per_s"])
+    for batch in numbers["batches"].values()
   )
   if given.json:
     pathlib.Path(given.json).write_text(json.dumps(numbers, indent=2) + "\n")

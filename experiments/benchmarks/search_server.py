@@ -83,8 +83,8 @@ def start_server(passages: int) -> Iterator[str]:
     try:
       told = ""
       for told in process.stderr or ():
-        if found := re.search(r"at (http://\S+)", told):
-          yield found[1]
+        if match := re.search(r"at (http://\S+)", told):
+          yield match[1]
           return
       raise OSError(f"the server did not start: {told.strip()}")
     finally:

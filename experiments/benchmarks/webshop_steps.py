@@ -171,12 +171,12 @@ def share(settings: dict, workers: int, episodes: int) -> dict[str, float]:
   context = multiprocessing.get_context("spawn")
   with context.Manager() as manager, context.Pool(workers) as pool:
     together = manager.Barrier(workers)
-    found = pool.starmap(
+    measured = pool.starmap(
       work, [(settings, episodes, together)] * workers, chunksize=1
     )
   return {
-    "worker_open_seconds": sum(opened for opened, _ in found) / workers,
-    "worker_private_mib": sum(cost for _, cost in found) / workers,
+    "worker_open_seconds": sum(opened for opened, _ in measured) / workers,
+    "worker_private_mib": sum(cost for _, cost in measured) / workers,
   }
 
 

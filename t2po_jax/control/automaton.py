@@ -184,12 +184,12 @@ def _compose(
   hit = np.empty((states, vocab_size), hit_type)
   for state in range(states):
     current = np.full(vocab_size, state, index_type)
-    found = np.zeros(vocab_size, hit_type)
+    hits = np.zeros(vocab_size, hit_type)
     for byte in columns:
       count = len(byte)
       row = current[:count].astype(np.int32) * 256
       current[:count] = flat_next[row + byte]
-      found[:count] |= flat_hit[current[:count]]
+      hits[:count] |= flat_hit[current[:count]]
     after[state, order] = current
-    hit[state, order] = found
+    hit[state, order] = hits
   return after, hit

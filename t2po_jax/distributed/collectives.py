@@ -105,12 +105,12 @@ def read(
           visit(called, inner)
 
   visit("ENTRY", 1)
-  found = []
+  operations = []
   for name, lines in bodies.items():
     for line in lines:
       if match := _OP.search(line):
-        found.append(_collective(line, match, times[name], mesh))
-  return found
+        operations.append(_collective(line, match, times[name], mesh))
+  return operations
 
 
 def kernels(text: str) -> tuple[str, ...]:

@@ -168,15 +168,15 @@ def _gather_aside(value: Any, number: int) -> list[Any]:
   def read(name: str) -> bytes:
     return client.blocking_key_value_get_bytes(f"{place}/{name}", _PATIENCE_MS)
 
-  found = []
+  values = []
   for other in range(count()):
     size = int(read(f"{other}/size"))
     parts = [read(f"{other}/{part}") for part in range(-(-size // PART))]
-    found.append(pickle.loads(b"".join(parts)))
+    values.append(pickle.loads(b"".join(parts)))
   # All have read it: nobody needs it any more.
   client.wait_at_barrier(f"{place}/read", _PATIENCE_MS)
   client.key_value_delete(f"{place}/{index()}/")
-  return found
+  return values
 
 
 def require_equal(settings: Mapping[str, Any]) -> None:

@@ -424,13 +424,13 @@ def lookup(table: types.Array, tokens: types.Array, dtype: Any) -> types.Array:
     if spec[0]:
       tokens -= table.shape[0] * jax.lax.axis_index(spec[0])
     here = (tokens >= 0) & (tokens < table.shape[0])
-    found = table[jnp.where(here, tokens, 0)].astype(dtype)
-    found = jnp.where(here[..., None], found, 0)
+    vectors = table[jnp.where(here, tokens, 0)].astype(dtype)
+    vectors = jnp.where(here[..., None], vectors, 0)
     if spec[0]:
-      found = jax.lax.psum(found, spec[0])
+      vectors = jax.lax.psum(vectors, spec[0])
     if spec[1]:
-      found = jax.lax.all_to_all(found, spec[1], 0, 2, tiled=True)
-    return found
+      vectors = jax.lax.all_to_all(vectors, spec[1], 0, 2, tiled=True)
+    return vectors
 
   return jax.shard_map(local, in_specs=(spec, rows), out_specs=rows)(
     table, tokens

@@ -166,11 +166,11 @@ def _users(
   name: str, inner: Mapping[str, _Operation]
 ) -> list[tuple[_Operation, str]]:
   """The users of a value, through bitcasts, and its name in each of them."""
-  found = []
+  users = []
   for one in inner.values():
     if name in one.operands:
       if one.op == "bitcast":
-        found += _users(one.name, inner)
+        users += _users(one.name, inner)
       else:
-        found.append((one, name))
-  return found
+        users.append((one, name))
+  return users

@@ -129,12 +129,12 @@ class Endpoint:
   def _find_control(self) -> bool:
     """Whether the model has an exploration control; it must be listed."""
     try:
-      found = self._call("GET", "models", None)
+      listing = self._call("GET", "models", None)
     except _Refused as refused:
       if refused.status in (404, 405):
         return False  # Not every endpoint lists its models.
       raise
-    cards = found.get("data") if isinstance(found, dict) else None
+    cards = listing.get("data") if isinstance(listing, dict) else None
     if not isinstance(cards, list):
       return False
     names = [card.get("id") for card in cards if isinstance(card, dict)]
@@ -275,10 +275,10 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
 
 def _fold(parts: Sequence[int]) -> int:
   """Hashes several numbers to 31 bits, the same on every machine."""
-  found = 0
+  hashed = 0
   for part in parts:
-    found = (found * 1_000_003 + part + 1) % (1 << 31)
-  return found
+    hashed = (hashed * 1_000_003 + part + 1) % (1 << 31)
+  return hashed
 
 
 def _message(response: httpx.Response) -> str:

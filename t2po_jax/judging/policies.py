@@ -75,13 +75,15 @@ def weights_of(
       f"--step: found {step!r}, expected base or start; checkpoints need "
       "--workdir"
     )
-  for found in export.read_checkpoints(workdir, config, agent, step):
+  for checkpoint in export.read_checkpoints(workdir, config, agent, step):
     limits = start_thresholds(config)
     saved = build.calibrators(config)
     for name, threshold in saved.items():
-      threshold.load(found.position["thresholds"][name])
+      threshold.load(checkpoint.position["thresholds"][name])
       limits[name] = threshold.value
-    yield Weights(f"update {found.step}", found.step, found.params, limits)
+    yield Weights(
+      f"update {checkpoint.step}", checkpoint.step, checkpoint.params, limits
+    )
 
 
 def with_control(config: settings.Config, control: str) -> settings.Config:

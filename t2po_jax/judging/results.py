@@ -94,7 +94,7 @@ class Results:
 
   def add(
     self,
-    found: scores.Episode,
+    episode: scores.Episode,
     trajectory: types.Trajectory,
     *,
     decode: Callable[[Sequence[int]], str],
@@ -114,12 +114,12 @@ class Results:
     """
     record = records.to_record(trajectory, decode, token_bytes)
     self._traces.append(kind, step, record)
-    self.episodes.append(found)
-    self._note(json.dumps(scores.to_line(found)) + "\n")
+    self.episodes.append(episode)
+    self._note(json.dumps(scores.to_line(episode)) + "\n")
 
   def add_all(
     self,
-    found: Sequence[scores.Episode],
+    episodes: Sequence[scores.Episode],
     trajectories: Sequence[types.Trajectory],
     *,
     decode: Callable[[Sequence[int]], str],
@@ -133,8 +133,8 @@ class Results:
       step,
       (records.to_record(t, decode, token_bytes) for t in trajectories),
     )
-    self.episodes.extend(found)
-    lines = (json.dumps(scores.to_line(e)) + "\n" for e in found)
+    self.episodes.extend(episodes)
+    lines = (json.dumps(scores.to_line(e)) + "\n" for e in episodes)
     self._note("".join(lines))
 
   def _note(self, lines: str) -> None:

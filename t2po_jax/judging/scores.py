@@ -103,11 +103,11 @@ def episode(
   )
 
 
-def to_line(found: Episode) -> dict[str, Any]:
+def to_line(episode: Episode) -> dict[str, Any]:
   """An episode as a JSON object; NaN as null."""
   return {
     key: None if isinstance(value, float) and math.isnan(value) else value
-    for key, value in dataclasses.asdict(found).items()
+    for key, value in dataclasses.asdict(episode).items()
   }
 
 
@@ -167,8 +167,8 @@ def interval(
 
 
 def _mean(values: Iterable[float]) -> float:
-  found = [v for v in values if not math.isnan(v)]
-  return float(np.mean(found)) if found else math.nan
+  known = [v for v in values if not math.isnan(v)]
+  return float(np.mean(known)) if known else math.nan
 
 
 def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
@@ -186,8 +186,8 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
   """
   played = [e for e in episodes if not e.aborted]
   tasks: dict[tuple[str, str], list[Episode]] = {}
-  for found in played:
-    tasks.setdefault((found.split, found.task_id), []).append(found)
+  for episode in played:
+    tasks.setdefault((episode.split, episode.task_id), []).append(episode)
   rates = [
     float(np.mean([e.success for e in group])) for group in tasks.values()
   ]
@@ -220,5 +220,5 @@ def summarise(episodes: Sequence[Episode]) -> dict[str, float]:
 
 def _powers(repeats: int) -> list[int]:
   """2, 4, 8, ... up to and including the number of repeats."""
-  found = [2**i for i in range(1, 20) if 2**i <= repeats]
-  return found if repeats < 2 or repeats in found else [*found, repeats]
+  powers = [2**i for i in range(1, 20) if 2**i <= repeats]
+  return powers if repeats < 2 or repeats in powers else [*powers, repeats]

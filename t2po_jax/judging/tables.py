@@ -74,11 +74,11 @@ def by_variant(
 ) -> dict[str, list[scores.Episode]]:
   """Episodes by variant and, if there are several, by split."""
   several = len({e.split for e in episodes}) > 1
-  found: dict[str, list[scores.Episode]] = {}
+  groups: dict[str, list[scores.Episode]] = {}
   for e in episodes:
     name = f"{e.variant} ({e.split})" if several else e.variant
-    found.setdefault(name, []).append(e)
-  return found
+    groups.setdefault(name, []).append(e)
+  return groups
 
 
 def _number(value: float, digits: int) -> str:
@@ -87,15 +87,17 @@ def _number(value: float, digits: int) -> str:
 
 def overview(episodes: Sequence[scores.Episode]) -> Table:
   """One row per variant: success with its interval, pass@k, costs."""
-  found = {
+  summaries = {
     name: scores.summarise(group)
     for name, group in by_variant(episodes).items()
   }
-  passes = list(dict.fromkeys(k for n in found.values() for k in n if "@" in k))
+  passes = list(
+    dict.fromkeys(k for n in summaries.values() for k in n if "@" in k)
+  )
   head = ["policy", "tasks", "episodes", "success", "95 % interval", *passes]
   head += ["return", "turns", "tokens", "discarded", "format", "aborted"]
   rows = []
-  for name, n in found.items():
+  for name, n in summaries.items():
     rows.append(
       (
         name,

@@ -192,8 +192,8 @@ class Learner:
     """
 
     lowered = self.lower_update(micro_batches(batch, self.rows))
-    found = lowered.compile().memory_analysis()
-    return None if found is None else found.temp_size_in_bytes
+    analysis = lowered.compile().memory_analysis()
+    return None if analysis is None else analysis.temp_size_in_bytes
 
   def place_params(self, params: types.Params) -> types.Params:
     """Copies parameters to the devices, with the layout of the state's."""

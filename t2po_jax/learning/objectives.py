@@ -205,16 +205,16 @@ class PolicyObjective:
     if self.entropy_coefficient:
       bonus = losses.aggregate(entropy, weights)
       loss -= self.entropy_coefficient * bonus
-    found = self._mismatch(logprobs, batch)
+    mismatch = self._mismatch(logprobs, batch)
     total = jnp.sum(metric_weights)
-    means["mismatch_mean"] = found["mean_abs"] * total
-    means["mismatch_kl"] = found["kl"] * total
+    means["mismatch_mean"] = mismatch["mean_abs"] * total
+    means["mismatch_kl"] = mismatch["kl"] * total
     return Parts(
       loss=loss,
       means={"loss": loss, **means},
       maxima={
         "ratio_max": jnp.max(jnp.where(mask > 0, stats["ratio"], 0.0)),
-        "mismatch_max": found["max_abs"],
+        "mismatch_max": mismatch["max_abs"],
       },
     )
 
@@ -325,7 +325,7 @@ class LikelihoodObjective:
     raise NotImplementedError("supervised fine-tuning does not train a critic")
 
 
-def _check_choice(name: str, found: str, choices: Sequence[str]) -> None:
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
   """Raises an error unless a value is one of the choices."""
-  if found not in choices:
-    raise ValueError(f"{name}: found {found!r}, expected one of {choices}")
+  if value not in choices:
+    raise ValueError(f"{name}: found {value!r}, expected one of {choices}")

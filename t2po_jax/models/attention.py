@@ -378,15 +378,15 @@ def _rows_forward(
   mixed, log_totals = [], []
   for block in _blocks(queries.shape[1]):
     end = block.stop
-    found = _attend(
+    part, log_total = _attend(
       queries[:, block],
       across[..., :end],
       down[:, :, :end],
       allowed[:, block, :end],
       softcap,
     )
-    mixed.append(found[0])
-    log_totals.append(found[1])
+    mixed.append(part)
+    log_totals.append(log_total)
   mixed = checkpoint_name(jnp.concatenate(mixed, axis=1), KEPT)
   log_totals = checkpoint_name(jnp.concatenate(log_totals, axis=3), KEPT)
   return mixed, (queries, keys, values, allowed, mixed, log_totals)

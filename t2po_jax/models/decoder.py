@@ -427,8 +427,8 @@ class Policy:
     config, angles = self.config, {}
     for kind in config.distinct_kinds:
       if kind.rope not in angles:
-        found = rope.angles(slots, config, kind.rope)
-        angles[kind.rope] = tuple(map(layer_math.computed_once, found))
+        of_slots = rope.angles(slots, config, kind.rope)
+        angles[kind.rope] = tuple(map(layer_math.computed_once, of_slots))
     x = self._embed(decode_params, tokens.reshape(-1)).T
     all_keys, all_values = [], []
     for layer, kind, keys, values in zip(

@@ -74,12 +74,12 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     ValueError: if the file is damaged, has no tokenizer, or one of another
       kind.
   """
-  found = {
+  metadata = {
     name.removeprefix("tokenizer.").removeprefix("ggml."): field.contents()
     for name, field in sources.read_gguf(path).fields.items()
     if name.startswith("tokenizer.")
   }
-  kind = str(found.get("model"))
+  kind = str(metadata.get("model"))
   if kind not in _NEEDED:
     raise ValueError(
       f"{path}: tokenizer.ggml.model is {kind!r}, expected 'gpt2' (byte-level "
@@ -87,26 +87,26 @@ def load(path: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
       "directory instead"
     )
   for key in _NEEDED[kind]:
-    if key not in found:
+    if key not in metadata:
       raise ValueError(f"{path}: metadata key tokenizer.ggml.{key} is missing")
-  pieces = found["tokens"]
+  pieces = metadata["tokens"]
   if kind == "gpt2":
-    backend = _rebuild(found, path)
+    backend = _rebuild(metadata, path)
   else:
-    backend = _rebuild_sentencepiece(found)
+    backend = _rebuild_sentencepiece(metadata)
   named = {
-    f"{name}_token": pieces[found[f"{key}_token_id"]]
+    f"{name}_token": pieces[metadata[f"{key}_token_id"]]
     for name, key in (
       ("bos", "bos"),
       ("eos", "eos"),
       ("unk", "unknown"),
       ("pad", "padding"),
     )
-    if f"{key}_token_id" in found
+    if f"{key}_token_id" in metadata
   }
   return transformers.PreTrainedTokenizerFast(
     tokenizer_object=backend,
-    chat_template=found.get("chat_template"),
+    chat_template=metadata.get("chat_template"),
     clean_up_tokenization_spaces=False,
     **named,
   )
@@ -124,21 +124,21 @@ def ends(path: pathlib.Path) -> list[int]:
 
 
 def _rebuild(
-  found: Mapping[str, Any], path: pathlib.Path
+  metadata: Mapping[str, Any], path: pathlib.Path
 ) -> tokenizers.Tokenizer:
   """Builds the tokenizer that the metadata describes."""
-  cut = found.get("pre", "default")
+  cut = metadata.get("pre", "default")
   if cut not in CUTS:
     raise ValueError(
       f"{path}: tokenizer.ggml.pre is {cut!r}, expected one of "
       f"{', '.join(CUTS)}; give the model's Hugging Face directory instead"
     )
   pattern, single_digits = CUTS[cut]
-  pieces = found["tokens"]
+  pieces = metadata["tokens"]
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab={piece: i for i, piece in enumerate(pieces)},
-      merges=[tuple(merge.split(" ")) for merge in found["merges"]],
+      merges=[tuple(merge.split(" ")) for merge in metadata["merges"]],
       # Llama 3 keeps a word that is in the vocabulary, whatever the merges.
       ignore_merges=cut == "llama-bpe",
     )
@@ -156,7 +156,7 @@ def _rebuild(
   backend.decoder = decoders.ByteLevel()
   if cut == "qwen2":
     backend.normalizer = normalizers.NFC()
-  _add_tokens(backend, pieces, found.get("token_type", ()))
+  _add_tokens(backend, pieces, metadata.get("token_type", ()))
   return backend
 
 
@@ -178,25 +178,25 @@ def _add_tokens(
   )
 
 
-def _rebuild_sentencepiece(found: Mapping[str, Any]) -> tokenizers.Tokenizer:
+def _rebuild_sentencepiece(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
   """The tokenizer that pieces and their scores describe."""
-  kinds = found["token_type"]
+  kinds = metadata["token_type"]
   # Pieces that were given to the trainer are stored with plain spaces.
   pieces = [
     piece.replace(" ", _SPACE) if kind == _USER_DEFINED else piece
-    for piece, kind in zip(found["tokens"], kinds, strict=True)
+    for piece, kind in zip(metadata["tokens"], kinds, strict=True)
   ]
-  unknown = found.get("unknown_token_id")
+  unknown = metadata.get("unknown_token_id")
   backend = tokenizers.Tokenizer(
     models.BPE(
       vocab={piece: i for i, piece in enumerate(pieces)},
-      merges=_merges(pieces, found["scores"], kinds),
+      merges=_merges(pieces, metadata["scores"], kinds),
       unk_token=None if unknown is None else pieces[unknown],
       fuse_unk=True,
       byte_fallback=True,
     )
   )
-  prefixed = bool(found.get("add_space_prefix", True))
+  prefixed = bool(metadata.get("add_space_prefix", True))
   backend.normalizer = normalizers.Sequence(
     [normalizers.Prepend(_SPACE)] * prefixed
     + [normalizers.Replace(" ", _SPACE)]

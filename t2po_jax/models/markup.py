@@ -86,12 +86,12 @@ class Markup:
         not special, such as `<tool_call>`.
     """
     pattern = self._special if own else self._named
-    return pattern.sub(lambda found: self._quotes[found[0]], text)
+    return pattern.sub(lambda match: self._quotes[match[0]], text)
 
   def encode_rendered(self, text: str) -> list[int]:
     """Ids of a rendered chat whose messages were quoted."""
-    text = self._named.sub(lambda found: self._marks[found[0]], text)
-    text = self._quoted.sub(lambda found: self._names[int(found[1])], text)
+    text = self._named.sub(lambda match: self._marks[match[0]], text)
+    text = self._quoted.sub(lambda match: self._names[int(match[1])], text)
     return self._chat.encode(text, add_special_tokens=False).ids
 
 

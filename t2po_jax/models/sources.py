@@ -121,12 +121,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       f"{path}: no such file; the directory holds {beside or 'nothing'}"
     )
   try:
-    found = json.loads(path.read_text())
+    content = json.loads(path.read_text())
   except (json.JSONDecodeError, UnicodeDecodeError) as error:
     raise ValueError(f"{path}: not valid JSON ({error})") from error
-  if not isinstance(found, dict):
-    raise ValueError(f"{path}: found {type(found).__name__}, not an object")
-  return found
+  if not isinstance(content, dict):
+    raise ValueError(f"{path}: found {type(content).__name__}, not an object")
+  return content
 
 
 def read_gguf(path: pathlib.Path) -> gguf.GGUFReader:

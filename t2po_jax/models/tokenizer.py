@@ -513,10 +513,10 @@ def _generation_eos(directory: pathlib.Path) -> list[int]:
   path = directory / "generation_config.json"
   if not path.is_file():
     return []
-  found = sources.read_json(path).get("eos_token_id")
-  if found is None:
+  ids = sources.read_json(path).get("eos_token_id")
+  if ids is None:
     return []
-  return list(found) if isinstance(found, list) else [found]
+  return list(ids) if isinstance(ids, list) else [ids]
 
 
 def load(

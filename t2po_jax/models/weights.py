@@ -123,14 +123,14 @@ def _fill(
   fix = families.of(config).from_gguf if gguf else family_lib.keep
   for entry in entries:
     target = flat[entry.tensor.path][entry.index]
-    found = tensors[entry.name]()
-    array = entry.read(found)
+    tensor = tensors[entry.name]()
+    array = entry.read(tensor)
     if array.shape != target.shape:
       raise ValueError(
-        f"{place}: tensor {entry.name!r} has shape {found.shape}, the config "
+        f"{place}: tensor {entry.name!r} has shape {tensor.shape}, the config "
         f"asks for {entry.read(target).shape}"
       )
-    array = entry.read(fix(entry.tensor, found, config))
+    array = entry.read(fix(entry.tensor, tensor, config))
     if not np.isfinite(array).all():
       broken = np.count_nonzero(~np.isfinite(array))
       raise ValueError(

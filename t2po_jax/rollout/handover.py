@@ -253,8 +253,10 @@ def _only_observation(answer: futures.Future) -> futures.Future:
   return seen
 
 
-def _require_same(one: Suspended, number: int, found: base.Observation) -> None:
-  if found.text != one.turns[number].anchor:
+def _require_same(
+  one: Suspended, number: int, replayed: base.Observation
+) -> None:
+  if replayed.text != one.turns[number].anchor:
     raise base.EnvError(
       f"played again, turn {number + 1} began differently than before"
     )

@@ -119,8 +119,8 @@ class Scheduler:
   def so_far(self, tickets: Sequence[int]) -> dict[int, samplers.Completion]:
     """The responses of running requests so far; waiting ones are left out."""
     rows = [self._where[ticket] for ticket in tickets if ticket in self._where]
-    found = self._sampler.fetch(rows) if rows else []
-    return {completion.ticket: completion for completion in found}
+    completions = self._sampler.fetch(rows) if rows else []
+    return {completion.ticket: completion for completion in completions}
 
   def retry(self, ticket: int, request: samplers.Request) -> None:
     """Resamples from the same prompt: rewinds, without a prefill."""

@@ -191,7 +191,7 @@ class Server:
     Raises:
       Refused: if one is too long or contains unknown ids.
     """
-    found = []
+    choices = []
     for prompt in ask.prompts:
       opening = ""
       if chat:
@@ -219,8 +219,8 @@ class Server:
         )
       for _ in range(ask.choices):
         ids = np.asarray(ids, np.int32)
-        found.append(Choice(len(found), ids, opening))
-    return found
+        choices.append(Choice(len(choices), ids, opening))
+    return choices
 
   def _submit(
     self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
@@ -264,20 +264,20 @@ class Server:
     """Yields (choice, completion, text, ended) for each step of each choice."""
     left = {choice.index for choice in choices}
     while left:
-      index, found, final = await exchange.next()
+      index, completion, final = await exchange.next()
       if index not in left:
         continue  # Already ended by a stop string.
       choice = choices[index]
-      if found is None:
+      if completion is None:
         raise protocol.Refused(500, "the engine failed; see the server's log")
-      attempt = found.attempt
+      attempt = completion.attempt
       text = self._read(attempt, ask.stops, final=final)
       ended = final or text.stopped
       if text.stopped and not final:
         self._engine.cancel([choice.ticket])
       if ended:
         left.discard(index)
-      yield choice, found, text, ended
+      yield choice, completion, text, ended
 
   async def _whole(
     self, ask: protocol.Ask, choices: Sequence[Choice], exchange: "_Exchange"
@@ -285,22 +285,22 @@ class Server:
     """The response to a request without streaming."""
     made: list[dict[str, Any]] = [{} for _ in choices]
     used = 0
-    async for choice, found, text, ended in self._events(
+    async for choice, completion, text, ended in self._events(
       ask, choices, exchange
     ):
       if ended:
-        used += len(found.attempt.tokens)
+        used += len(completion.attempt.tokens)
         entry: dict[str, Any] = {"index": choice.index}
         said = choice.opening + text.text
         if exchange.chat:
           entry["message"] = {"role": "assistant", "content": said}
         else:
           entry["text"] = said
-        entry["finish_reason"] = _reason(found, text)
+        entry["finish_reason"] = _reason(completion, text)
         entry["logprobs"] = None
         if ask.logprobs:
-          entry["logprobs"] = self._logprobs(found, text, 0, exchange.chat)
-        entry["exploration_control"] = protocol.control_entry(found)
+          entry["logprobs"] = self._logprobs(completion, text, 0, exchange.chat)
+        entry["exploration_control"] = protocol.control_entry(completion)
         made[choice.index] = entry
     asked = _prompt_tokens(ask, choices)
     return exchange.head("") | {
@@ -320,7 +320,7 @@ class Server:
           yield _event(exchange.piece(choice.index, delta))
         elif choice.opening:
           yield _event(exchange.piece(choice.index, choice.opening))
-      async for choice, found, text, ended in self._events(
+      async for choice, completion, text, ended in self._events(
         ask, choices, exchange
       ):
         end = len(text.text)
@@ -332,7 +332,7 @@ class Server:
           shown = _covering(text.pieces, end)
           partly = Text(text.text, text.pieces[:shown], False)
           logprobs = self._logprobs(
-            found, partly, choice.sent_tokens, exchange.chat
+            completion, partly, choice.sent_tokens, exchange.chat
           )
           choice.sent_tokens = max(shown, choice.sent_tokens)
         if fresh:
@@ -340,11 +340,11 @@ class Server:
           yield _event(exchange.piece(choice.index, delta, logprobs=logprobs))
           choice.sent = end
         if ended:
-          used += len(found.attempt.tokens)
+          used += len(completion.attempt.tokens)
           last = exchange.piece(
-            choice.index, {} if exchange.chat else "", _reason(found, text)
+            choice.index, {} if exchange.chat else "", _reason(completion, text)
           )
-          control = protocol.control_entry(found)
+          control = protocol.control_entry(completion)
           last["choices"][0]["exploration_control"] = control
           yield _event(last)
       if ask.stream_usage:
@@ -358,11 +358,11 @@ class Server:
       exchange.cancel(choices)
 
   def _logprobs(
-    self, found: samplers.Completion, text: Text, first: int, chat: bool
+    self, completion: samplers.Completion, text: Text, first: int, chat: bool
   ) -> dict[str, Any]:
     """Log-probabilities of the tokens from `first` on."""
     entries = protocol.token_entries(
-      found.attempt, text.pieces, self._token_bytes, first
+      completion.attempt, text.pieces, self._token_bytes, first
     )
     if chat:
       return {"content": entries, "refusal": None}
@@ -394,8 +394,8 @@ class _Exchange:
         logging.info("a response ended after its server")
 
     return (
-      lambda found: put(index, found, False),
-      lambda found: put(index, found, True),
+      lambda completion: put(index, completion, False),
+      lambda completion: put(index, completion, True),
     )
 
   async def next(self) -> tuple[int, Any, bool]:
@@ -445,9 +445,9 @@ def _covering(pieces: Sequence[str], end: int) -> int:
   return len(pieces)
 
 
-def _reason(found: samplers.Completion, text: Text) -> str:
+def _reason(completion: samplers.Completion, text: Text) -> str:
   """The `finish_reason` of a response."""
-  length = found.attempt.finish == "length" and not text.stopped
+  length = completion.attempt.finish == "length" and not text.stopped
   return "length" if length else "stop"
 
 

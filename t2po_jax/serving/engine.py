@@ -222,9 +222,9 @@ class Engine:
         job = self._running.pop(completion.ticket)
       job.finished(completion)
     watched = [t for t, job in self._running.items() if job.watched]
-    for ticket, found in self._scheduler.so_far(watched).items():
-      if len(found.attempt.tokens):
-        self._running[ticket].progress(found)
+    for ticket, partial in self._scheduler.so_far(watched).items():
+      if len(partial.attempt.tokens):
+        self._running[ticket].progress(partial)
 
 
 def without_intervention(control: slots.Control) -> slots.Control:

@@ -341,7 +341,7 @@ def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
     raise Refused(
       400, "messages: expected a list of at least one", param="messages"
     )
-  found = []
+  messages = []
   for number, message in enumerate(given):
     where = f"messages[{number}]"
     if not isinstance(message, dict) or message.get("role") not in ROLES:
@@ -359,8 +359,8 @@ def _messages(request: Mapping[str, Any]) -> list[dict[str, str]]:
         f"{where}: expected content as a string or as parts of text",
         param="messages",
       )
-    found.append({"role": ROLES[message["role"]], "content": content})
-  return found
+    messages.append({"role": ROLES[message["role"]], "content": content})
+  return messages
 
 
 def _joined(parts: list[Any]) -> str | None:

@@ -364,10 +364,10 @@ def eval_sampling(config: settings.Config) -> draw.Sampling:
 
 def samplings(config: settings.Config) -> list[draw.Sampling]:
   """All sampling settings that a run uses, to compile them in advance."""
-  found = [train_sampling(config), eval_sampling(config)]
+  used = [train_sampling(config), eval_sampling(config)]
   if "baselines" in estimator(config).needs:
-    found.append(GREEDY)
-  return found
+    used.append(GREEDY)
+  return used
 
 
 def rules(
@@ -576,7 +576,7 @@ def estimate(
   config: settings.Config, data: episodes.Episodes
 ) -> episodes.Advantages:
   """Advantages of a rollout, from the configured estimator."""
-  found = estimator(config).estimate(data, config.advantage)
+  advantages = estimator(config).estimate(data, config.advantage)
   return modulation.apply(
-    config.advantage.modulation, data, found, config.advantage
+    config.advantage.modulation, data, advantages, config.advantage
   )

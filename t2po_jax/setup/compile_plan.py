@@ -167,7 +167,7 @@ def _describe(
 ) -> list[types.Device]:
   grid = "x".join(map(str, bounds))
   try:
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
       platform="tpu",
       topology_name=f"{name}:{grid}",
       chips_per_host_bounds=(*host, 1, 1)[:3],
@@ -175,7 +175,7 @@ def _describe(
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).splitlines()[0]
     raise ValueError(f"topology: {name}:{grid} is refused: {reason}") from None
-  return list(found.devices)
+  return list(topology.devices)
 
 
 def model_shape(config: settings.Config) -> model_config.ModelConfig:
@@ -190,8 +190,8 @@ def model_shape(config: settings.Config) -> model_config.ModelConfig:
     return dataclasses.replace(shape, vocab_size=model.vocab_size)
   folder = pathlib.Path(model.source).expanduser()
   if (folder / "config.json").is_file():
-    found = json.loads((folder / "config.json").read_text())
-    return families.read_config(found)
+    described = json.loads((folder / "config.json").read_text())
+    return families.read_config(described)
   name = folder.name.lower().removesuffix("-instruct").removesuffix(".gguf")
   try:
     return model_config.named(name)
@@ -374,14 +374,14 @@ class Plan:
     try:
       compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-      found = re.search(
+      match = re.search(
         r"total memory required.*?available HBM \(.*?\)|"
         r"Ran out of memory[^.]*\.[^.]*\.",
         str(error),
       )
       if "RESOURCE_EXHAUSTED" not in str(error):
         raise
-      reason = found.group(0) if found else str(error).splitlines()[0]
+      reason = match.group(0) if match else str(error).splitlines()[0]
       raise DoesNotFit(self._refusal(job.name, reason)) from None
     seconds = time.perf_counter() - start
     program = self._read(job, traced, compiled, seconds)
@@ -408,18 +408,18 @@ class Plan:
     arguments = memory.argument_size_in_bytes
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes
-    found = collectives.read(text, job.mesh, unknown=1)
+    operations = collectives.read(text, job.mesh, unknown=1)
     flops = roofline.count_flops(traced.jaxpr.jaxpr) / job.mesh.size
     moved = traffic.count(text)
     bound = None
     if self.target.chip is not None:
-      sent = [roofline.sent_bytes(one, job.mesh) for one in found]
+      sent = [roofline.sent_bytes(one, job.mesh) for one in operations]
       bound = roofline.bound(
         self.target.chip, flops=flops, read=moved, sent=sent
       )
     peak = arguments + results + temporaries
     exchanged: dict[str, int] = {}
-    for one in found:
+    for one in operations:
       if one.axes:
         key = f"{one.kind} over {', '.join(one.axes)}"
         exchanged[key] = exchanged.get(key, 0) + one.times * one.size

@@ -113,7 +113,7 @@ def _inner(params: Mapping[str, Any]) -> Iterator[core.Jaxpr]:
         yield item
 
 
-def sent_bytes(found: collectives.Collective, mesh: Any) -> float:
+def sent_bytes(collective: collectives.Collective, mesh: Any) -> float:
   """Bytes that each device sends for a collective, on a ring.
 
   Args:
@@ -123,12 +123,12 @@ def sent_bytes(found: collectives.Collective, mesh: Any) -> float:
   Returns:
     Bytes per call of the program.
   """
-  size = math.prod(mesh.shape[axis] for axis in found.axes)
+  size = math.prod(mesh.shape[axis] for axis in collective.axes)
   if size == 1:
     return 0.0
   share = (size - 1) / size
   factor = {"all-reduce": 2 * share, "reduce-scatter": size - 1}
-  return found.times * found.size * factor.get(found.kind, share)
+  return collective.times * collective.size * factor.get(collective.kind, share)
 
 
 @dataclasses.dataclass(frozen=True)

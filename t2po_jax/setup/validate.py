@@ -54,8 +54,8 @@ def check(config: settings.Config) -> None:
 
 
 def _refuse(config: settings.Config, key: str, expected: str) -> None:
-  found = settings.flatten(settings.to_dict(config))[key]
-  raise ValueError(f"{key}: found {found!r}, expected {expected}")
+  value = settings.flatten(settings.to_dict(config))[key]
+  raise ValueError(f"{key}: found {value!r}, expected {expected}")
 
 
 def _check_loss(config: settings.Config) -> None:

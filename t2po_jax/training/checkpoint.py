@@ -363,10 +363,10 @@ def _silenced() -> Iterator[None]:
   before, report = logging.get_verbosity(), sys.unraisablehook
   logging.set_verbosity(logging.FATAL)
 
-  def report_others(found: Any) -> None:
+  def report_others(unraisable: Any) -> None:
     # Writes that end after one has failed find nobody who waits for them.
-    if str(found.exc_value) != "Event loop is closed":
-      report(found)
+    if str(unraisable.exc_value) != "Event loop is closed":
+      report(unraisable)
 
   sys.unraisablehook = report_others
   try:

@@ -311,7 +311,7 @@ def imitate(
     adapters=adapters,
   )
   with metrics.progress("fine-tuning", steps) as advance:
-    state, found = finetune.finetune(
+    state, history = finetune.finetune(
       trainer,
       trainer.init_state(agent.params),
       segments,
@@ -321,7 +321,7 @@ def imitate(
       seed=config.seed,
       progress=lambda step, *_: advance(step),
     )
-  loss = float(found[-1]["loss"])
+  loss = float(history[-1]["loss"])
   report["finetune_loss"] = loss
   metrics.print_line(f"fine-tuning: {steps} steps, last loss {loss:.4f}")
   params = sharding.gather(state.params)

@@ -77,8 +77,8 @@ def push(folder: pathlib.Path, name: str, *, public: bool = False) -> str:
     token,
     lambda: hub.create_repo(name, private=not public, exist_ok=True),
   )
-  found = _call(name, token, lambda: hub.repo_info(name))
-  if not public and not found.private:
+  repository = _call(name, token, lambda: hub.repo_info(name))
+  if not public and not repository.private:
     raise ValueError(
       f"--push: {name} exists and everybody can read it; add --public, or "
       "name another repository"
@@ -145,9 +145,9 @@ def _card(folder: pathlib.Path, name: str) -> str:
   base = []
   if adapter:
     described = json.loads((folder / "adapter_config.json").read_text())
-    found = str(described.get("base_model_name_or_path") or "")
-    if _NAME.fullmatch(found) and not pathlib.Path(found).exists():
-      base = [f"base_model: {found}"]
+    base_model = str(described.get("base_model_name_or_path") or "")
+    if _NAME.fullmatch(base_model) and not pathlib.Path(base_model).exists():
+      base = [f"base_model: {base_model}"]
   score = report.get("score")
   held_out = "" if score is None else f", held-out success {score:.3f}"
   lines = [

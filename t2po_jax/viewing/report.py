@@ -84,9 +84,9 @@ def build(runs: Sequence[runs_lib.Run]) -> list[Block]:
   blocks += _categories(groups)
   blocks.append(Heading("Curves"))
   for name, title in CURVES.items():
-    found = {label: _curve(group, name) for label, group in groups.items()}
-    if any(found.values()):
-      blocks.append(Curve(title, found))
+    curves = {label: _curve(group, name) for label, group in groups.items()}
+    if any(curves.values()):
+      blocks.append(Curve(title, curves))
   blocks += [Heading("Time"), _stages(groups)]
   blocks += [Heading("Tokens"), _tokens(groups)]
   blocks += _exploration(groups)
@@ -108,16 +108,16 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _machines(runs: Sequence[runs_lib.Run]) -> list[Block]:
   """Commit and hardware, as recorded by the runs."""
-  found: dict[str, list[str]] = {}
+  machines: dict[str, list[str]] = {}
   for run in runs:
     path = run.folder / "machine.json"
     said = "machine unknown"
     if path.is_file():
       noted = json.loads(path.read_text())
       said = ", ".join(f"{key} {value}" for key, value in noted.items())
-    found.setdefault(said, []).append(f"{run.label} ({run.folder.name})")
+    machines.setdefault(said, []).append(f"{run.label} ({run.folder.name})")
   return [
-    Lines(tuple(f"{', '.join(who)}: {said}" for said, who in found.items()))
+    Lines(tuple(f"{', '.join(who)}: {said}" for said, who in machines.items()))
   ]
 
 
@@ -156,25 +156,27 @@ def _results(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
   """First, best and last evaluation; means over runs with intervals."""
   rows = []
   for label, group in groups.items():
-    found = [lines for run in group if (lines := _evaluations(run))]
-    if not found:
+    evaluations = [lines for run in group if (lines := _evaluations(run))]
+    if not evaluations:
       continue
-    last = [lines[-1]["eval/success"] for lines in found]
+    last = [lines[-1]["eval/success"] for lines in evaluations]
     low, high = scores.interval(last)
     rows.append(
       (
         label,
-        str(len(found)),
-        f"{max(lines[-1]['step'] for lines in found):.0f}",
-        _number(_mean(lines[0]["eval/success"] for lines in found)),
+        str(len(evaluations)),
+        f"{max(lines[-1]['step'] for lines in evaluations):.0f}",
+        _number(_mean(lines[0]["eval/success"] for lines in evaluations)),
         _number(
-          _mean(max(x["eval/success"] for x in lines) for lines in found)
+          _mean(max(x["eval/success"] for x in lines) for lines in evaluations)
         ),
         _number(_mean(last)),
         f"[{_number(low)}, {_number(high)}]" if len(last) > 1 else "-",
-        _number(_mean(lines[-1].get("eval/return") for lines in found)),
-        _number(_mean(lines[-1].get("eval/tokens") for lines in found), 1),
-        _number(_mean(lines[-1].get("eval/turns") for lines in found), 2),
+        _number(_mean(lines[-1].get("eval/return") for lines in evaluations)),
+        _number(
+          _mean(lines[-1].get("eval/tokens") for lines in evaluations), 1
+        ),
+        _number(_mean(lines[-1].get("eval/turns") for lines in evaluations), 2),
       )
     )
   head = ("run", "seeds", "updates", "first", "best", "last", "95 % interval")
@@ -183,26 +185,26 @@ def _results(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
 
 
 def _mean(values: Iterable[float | None]) -> float:
-  found = [float(v) for v in values if v is not None]
-  return float(np.mean(found)) if found else math.nan
+  known = [float(v) for v in values if v is not None]
+  return float(np.mean(known)) if known else math.nan
 
 
 def _categories(groups: Mapping[str, Sequence[runs_lib.Run]]) -> list[Block]:
   """Last held-out success by category."""
-  prefix, found = "eval/success/", {}
+  prefix, scores = "eval/success/", {}
   for label, group in groups.items():
     lines = [many[-1] for run in group if (many := _evaluations(run))]
     names = sorted({k for x in lines for k in x if k.startswith(prefix)})
-    found[label] = {
+    scores[label] = {
       name.removeprefix(prefix): _mean(line.get(name) for line in lines)
       for name in names
     }
-  names = sorted({name for row in found.values() for name in row})
+  names = sorted({name for row in scores.values() for name in row})
   if not names:
     return []
   rows = tuple(
     (label, *(_number(row.get(name)) for name in names))
-    for label, row in found.items()
+    for label, row in scores.items()
   )
   table = tables.Table("last evaluation", ("run", *names), rows)
   return [Heading("Success by category"), table]
@@ -243,7 +245,7 @@ def _stages(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
 
 def _sums(group: Sequence[runs_lib.Run], prefix: str) -> dict[str, float]:
   """Sums over a run of all metrics with a prefix; means over runs."""
-  found: dict[str, list[float]] = {}
+  by_name: dict[str, list[float]] = {}
   for run in group:
     sums: dict[str, float] = {}
     for line in run.metrics():
@@ -252,8 +254,8 @@ def _sums(group: Sequence[runs_lib.Run], prefix: str) -> dict[str, float]:
           name = key.removeprefix(prefix)
           sums[name] = sums.get(name, 0.0) + value
     for name, value in sums.items():
-      found.setdefault(name, []).append(value)
-  return {name: _mean(values) for name, values in found.items()}
+      by_name.setdefault(name, []).append(value)
+  return {name: _mean(values) for name, values in by_name.items()}
 
 
 def _tokens(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
@@ -301,24 +303,24 @@ def _exploration(groups: Mapping[str, Sequence[runs_lib.Run]]) -> list[Block]:
   positions: list[tuple[str, ...]] = []
   outcomes: list[tuple[str, ...]] = []
   edges: list[float] = []
-  found = {
+  turns_by_label = {
     label: [turn for run in group for turn in _turns(run)]
     for label, group in groups.items()
   }
-  if not any(found.values()):
+  if not any(turns_by_label.values()):
     return []
   fired = {
     label: [t["fired_at"] for t, _ in turns if t["fired_at"] >= 0]
-    for label, turns in found.items()
+    for label, turns in turns_by_label.items()
   }
   most = max((max(values) for values in fired.values() if values), default=0)
   width = max(1, math.ceil((most + 1) / _BINS))
   edges = [width * i for i in range(math.ceil((most + 1) / width))]
   for label, values in fired.items():
     counts = [sum(e <= v < e + width for v in values) for e in edges]
-    share = len(values) / max(len(found[label]), 1)
+    share = len(values) / max(len(turns_by_label[label]), 1)
     positions.append((label, *map(str, counts), f"{100 * share:.0f} %"))
-    outcomes.append((label, *_resampling(found[label])))
+    outcomes.append((label, *_resampling(turns_by_label[label])))
   names = tuple(f"{e}" if width == 1 else f"{e}-{e + width - 1}" for e in edges)
   return [
     Heading("Exploration control, in the episodes that were written"),
@@ -346,11 +348,11 @@ def _exploration(groups: Mapping[str, Sequence[runs_lib.Run]]) -> list[Block]:
 def _turns(run: runs_lib.Run) -> list[tuple[dict[str, Any], bool]]:
   """(turn, whether its episode succeeded) of the newest episodes."""
   entries = [e for e in run.entries() if e["kind"] == "train"]
-  found = []
+  turns = []
   for entry in entries[-MOST_EPISODES:]:
     episode = records.read_episode(run.folder / records.FOLDER, entry)
-    found += [(turn, entry["success"]) for turn in episode["turns"]]
-  return found
+    turns += [(turn, entry["success"]) for turn in episode["turns"]]
+  return turns
 
 
 def _resampling(

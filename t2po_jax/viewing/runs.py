@@ -59,9 +59,9 @@ class Run:
       if size > self._read:
         with path.open("rb") as file:
           file.seek(self._read)
-          found, read = records.parse_index(file.read(), path)
-        self._entries = [*self._entries, *found]
-        self._by_id |= {entry["id"]: entry for entry in found}
+          fresh, read = records.parse_index(file.read(), path)
+        self._entries = [*self._entries, *fresh]
+        self._by_id |= {entry["id"]: entry for entry in fresh}
         self._read += read
       return self._entries
 
@@ -113,12 +113,12 @@ def open_runs(names: Sequence[str]) -> list[Run]:
   Raises:
     ValueError: if one of them is not a run.
   """
-  found = []
+  runs = []
   for name in names:
     label, _, folder = name.rpartition("=")
     path = pathlib.Path(folder).expanduser().absolute()
-    found.append(Run(label or path.name, path))
-  return found
+    runs.append(Run(label or path.name, path))
+  return runs
 
 
 def select(

@@ -58,11 +58,11 @@ class Site:
       return runs_lib.same_task(self.runs, query.get("task_id", ""))
     run = self._run(query.get("run", "0"))
     if path == "/api/episodes":
-      found = runs_lib.select(run.entries(), query)
+      matching = runs_lib.select(run.entries(), query)
       offset = _whole(query.get("offset", "0"))
       # Newest first.
-      rows = found[::-1][offset : offset + PAGE]
-      return {"total": len(found), "rows": rows}
+      rows = matching[::-1][offset : offset + PAGE]
+      return {"total": len(matching), "rows": rows}
     if path == "/api/episode":
       return run.episode(query.get("id", ""))
     if path == "/api/metrics":
@@ -131,8 +131,8 @@ def make_server(site: Site, port: int) -> server.ThreadingHTTPServer:
         file, kind = _FILES[url.path]
         return 200, kind, asset(file).encode()
       query = dict(parse.parse_qsl(url.query))
-      found = runs_lib.to_json(site.answer(url.path, query))
-      return 200, "application/json", found
+      content = runs_lib.to_json(site.answer(url.path, query))
+      return 200, "application/json", content
 
     def log_message(self, format: str, *args: Any) -> None:
       del format, args

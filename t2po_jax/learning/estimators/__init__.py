@@ -57,22 +57,22 @@ def find(name: str) -> episodes.Estimator:
     hint = keys.nearest(name, ESTIMATORS)
     raise ValueError(f"advantage.estimator: {name!r} is unknown{hint}")
   try:
-    found = getattr(importlib.import_module(module), attribute)
+    estimator = getattr(importlib.import_module(module), attribute)
   except (ImportError, AttributeError) as error:
     raise ValueError(
       f"advantage.estimator: {name!r} cannot be imported: {error}"
     ) from None
-  if not isinstance(found, episodes.Estimator):
+  if not isinstance(estimator, episodes.Estimator):
     raise ValueError(
-      f"advantage.estimator: {name!r} is a {type(found).__name__}, expected an "
-      "Estimator"
+      f"advantage.estimator: {name!r} is a {type(estimator).__name__}, "
+      "expected an Estimator"
     )
-  if missing := sorted(set(found.keys) - option_keys().keys()):
+  if missing := sorted(set(estimator.keys) - option_keys().keys()):
     raise ValueError(
       f"advantage.estimator: {name!r} has options that are no keys, "
       f"{', '.join(missing)}; call estimators.register in the config file"
     )
-  return found
+  return estimator
 
 
 for _module in pkgutil.iter_modules(__path__):

@@ -90,15 +90,15 @@ def gigpo(
       similarity=similarity,
       autojunk=autojunk,
     )
-    found = np.array([to_go[e][k] for e, k in places])
+    returns = np.array([to_go[e][k] for e, k in places])
     for label in range(max(labels) + 1):
       inside = np.flatnonzero(labels == label)
       sizes.append(len(inside))
       if len(inside) < 2:
         continue
-      centred = found[inside] - np.mean(found[inside])
+      centred = returns[inside] - np.mean(returns[inside])
       if norm == "mean_std_norm":
-        deviation = np.std(found[inside], ddof=1)
+        deviation = np.std(returns[inside], ddof=1)
         centred = centred / (deviation + masked.SPREAD_EPSILON)
       for place, value in zip(inside, centred, strict=True):
         e, k = places[place]
@@ -217,13 +217,13 @@ def hgpo(
           context = tuple(anchors[e][k - level + 1 : k + 1])
           clusters.setdefault(context, []).append((e, k))
       for places in clusters.values():
-        found = np.array([to_go[e][k] for e, k in places])
-        if len(found) < 2:
+        returns = np.array([to_go[e][k] for e, k in places])
+        if len(returns) < 2:
           continue
         spread = 1.0
         if norm == "mean_std_norm":
-          spread = np.std(found) + masked.SPREAD_EPSILON
-        centred = (found - np.mean(found)) / spread
+          spread = np.std(returns) + masked.SPREAD_EPSILON
+        centred = (returns - np.mean(returns)) / spread
         for (e, k), value in zip(places, centred, strict=True):
           add(e, k, level, value)
   turns = tuple(

@@ -263,11 +263,11 @@ def mixed_groups(trajectories: Sequence[types.Trajectory]) -> float:
   returns: dict[int, list[float]] = {}
   for trajectory in trajectories:
     if not trajectory.aborted:
-      found = returns.setdefault(trajectory.group, [])
-      found.append(trajectory.episode_return)
+      of_group = returns.setdefault(trajectory.group, [])
+      of_group.append(trajectory.episode_return)
   if not returns:
     return float("nan")
-  return float(np.mean([teaches(found) for found in returns.values()]))
+  return float(np.mean([teaches(of_group) for of_group in returns.values()]))
 
 
 def teaches(returns: Sequence[float] | np.ndarray) -> bool:

@@ -73,9 +73,9 @@ def gae(
     rewards[border - 1] = data.rewards[e]
     gamma[border - 1] = discount
     decay[border - 1] = gae_lambda
-    found = _accumulate(rewards, flat, gamma, decay)
-    tokens.append(_split(found if kept else np.zeros(len(flat)), border))
-    targets.append(_split(found + flat, border))
+    advantages = _accumulate(rewards, flat, gamma, decay)
+    tokens.append(_split(advantages if kept else np.zeros(len(flat)), border))
+    targets.append(_split(advantages + flat, border))
   tokens = tuple(tokens)
   if whiten:
     tokens = episodes.whiten_tokens(tokens, data)
@@ -116,12 +116,12 @@ def gae_turn(
   for e, kept in enumerate(data.counted):
     first = np.array([turn[0] for turn in values[e]], float)
     same = np.ones(len(first))
-    found = _accumulate(
+    advantages = _accumulate(
       data.rewards[e], first, discount * same, gae_lambda * same
     )
-    turns.append(found if kept else np.zeros(len(first)))
+    turns.append(advantages if kept else np.zeros(len(first)))
     of_turns = [np.full(len(turn), np.nan) for turn in values[e]]
-    for k, target in enumerate(found + first):
+    for k, target in enumerate(advantages + first):
       of_turns[k][0] = target
     targets.append(tuple(of_turns))
   turns = tuple(turns)

@@ -150,9 +150,9 @@ def rloo(data: episodes.Episodes) -> episodes.Advantages:
   returns = data.returns
   values = np.zeros(len(data.rewards))
   for members in episodes.groups(data):
-    found = returns[members]
-    others = (np.sum(found) - found) / (len(found) - 1)
-    values[members] = found - others
+    of_group = returns[members]
+    others = (np.sum(of_group) - of_group) / (len(of_group) - 1)
+    values[members] = of_group - others
   return episodes.Advantages(
     episodes.broadcast(values, data), episodes.group_metrics(data)
   )

@@ -96,18 +96,18 @@ def evaluate(
     mask=kept,
     turn=jnp.zeros(mask.shape, jnp.int32) if turn is None else turn,
   )
-  found = formula(tokens, **options)
+  terms = formula(tokens, **options)
   log_ratio = jax.lax.stop_gradient(tokens.log_ratio)
   none = jnp.zeros(mask.shape, bool)
-  clipped = none if found.clipped is None else found.clipped
-  stopped = none if found.stopped is None else found.stopped
+  clipped = none if terms.clipped is None else terms.clipped
+  stopped = none if terms.stopped is None else terms.stopped
   stats = {
     "clip_fraction": clipped.astype(jnp.float32),
     "dual_clip_fraction": stopped.astype(jnp.float32),
     "ratio": jnp.exp(log_ratio),
     "kl_old": jnp.expm1(log_ratio) - log_ratio,
   }
-  return jnp.where(kept, found.loss, 0.0), {
+  return jnp.where(kept, terms.loss, 0.0), {
     name: jnp.where(kept, value, 0.0) for name, value in stats.items()
   }
 

@@ -182,10 +182,10 @@ def require(source: Source, key: str) -> Any:
 def refuse_other(source: Source, supported: Source) -> None:
   """Raises an error for settings that the decoder does not implement."""
   for key, value in supported.items():
-    found = source.get(key)
-    if found is not None and found != value:
+    given = source.get(key)
+    if given is not None and given != value:
       raise ValueError(
-        f"config.json: {key} = {found!r} is not supported, only {value!r}"
+        f"config.json: {key} = {given!r} is not supported, only {value!r}"
       )
 
 
@@ -350,10 +350,10 @@ def require_options(config: ModelConfig, **allowed: tuple[Any, ...]) -> None:
   for field in dataclasses.fields(ModelConfig):
     if field.default is dataclasses.MISSING or field.name in _SHARED:
       continue
-    found = getattr(config, field.name)
-    if found not in allowed.get(field.name, (field.default,)):
+    chosen = getattr(config, field.name)
+    if chosen not in allowed.get(field.name, (field.default,)):
       raise ValueError(
-        f"{field.name} = {found!r} cannot be written as {config.family!r}"
+        f"{field.name} = {chosen!r} cannot be written as {config.family!r}"
       )
 
 
