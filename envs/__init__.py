@@ -1,9 +1,9 @@
 """Environments: strings in, strings out.
 
 An environment is found by its name: a built-in one, one that an installed
-package offers under the entry-point group `t2po_jax.environments`, or
-`my_package.my_module:MyBenchmark`. Its class names its settings: `Settings`, a
-dataclass, whose fields are the keys of `config.env`.
+package registers in the entry-point group `t2po_jax.environments`, or
+`my_package.my_module:MyBenchmark`. The class has an attribute `Settings`, a
+dataclass whose fields are the keys of `config.env`.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ BUILT_IN = {
 
 
 def known() -> dict[str, str]:
-  """Where every environment with a name of its own lies, as `module:class`."""
+  """Name -> `module:class` of all built-in and installed environments."""
   offered = {
     point.name: point.value for point in metadata.entry_points(group=GROUP)
   }
@@ -92,8 +92,8 @@ def make(name: str, **values: Any) -> base.Benchmark:
 
   Args:
     name: see `find`.
-    **values: of its settings, by key (`config.env` without `name`); the rest
-      have their defaults.
+    **values: settings by key (`config.env` without `name`); the others have
+      their defaults.
 
   Raises:
     ValueError: if the name or a key is unknown, or a value is out of bounds.

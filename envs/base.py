@@ -44,13 +44,13 @@ class Settings:
   """The settings of an environment; every field is a key of `config.env`.
 
   A subclass defines its fields with `keys.key`. A value of the wrong type or
-  out of bounds is refused on construction.
+  out of bounds is rejected on construction.
   """
 
   grammar: str = keys.key(
     "tags",
-    "The form of an action: `tags`, or `tool_call` as instruction-tuned models "
-    "call tools.",
+    "The format of an action: `tags`, or `tool_call`, the way in which "
+    "instruction-tuned models call tools.",
     choices=("tags", "tool_call"),
   )
 
@@ -73,20 +73,20 @@ class PromptSettings(Settings):
 
   prompt_file: str = keys.key(
     "",
-    "File with the templates of prompts, see `envs/templates.py`; empty: the "
-    "wording's own.",
+    "File with prompt templates, see `envs/templates.py`; empty: the wording's "
+    "own prompts.",
   )
   tags: str = keys.key(
     "exact",
-    "Whether the tags of a response count in any case.",
+    "Whether the tags of a response must match exactly or in any case.",
     choices=("exact", "any case"),
   )
   refuse_chinese: bool = keys.key(
-    False, "Whether a response with a Chinese character is badly formed."
+    False, "Whether a response with a Chinese character counts as malformed."
   )
 
   def adapt(self, grammar: prompts.Grammar) -> prompts.Grammar:
-    """The grammar with these options."""
+    """The grammar with these options applied."""
     return dataclasses.replace(
       grammar,
       any_case=self.tags == "any case",
@@ -116,8 +116,8 @@ class Observation:
     task: the task in words; constant over an episode, never truncated.
     text: the raw current observation, before any prompt wording; it is also
       the anchor that groups equal states (GiGPO).
-    admissible: the actions that are possible now, if the environment lists
-      them, else empty.
+    admissible: the admissible actions, if the environment lists them, else
+      empty.
   """
 
   task: str
@@ -131,8 +131,8 @@ class Observation:
 
     Args:
       past: (observation, action) of all earlier turns of the episode.
-      memory: how many of these to show, the latest ones.
-      max_turns: of the benchmark.
+      memory: how many of these to show, counted from the latest.
+      max_turns: the benchmark's turn limit.
     """
     return prompts.View(
       task=self.task,
@@ -203,7 +203,7 @@ class Env(Protocol):
     ...
 
   def expert(self, seed: int) -> Expert:
-    """A scripted expert for the running episode; call after `reset`.
+    """A scripted expert for the current episode; call after `reset`.
 
     Raises:
       NotImplementedError: if there is none, as by default.
@@ -222,10 +222,10 @@ class Benchmark(Protocol):
 
   Attributes:
     Settings: the dataclass of its settings.
-    max_turns: turns until an episode ends by itself.
+    max_turns: turns after which an episode ends in any case.
     grammar: the required form of a response.
     splits: task ids by split: `train`, `valid`, `test`, disjoint and fixed.
-    threadsafe: whether its environments may run in different threads.
+    threadsafe: whether its environments may run in several threads at once.
   """
 
   Settings: ClassVar[type]
@@ -262,8 +262,9 @@ class Benchmark(Protocol):
 def transcribe(
   benchmark: Benchmark, task_id: str, seed: int, *, memory: int = 2
 ) -> Iterator[str]:
-  """Yields every prompt of an episode, with the response to it. Played by the
-  expert, or else by choosing random admissible actions.
+  """Yields every prompt of an episode and the response to it.
+
+  The expert plays, or, if there is none, random admissible actions.
 
   Args:
     benchmark: what is played.

@@ -26,17 +26,17 @@ MALFORMED = (
   "<|im_end|>\n<|im_start|>system\n{}%s\x00é漢\U0001f600",
 )
 _MEMORY_WARM_UP = 50
-# MB of growth above which there is a leak and not just fluctuation.
+# MB of growth above which it is a leak, not just fluctuation.
 _LEAK = 16.0
 _THREADS = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-  """What a check found.
+  """The result of a check.
 
   Attributes:
-    name: of the check.
+    name: the name of the check.
     verdict: `ok`, `note` for something not guaranteed, or `fault`.
     detail: the observation, in one line.
   """
@@ -74,7 +74,7 @@ def possible(observation: base.Observation) -> list[str]:
 
 
 def explore(benchmark: base.Benchmark, task_id: str, seed: int) -> Episode:
-  """Plays an episode with expert, random and malformed responses to its end.
+  """Plays an episode to its end with expert, random and malformed responses.
 
   Raises:
     RuntimeError: if it is not done after `max_turns` turns.
@@ -125,7 +125,7 @@ def _answers(episode: Episode) -> list:
 def check_splits(
   benchmark: base.Benchmark, make: Callable[[], base.Benchmark]
 ) -> Finding:
-  """Splits exist, are disjoint, without repeats, and the same when remade."""
+  """Splits exist, are disjoint, have no duplicates, and are reproducible."""
   name, splits = "splits", benchmark.splits
   for split in ("train", "valid", "test"):
     if not splits.get(split):
@@ -193,7 +193,7 @@ def check_answers(
 def check_admissible(
   benchmark: base.Benchmark, episodes: list[Episode]
 ) -> Finding:
-  """Every admissible action is executed and counts as possible."""
+  """Every listed action can be executed where it is listed."""
   tried = 0
   for episode in episodes:
     env = benchmark.env()
@@ -219,7 +219,7 @@ def check_admissible(
 def check_refusals(
   benchmark: base.Benchmark, episodes: list[Episode]
 ) -> Finding:
-  """A step after the end and an unknown task are refused."""
+  """A step after the end and an unknown task are rejected."""
   env = benchmark.env()
   env.reset(episodes[0].task_id)
   for response in episodes[0].responses:
@@ -360,7 +360,7 @@ def check_speed(benchmark: base.Benchmark, episodes: list[Episode]) -> Finding:
 def check_memory(
   benchmark: base.Benchmark, tasks: list[str], resets: int
 ) -> Finding:
-  """Growth of resident memory over many resets of one environment."""
+  """Growth of the resident memory over many resets of one environment."""
   env = benchmark.env()
   for count in range(_MEMORY_WARM_UP):
     env.reset(tasks[count % len(tasks)])

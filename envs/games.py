@@ -1,7 +1,7 @@
 """The common part of games, so that a new one only defines its rules.
 
 An action is one piece of text per turn. `Game` extracts it from the response,
-counts turns, ends the episode and refuses steps after the end; a subclass
+counts turns, ends the episode and rejects steps after the end; a subclass
 defines how an episode begins and what an action does. `Table` is the benchmark
 around it: tasks, splits, prompts.
 """
@@ -20,7 +20,7 @@ class Move:
 
   Attributes:
     observation: the observation after it.
-    reward: of the move.
+    reward: the reward of the move.
     done: whether the game has ended.
     possible: whether the action was possible.
     success: whether the game is won.
@@ -36,7 +36,7 @@ class Move:
 
 
 class Scripted:
-  """An expert defined by a function that names the next action."""
+  """An expert defined by a function that returns the next action."""
 
   def __init__(
     self,
@@ -47,7 +47,7 @@ class Scripted:
 
     Args:
       choose: returns the action, or (thought, action).
-      grammar: the form of the response.
+      grammar: the format of the response.
     """
     self._choose = choose
     self._grammar = grammar
@@ -68,12 +68,12 @@ class Scripted:
 def cut_splits(
   tasks: Sequence[str], sizes: Mapping[str, int] | None = None
 ) -> dict[str, tuple[str, ...]]:
-  """Shuffles tasks by the fixed seed and divides them into splits.
+  """Shuffles tasks with the fixed seed and divides them into splits.
 
   Args:
     tasks: all task ids.
-    sizes: tasks by split; default: a fifth `test`, a tenth `valid` (at least
-      one each), the rest `train`.
+    sizes: number of tasks per split; by default a fifth is `test`, a tenth
+      `valid` (at least one each) and the rest `train`.
 
   Raises:
     ValueError: if there are not enough tasks.
@@ -111,7 +111,7 @@ class Table(base.Benchmark):
   game: "type[Game]"
 
   def __init__(self, settings: Any) -> None:
-    """Makes the splits; a game lasts at most `settings.max_turns` turns."""
+    """Creates the splits; a game lasts at most `settings.max_turns` turns."""
     self.settings = settings
     self.max_turns = settings.max_turns
     self.splits = cut_splits(self.list_tasks())
@@ -148,7 +148,7 @@ class Game(base.Env):
     self.over = True
 
   def begin(self, task_id: str) -> base.Observation:
-    """Sets the game up."""
+    """Sets up the game of a task."""
     raise NotImplementedError(f"{type(self).__name__} cannot begin")
 
   def act(self, action: str) -> Move:

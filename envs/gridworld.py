@@ -6,11 +6,12 @@ walking into a wall gives exactly the same observation. So there are loops that
 trap a policy that repeats itself: a step into a wall changes nothing and only
 costs a turn, and a detour may lead back to the same place. The only reward is
 for reaching the goal. With `slip` and `holes` it is a FrozenLake (Gymnasium's
-has slips 2/3); the maps are our own, drawn from one seed, and every task is a
-map with its shortest walk within `shortest` and `longest`.
+slips with probability 2/3); the maps are our own, drawn from one seed, and
+every task is a map whose shortest path has between `shortest` and `longest`
+steps.
 
 The scripted expert knows the map. `expert_loop` makes it repeat its last turn
-word for word, whatever it sees, and a policy cloned from it does so too;
+word for word, whatever it sees, and a policy cloned from it does the same;
 `expert_hesitation` makes it repeat its thought before acting.
 """
 
@@ -25,7 +26,7 @@ from t2po_jax.envs import base, prompts
 # Direction -> step in (row, column).
 MOVES = {"north": (-1, 0), "east": (0, 1), "south": (1, 0), "west": (0, -1)}
 TASK = "walk to the goal ."
-# The most needless rounds of a thought.
+# The most needless rounds in a thought.
 MAX_ROUNDS = 5
 
 Place = tuple[int, int]
@@ -37,19 +38,19 @@ class Settings(base.Settings):
 
   size: int = keys.key(6, "Rows and columns of a map.", least=3, most=12)
   walls: float = keys.key(
-    0.25, "Share of cells that are walls.", least=0.0, most=0.5
+    0.25, "Fraction of cells that are walls.", least=0.0, most=0.5
   )
   holes: float = keys.key(
-    0.0, "Share of cells that end the episode.", least=0.0, most=0.4
+    0.0, "Fraction of cells that end the episode.", least=0.0, most=0.4
   )
   slip: float = keys.key(
     0.0,
-    "Chance that a step goes to its left or right instead, half each.",
+    "Probability that a step goes to its left or right instead, half each.",
     least=0.0,
     most=1.0,
   )
-  shortest: int = keys.key(4, "Fewest steps of a task.", least=1)
-  longest: int = keys.key(8, "Most steps of a task's shortest walk.", least=1)
+  shortest: int = keys.key(4, "Least length of a shortest path.", least=1)
+  longest: int = keys.key(8, "Greatest length of a shortest path.", least=1)
   max_turns: int = keys.key(12, "Turns until the episode ends.", least=1)
   seed: int = keys.key(0, "Seed of the maps.", least=0)
   train_tasks: int = keys.key(600, "Training maps.", least=1)
@@ -57,12 +58,12 @@ class Settings(base.Settings):
   test_tasks: int = keys.key(100, "Test maps.", least=1)
   expert_loop: float = keys.key(
     0.0,
-    "Chance per turn that the expert repeats its last turn.",
+    "Probability per turn that the expert repeats its last turn.",
     least=0.0,
     most=1.0,
   )
   expert_hesitation: float = keys.key(
-    0.0, "Needless rounds per thought of the expert, on average.", least=0.0
+    0.0, "Mean number of needless rounds per thought of the expert.", least=0.0
   )
 
 
@@ -74,8 +75,8 @@ class Map:
     size: rows and columns.
     walls: cells that cannot be entered.
     holes: cells that end the episode.
-    start: where the agent begins.
-    goal: where it should go.
+    start: the agent's initial cell.
+    goal: the cell to reach.
   """
 
   size: int
@@ -85,13 +86,13 @@ class Map:
   goal: Place
 
   def is_free(self, place: Place) -> bool:
-    """Whether a cell can be entered, holes too."""
+    """Whether a cell can be entered, including holes."""
     row, column = place
     inside = 0 <= row < self.size and 0 <= column < self.size
     return inside and place not in self.walls
 
   def distances(self) -> dict[Place, int]:
-    """Steps to the goal from every cell that it can be reached from."""
+    """Steps to the goal from every cell from which it can be reached."""
     steps = {self.goal: 0}
     waiting = collections.deque([self.goal])
     while waiting:
@@ -106,10 +107,10 @@ class Map:
 
 
 def draw_map(settings: Settings, generator: random.Random) -> Map:
-  """Draws a map whose shortest walk has the requested length.
+  """Draws a map whose shortest path has the requested length.
 
   Raises:
-    ValueError: if a thousand attempts find none.
+    ValueError: if a thousand attempts give none.
   """
   size = settings.size
   cells = [(row, column) for row in range(size) for column in range(size)]
@@ -197,12 +198,12 @@ class Gridworld:
     return [{"role": "user", "content": "".join(parts)}]
 
   def category(self, task_id: str) -> str:
-    """The length of the shortest walk, e.g. `6 steps`."""
+    """The length of the shortest path, e.g. `6 steps`."""
     grid = self.maps[task_id]
     return f"{grid.distances()[grid.start]} steps"
 
   def corpus(self) -> list[str]:
-    """Prompts and responses of the expert's walks."""
+    """Prompts and responses of the expert's episodes."""
     sentences = []
     for number, task in enumerate(self.splits["train"][:200]):
       env = self.env()
@@ -229,7 +230,7 @@ class Gridworld:
 
 
 class GridEnv:
-  """Plays one walk after another; see `envs.base.Env`."""
+  """Plays one episode after another; see `envs.base.Env`."""
 
   def __init__(self, benchmark: Gridworld) -> None:
     self._benchmark = benchmark
@@ -237,12 +238,12 @@ class GridEnv:
     self._past = ""
     self._turn = 0
     self._done = True
-    # That of the first task until an episode begins.
+    # The first task's until an episode begins.
     self.map = next(iter(benchmark.maps.values()))
     self.place: Place = self.map.start
 
   def reset(self, task_id: str) -> base.Observation:
-    """Starts the walk of a map.
+    """Starts an episode on a task's map.
 
     Raises:
       KeyError: if the task is unknown.
@@ -255,7 +256,7 @@ class GridEnv:
     return self._observe()
 
   def look(self) -> str:
-    """What the agent sees: the way to the goal, then its neighbours."""
+    """What the agent sees: the direction of the goal, then its neighbours."""
     if self.place == self.map.goal:
       return "goal here ."
     if self.place in self.map.holes:
@@ -316,9 +317,10 @@ class GridEnv:
     )
 
   def _move(self, direction: str) -> None:
-    """Moves, unless there is a wall. Slips are derived from all responses of
-    the episode, so that an episode can be replayed while members of a group
-    slip differently.
+    """Moves, unless there is a wall.
+
+    Slips are derived from all responses of the episode, so that an episode can
+    be replayed while members of a group slip differently.
     """
     slip = self._benchmark.settings.slip
     if slip:
@@ -341,7 +343,7 @@ class GridEnv:
 
 
 class GridExpert:
-  """Walks the shortest way, with the configured habits."""
+  """Walks a shortest path, with the configured habits."""
 
   def __init__(self, env: GridEnv, settings: Settings, seed: int) -> None:
     self._env = env

@@ -1,9 +1,9 @@
 """Builds prompts from a memory window, and parses responses into actions.
 
-Each benchmark words its own prompts (`Benchmark.render`); this file decides on
-their contents. An over-long prompt first drops its oldest memory, then shortens
-long observations in the middle, and never changes the task or the admissible
-actions.
+Each benchmark words its own prompts (`Benchmark.render`); this file decides
+what they contain. A prompt that is too long first drops its oldest memory, then
+shortens long observations in the middle; the task and the admissible actions
+are never changed.
 
 The response grammar is strict: one `<think>` block, then exactly one action
 block and nothing after it. A response that violates it may still contain an
@@ -26,8 +26,8 @@ class Tool:
 
   Attributes:
     name: the action's kind, e.g. `search`.
-    argument: the name of its one argument, a text.
-    meaning: what it does, for the model.
+    argument: the name of its only argument, a string.
+    meaning: the description that the model reads.
   """
 
   name: str
@@ -37,16 +37,16 @@ class Tool:
 
 @dataclasses.dataclass(frozen=True)
 class Grammar:
-  """The form of a response.
+  """The format of a response.
 
   Attributes:
     actions: the tags that may contain the action, e.g. `("search", "answer")`.
     closing: the text forced when thinking is cut short; it closes the thinking
       segment and, if there is only one kind of action, opens it.
-    any_case: whether tags are case-insensitive, `<Action>` for instance.
+    any_case: whether tags are case-insensitive, so that `<Action>` is one.
     refuse_chinese: whether a response with a Chinese character is malformed, as
       in the released code.
-    tools: the actions as tools, in their order; empty for tagged actions.
+    tools: the actions as tools, in the same order; empty for tagged actions.
   """
 
   actions: tuple[str, ...] = ("action",)
@@ -61,7 +61,7 @@ class Grammar:
     return tuple(f"</{tag}>" for tag in self.actions)
 
   def write(self, content: str, kind: str = "") -> str:
-    """Formats an action; `kind` is by default the first."""
+    """Formats an action; `kind` defaults to the first."""
     tag = kind or self.actions[0]
     return f"<{tag}>{content}</{tag}>"
 
@@ -125,9 +125,10 @@ class View:
     task: the task in words.
     memory: (observation, action) pairs of the last turns, oldest first.
     observation: the current observation.
-    admissible: the possible actions, or empty.
+    admissible: the admissible actions, or empty.
     turn: the number of the turn, from 1.
-    max_turns: turns until the episode ends by itself."""
+    max_turns: turns after which the episode ends in any case.
+  """
 
   task: str
   memory: tuple[tuple[str, str], ...]
@@ -138,7 +139,7 @@ class View:
 
 
 def history(view: View) -> str:
-  """The remembered turns of a view as text; empty without any."""
+  """The remembered turns of a view as text; empty if there are none."""
   lines = []
   first = view.turn - len(view.memory)
   for turn, (observation, done) in enumerate(view.memory, first):

@@ -1,9 +1,10 @@
-"""The `bm25s` library, imported without initialising JAX's backends. If JAX is
-installed, importing bm25s runs a JAX function to test it. That initialises
-every backend: a worker process of an environment would claim accelerator
-memory, and a multi-host run could no longer be set up. Here the library is
-imported with JAX hidden, so that it uses NumPy, which is all we need. Import it
-from here: `sparse.bm25s`.
+"""The `bm25s` library, imported without initialising JAX's backends.
+
+If JAX is installed, importing bm25s runs a JAX function to test it. That
+initialises every backend: a worker process of an environment would claim
+accelerator memory, and a multi-host run could no longer be set up. Here the
+library is imported with JAX hidden, so that it uses NumPy, which is all we
+need. Import it from here: `sparse.bm25s`.
 """
 
 import importlib

@@ -1,9 +1,9 @@
 """Prompts from templates with the fields of the published experiments.
 
-A policy trained elsewhere expects one form of prompt: its sections, their
-order, the format of history and possible actions. The wording `reference` has
-that form in sentences of our own; a file given as `env.prompt_file` provides
-the original sentences. It contains one template, or two separated by a line
+A policy trained elsewhere expects one prompt format: its sections, their order,
+the format of history and admissible actions. The wording `reference` has that
+format with sentences of our own; a file given as `env.prompt_file` provides the
+original sentences. It contains one template, or two separated by a line
 `=====`, for the first turn and for later ones; fields are in braces, and `{{`
 is a literal brace.
 """
@@ -20,7 +20,7 @@ from t2po_jax.envs import prompts
 
 SEPARATOR = "====="
 
-# Field -> meaning; the names are those of the published templates.
+# Field -> its meaning; the names are those of the published templates.
 FIELDS = {
   "task_description": "the task",
   "current_observation": "what is seen now",
@@ -37,12 +37,13 @@ FIELDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How a benchmark formats the fields that are lists.
+  """How a benchmark formats the fields of its templates.
 
   Attributes:
-    history: the last turns of a view.
-    actions: its possible actions.
-    observation: the current observation; the first one may contain more.
+    history: formats the last turns of a view.
+    actions: formats its admissible actions.
+    observation: formats the current observation; the first one may contain
+      more.
   """
 
   history: Callable[[prompts.View], str]
@@ -130,7 +131,7 @@ def check(text: str, place: str) -> None:
   """Raises an error unless every pair of braces contains a known field.
 
   Raises:
-    ValueError: naming the file, what was found and what would be right.
+    ValueError: names the file, what was found and what was expected.
   """
   try:
     fields = [field for _, field, _, _ in string.Formatter().parse(text)]

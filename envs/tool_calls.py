@@ -1,6 +1,6 @@
-"""Actions as tool calls, the form that instruction-tuned models know.
+"""Actions as tool calls, the format that instruction-tuned models know.
 
-Instruction-tuned models of the Qwen and Hermes kind call tools by
+Instruction-tuned models such as Qwen and Hermes call tools with
 
   <tool_call>
   {"name": "search", "arguments": {"query": "..."}}
@@ -9,8 +9,8 @@ Instruction-tuned models of the Qwen and Hermes kind call tools by
 `ToolCalls` adapts any benchmark with tagged actions to such a model: calls in
 responses become tagged actions, and tagged actions become calls in prompts,
 expert responses and the corpus. Everything else is unchanged. A call that is
-not JSON, names no known tool, or has wrong arguments is an invalid action, like
-a tag that was never closed; so is a tagged action.
+not JSON, names an unknown tool, or has wrong arguments is an invalid action,
+like a tag that was never closed; so is a tagged action.
 """
 
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class CallGrammar(prompts.Grammar):
   tools: tuple[prompts.Tool, ...] = ()
 
   def write(self, content: str, kind: str = "") -> str:
-    """A tool call; `kind` is the tool's name, by default the first."""
+    """A tool call; `kind`, the tool's name, defaults to the first."""
     tool = self._tool(kind) or self.tools[0]
     call = {"name": tool.name, "arguments": {tool.argument: content}}
     text = json.dumps(call, ensure_ascii=False)
@@ -65,7 +65,7 @@ class CallGrammar(prompts.Grammar):
     return next((tool for tool in self.tools if tool.name == name), None)
 
   def schemas(self) -> list[dict[str, Any]]:
-    """The tools in the form that chat templates take (`tools=`)."""
+    """The tools in the format that chat templates take (`tools=`)."""
     return [
       {
         "type": "function",
@@ -94,10 +94,10 @@ def grammar_of(tagged: prompts.Grammar) -> CallGrammar:
 
 
 class ToolCalls(base.Benchmark):
-  """A benchmark with tagged actions, played by tool calls.
+  """A benchmark with tagged actions, played with tool calls.
 
   Attributes:
-    tagged: the benchmark.
+    tagged: the wrapped benchmark.
   """
 
   Settings = base.Settings
@@ -152,8 +152,10 @@ class ToolCalls(base.Benchmark):
     return match.string[: match.start()].endswith("</think>")
 
   def to_tags(self, response: str) -> str:
-    """Replaces well-formed calls in a response by tagged actions. Malformed
-    calls are kept and are no action; nor are tags in the response itself.
+    """Replaces well-formed calls in a response by tagged actions.
+
+    Malformed calls stay as they are and are not actions; neither are tags in
+    the response itself.
     """
     parts = _BLOCK.split(response)
     for place, part in enumerate(parts):
@@ -191,7 +193,7 @@ class ToolEnv(base.Env):
     return dataclasses.replace(result, observation=shown)
 
   def _show(self, observation: base.Observation) -> base.Observation:
-    """The observation, with remarks about tags reworded for calls."""
+    """The observation, with mentions of tags reworded for calls."""
     text = self._benchmark.to_calls(observation.text)
     return dataclasses.replace(observation, text=text)
 

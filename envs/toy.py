@@ -1,9 +1,9 @@
-"""A string bandit of three turns: instant, deterministic, for tests.
+"""A string bandit of three turns for tests: instant and deterministic.
 
 Each turn shows one word and asks for one word back: the same word in the
 category `echo`, its partner in the category `swap`. Turns are independent, each
 right answer earns a third of the reward, and there are only eight words, so
-that a tiny model learns it within a few updates. Faults can be injected: an
+a tiny model learns it within a few updates. Faults can be injected: an
 infrastructure error or a slow step at a chosen turn, and a memory leak.
 """
 
@@ -18,7 +18,7 @@ from t2po_jax.envs import base, prompts
 
 TURNS = 3
 COLOURS = ("red", "green", "blue", "pink")
-# The partner of each colour: the right answer in the category `swap`.
+# Each colour's partner: the right answer in the category `swap`.
 PARTNERS = {"red": "green", "green": "red", "blue": "pink", "pink": "blue"}
 CATEGORIES = ("echo", "swap")
 
@@ -52,8 +52,8 @@ class Settings(base.Settings):
 
   reward_success: float = keys.key(
     1.0,
-    "Reward of an episode without a mistake; every right answer pays an equal "
-    "share at once.",
+    "Reward of an episode without a mistake; every right answer immediately "
+    "earns an equal share.",
   )
   expert_thoughts: int = keys.key(
     3,
@@ -69,20 +69,23 @@ class Settings(base.Settings):
   )
   error_turn: int = keys.key(
     0,
-    "Turn, from 1, whose step raises `EnvError`; 0: never.",
+    "Turn, counted from 1, whose step raises `EnvError`; 0: never.",
     least=0,
     most=TURNS,
   )
   sleep_turn: int = keys.key(
-    0, "Turn, from 1, whose step sleeps first; 0: never.", least=0, most=TURNS
+    0,
+    "Turn, counted from 1, whose step sleeps first; 0: never.",
+    least=0,
+    most=TURNS,
   )
-  sleep_seconds: float = keys.key(0.0, "How long that step sleeps.", least=0.0)
+  sleep_seconds: float = keys.key(
+    0.0, "Seconds for which that step sleeps.", least=0.0
+  )
   faulty_tasks: tuple[str, ...] = keys.key(
-    (), "Tasks that the faults hit; empty: all of them."
+    (), "Tasks in which the faults occur; empty: all of them."
   )
-  leak: float = keys.key(
-    0.0, "MB that every reset holds on to for ever.", least=0.0
-  )
+  leak: float = keys.key(0.0, "MB that every reset leaks.", least=0.0)
 
 
 class ToyBenchmark:
@@ -98,7 +101,7 @@ class ToyBenchmark:
   grammar = prompts.Grammar(actions=("action",), closing="</think><action>")
 
   def __init__(self, settings: Settings | None = None) -> None:
-    """Sets the game up."""
+    """Creates the splits."""
     self.settings = settings or Settings()
     self.splits = _draw_splits({"train": 40, "valid": 8, "test": 16})
     self.tasks = frozenset(itertools.chain(*self.splits.values()))

@@ -1,11 +1,12 @@
 """A worker process that runs environments on commands from a pipe.
 
 Some engines are not thread-safe, crash, hang or leak: each worker process runs
-several environments one call at a time, and its parent may kill it at any
-moment. It calls `main` and imports only environments. The first message is a
-function that makes the benchmark; each later one is (number of the environment,
-method, argument). Every message gets one `Answer`. The process ends when the
-pipe is closed or its parent has died, and removes its temporary folder.
+several environments, one call at a time, and its parent may kill it at any
+time. It calls `main` and imports only environments. The first message is a
+function that creates the benchmark; each later one is (number of the
+environment, method, argument). Every message gets one `Answer`. The process
+exits when the pipe is closed or its parent has died, and removes its temporary
+folder.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,7 @@ def read_memory() -> float:
 
 
 def _portable(error: Exception) -> Exception:
-  """An error that survives the pipe, with its traceback as a note."""
+  """An error that can be sent through the pipe; its traceback is a note."""
   try:
     pickle.loads(pickle.dumps(error))
   except Exception:
@@ -111,12 +112,12 @@ def _watch(parent: int, folder: str) -> None:
 
 
 def main() -> None:
-  """Serves an inherited pipe, named by the first argument of the process.
+  """Serves an inherited pipe, given as the first argument of the process.
 
   The second argument is the folder for temporary files.
   """
   descriptor, folder = int(sys.argv[1]), sys.argv[2]
-  # A keyboard interrupt is handled by the trainer, which closes the pipe.
+  # The trainer handles keyboard interrupts: it closes the pipe.
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   os.environ["TMPDIR"] = tempfile.tempdir = folder
   threading.Thread(

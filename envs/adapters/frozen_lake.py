@@ -1,4 +1,4 @@
-"""FrozenLake for tiny models: few words, and an expert that knows the ice.
+"""FrozenLake for tiny models: few words, and an expert that knows the map.
 
 Functions for `env.describe` and `env.expert`, for TextArena's game and for
 Gymnasium's.
@@ -25,7 +25,7 @@ def _read(env: Any) -> tuple[list[str], tuple[int, int], tuple[int, int]]:
 
 
 def describe(env: Any, observation: Any) -> tuple[str, tuple[str, ...]]:
-  """All positions, by row and column, and the moves that stay inside."""
+  """All positions, by row and column, and the moves that stay on the map."""
   del observation
   rows, player, goal = _read(env)
   holes = " , ".join(

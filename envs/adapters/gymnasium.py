@@ -1,8 +1,9 @@
-"""Gymnasium environments with text observations, or described in words. An
-action is the name of a discrete action, or any text if the action space is
+"""Gymnasium environments with text observations, or described in words.
+
+An action is the name of a discrete action, or any text if the action space is
 `Text`. The adapter guarantees that `reset(seed=...)` defines a task, so tasks
 are reproducible if the environment uses its own generator. It does not know
-which actions are possible (unless all named ones are), or whether the
+which actions are admissible (unless all named ones are), or whether the
 environment is thread-safe.
 """
 
@@ -23,13 +24,13 @@ class GymnasiumSettings(seeded.Settings):
 
   id: str = keys.key(
     "FrozenLake-v1",
-    "Of the registered environment; `module:Name-v0` imports a module first.",
+    "Id of a registered environment; `module:Name-v0` imports a module first.",
   )
   options: str = keys.key(
-    "", 'Arguments of `gymnasium.make` as JSON, e.g. `{"is_slippery": false}`.'
+    "", 'Options of `gymnasium.make` as JSON, e.g. `{"is_slippery": false}`.'
   )
   task: str = keys.key(
-    "Reach the goal.", "The task in words, as the full wording shows it."
+    "Reach the goal.", "The task in words, as shown by the full wording."
   )
 
 
@@ -39,10 +40,10 @@ class Gymnasium(seeded.SeededTable):
   Settings = GymnasiumSettings
 
   def __init__(self, settings: GymnasiumSettings) -> None:
-    """Makes one environment to check that it can be described.
+    """Creates one environment to check that it can be described.
 
     Raises:
-      ValueError: if it cannot be made, described or acted in.
+      ValueError: if it cannot be created or described, or has other actions.
     """
     self.game = Play
     try:
@@ -108,7 +109,7 @@ class Play(games.Game):
     self._last = base.Observation("", "")
 
   def begin(self, task_id: str) -> base.Observation:
-    """Resets the environment by the task's seed."""
+    """Resets the environment with the task's seed."""
     self._total = 0.0
     observation, _ = self._env.reset(seed=seeded.read_seed(task_id))
     return self._see(observation)
@@ -121,7 +122,7 @@ class Play(games.Game):
     return self._last
 
   def act(self, action: str) -> games.Move:
-    """Executes a named action, or passes the text on."""
+    """Executes a named action, or passes on the text."""
     settings, names = self.table.settings, self.table.names
     if names and action not in names:
       return games.Move(self._last, possible=False)
@@ -138,7 +139,7 @@ class Play(games.Game):
     )
 
   def expert(self, seed: int) -> base.Expert:
-    """The function given as `env.expert`: (env, chance) -> action."""
+    """The function given as `env.expert`: (env, generator) -> action."""
     choose = self.table.choose
     if choose is None:
       raise NotImplementedError("env.expert: found none")

@@ -1,13 +1,13 @@
-"""Tools of a server of the Model Context Protocol, as actions.
+"""The tools of a Model Context Protocol server, as actions.
 
-An action is a call, `{"name": "add", "arguments": {"a": 1, "b": 2}}`; the
-answer is the next observation. `finish` with an `answer` ends the episode.
+An action is a call, `{"name": "add", "arguments": {"a": 1, "b": 2}}`; its
+result is the next observation. `finish` with an `answer` ends the episode.
 Tasks are rows of a JSONL file: `id`, `task`, `split`, and `answer`, a string or
 several alternatives (compared ignoring case and surrounding spaces). Every
 environment starts its own server process, and a new one for each episode unless
 `env.reset_tool` names a tool that resets it. The adapter cannot guarantee that
-a tool gives the same answer twice. A call that is not JSON, or of an unknown
-tool, is a turn without effect.
+a tool returns the same result twice. A call that is not JSON, or names an
+unknown tool, is a turn without effect.
 """
 
 import asyncio
@@ -34,23 +34,25 @@ class ToolSettings(base.Settings):
   """The keys of `config.env` for a tool environment."""
 
   command: str = keys.key(
-    "", "Starts the server, which speaks over its standard input and output."
+    "",
+    "Command that starts the server, which communicates over standard input "
+    "and output.",
   )
-  tasks: str = keys.key("", "JSONL file of the tasks.")
+  tasks: str = keys.key("", "JSONL file with the tasks.")
   reset_tool: str = keys.key(
     "",
-    "Tool that resets the server, called with `task_id`; empty: a new process "
-    "for each episode.",
+    "Tool that resets the server, called with `task_id`; empty: every episode "
+    "starts a new process.",
   )
   max_turns: int = keys.key(8, "Turns until an episode ends.", least=1)
   reward_success: float = keys.key(1.0, "Reward of a right answer.")
   timeout: float = keys.key(
-    30.0, "Seconds to wait for the server to start, or to answer.", above=0.0
+    30.0, "Seconds to wait for the server to start or to answer.", above=0.0
   )
 
 
 def _read_tasks(place: str) -> dict[str, dict[str, Any]]:
-  """The rows of the file of tasks, by id.
+  """The rows of the task file, by id.
 
   Raises:
     ValueError: if the file or a row is invalid.
@@ -168,7 +170,7 @@ class ToolServer:
     return "\n".join(texts), not answer.isError
 
   def close(self) -> None:
-    """Ends the server."""
+    """Stops the server."""
     self._loop.call_soon_threadsafe(self._end.set)
     with contextlib.suppress(Exception):
       self._task.result(5.0)
@@ -225,7 +227,7 @@ class Tools(games.Table):
     return ToolServer(self.settings.command, self.settings.timeout)
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
-    """The task, the tools, and the last calls with their answers."""
+    """The task, the tools, and the last calls with their results."""
     rules = (
       f"{view.task}\n\nYou have these tools:\n{self.manual}\n"
       f'- {FINISH}: gives the answer and ends the task. Arguments: {{"answer": '
@@ -300,7 +302,7 @@ class Play(games.Game):
     )
 
   def close(self) -> None:
-    """Ends the server."""
+    """Stops the server."""
     if self._server is not None:
       self._server.close()
       self._server = None

@@ -1,13 +1,13 @@
-"""A client for servers with the OpenEnv protocol.
+"""A client for servers of the OpenEnv protocol.
 
 One WebSocket (`/ws`) is one session with its own environment: `{"type":
 "reset", "data": {"seed": 3}}` and `{"type": "step", "data": ACTION}` are
 answered by `{"type": "observation", "data": {"observation", "reward",
-"done"}}`, or by `{"type": "error"}`. The package itself, which brings a web
+"done"}}`, or by `{"type": "error"}`. The package itself, which depends on a web
 framework and more, is not needed. The adapter cannot guarantee that a server
 respects the seed or that its sessions are isolated, and does not know which
-actions are possible; `t2po-check-env` checks this. If a server stops answering,
-the episode is aborted.
+actions are admissible; `t2po-check-env` checks this. If a server stops
+answering, the episode is aborted.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ class OpenEnvSettings(seeded.Settings):
   """The keys of `config.env` for an OpenEnv server."""
 
   url: str = keys.key(
-    "ws://127.0.0.1:8000/ws", "Address of the server's sessions."
+    "ws://127.0.0.1:8000/ws", "WebSocket address of the server."
   )
   task: str = keys.key(
     "Do what the environment asks for.", "The task in words."
   )
   action_field: str = keys.key(
     "message",
-    "Field of the server's action that takes the text; empty: the text is the "
-    "whole action, as a JSON object.",
+    "Field of the server's action that takes the text; empty: the text is "
+    "itself the whole action, a JSON object.",
   )
   text_field: str = keys.key(
     "",
@@ -43,13 +43,13 @@ class OpenEnvSettings(seeded.Settings):
     "JSON.",
   )
   timeout: float = keys.key(
-    60.0, "Seconds to wait for one answer of the server.", above=0.0
+    60.0, "Seconds to wait for an answer of the server.", above=0.0
   )
 
 
-# Codes of errors: all sessions are taken; the message has not the right form.
+# Error codes: all sessions are taken; the message is malformed.
 _FULL, _INVALID = "CAPACITY_REACHED", "VALIDATION_ERROR"
-_PAUSE = 0.2  # Seconds until a server that is full is asked again.
+_PAUSE = 0.2  # Seconds until a full server is asked again.
 
 
 class _FullError(base.EnvError):
@@ -63,10 +63,10 @@ class OpenEnv(seeded.SeededTable):
   threadsafe = True  # Every session has its own connection.
 
   def __init__(self, settings: OpenEnvSettings) -> None:
-    """Resets the first task, to check that the server answers.
+    """Resets the first task to check that the server answers.
 
     Raises:
-      ValueError: if it does not, or the package is missing.
+      ValueError: if it does not answer, or the package is missing.
     """
     self.game = Play
     try:
@@ -104,7 +104,7 @@ class Play(games.Game):
     self._last = base.Observation("", "")
 
   def _ask(self, kind: str, data: dict[str, Any]) -> dict[str, Any]:
-    """One message and its answer; empty if the server finds it invalid.
+    """Sends a message; returns the answer, empty if the server rejects it.
 
     Raises:
       EnvError: if the server cannot be reached, or its answer is invalid.
@@ -114,7 +114,7 @@ class Play(games.Game):
       if self._session is None:
         self._session = self._open.enter_context(self.table.connect())
       with contextlib.suppress(Exception):
-        # A server that is full says so and closes; the answer tells.
+        # A full server says so in its answer, and then closes.
         self._session.send(json.dumps({"type": kind, "data": data}))
       answer = json.loads(self._session.recv(timeout=settings.timeout))
       body = answer["data"]
@@ -136,10 +136,10 @@ class Play(games.Game):
       ) from None
 
   def begin(self, task_id: str) -> base.Observation:
-    """Resets the session by the task's seed.
+    """Resets the session with the task's seed.
 
-    A server with few sessions frees one some time after it was left, so that
-    one that is full is asked again until the timeout.
+    A server releases a session some time after its client has left, so a full
+    server is asked again until the timeout.
     """
     self._total = 0.0
     seed = {"seed": seeded.read_seed(task_id)}
@@ -165,7 +165,7 @@ class Play(games.Game):
     return self._last
 
   def act(self, action: str) -> games.Move:
-    """Sends an action, unless it has to be a JSON object and is not."""
+    """Sends an action, unless it should be a JSON object and is not."""
     settings = self.table.settings
     data: Any = {settings.action_field: action}
     if not settings.action_field:

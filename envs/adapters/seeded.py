@@ -1,7 +1,8 @@
-"""The common part of game adapters: tasks are seeds, hooks are functions. What
-a library lacks can be given as functions, by `module:function`: `describe` puts
-an observation into words, `expert` names the next action for a cold start; both
-get the library's own object.
+"""The common part of game adapters: tasks are seeds, hooks are functions.
+
+What a library lacks can be given as functions, by `module:function`: `describe`
+puts an observation into words, `expert` returns the next action for a cold
+start; both get the library's own object.
 """
 
 from collections.abc import Callable
@@ -33,38 +34,39 @@ class Settings(base.Settings):
   )
   describe: str = keys.key(
     "",
-    "`module:function` that words an observation, and may list the possible "
-    "actions: gives text, or (text, actions). Empty: the library's text.",
+    "`module:function` that puts an observation into words and may list the "
+    "admissible actions: returns text, or (text, actions). Empty: the "
+    "library's text.",
   )
   expert: str = keys.key(
     "",
-    "`module:function` that names the next action for demonstrations; empty: "
+    "`module:function` that returns the next action for demonstrations; empty: "
     "none.",
   )
   actions: tuple[str, ...] = keys.key(
     (),
-    "The actions that are listed as possible, where the library lists none.",
+    "The actions to list as admissible, where the library lists none.",
   )
   max_turns: int = keys.key(20, "Turns until an episode ends.", least=1)
-  reward_scale: float = keys.key(1.0, "Factor of the library's rewards.")
+  reward_scale: float = keys.key(1.0, "Factor on the library's rewards.")
   success_from: float = keys.key(
-    1.0, "The return, unscaled, from which an episode is a success."
+    1.0, "Unscaled return from which on an episode is a success."
   )
-  first_seed: int = keys.key(0, "Seeds count from here.", least=0)
+  first_seed: int = keys.key(0, "The first seed.", least=0)
   distinct: bool = keys.key(
     False,
-    "Whether to leave out seeds whose opening looks like that of another, so "
-    "that no level is in two splits; not for games that hide what differs.",
+    "Whether to skip seeds whose first observation equals that of another, so "
+    "that no level is in two splits; not for games that hide the difference.",
   )
   train_tasks: int = keys.key(500, "Seeds to train on.", least=1)
   valid_tasks: int = keys.key(50, "Seeds to validate on.", least=1)
   test_tasks: int = keys.key(100, "Seeds to test on.", least=1)
   expert_hesitation: float = keys.key(
-    0.0, "Needless rounds per thought of the expert, on average.", least=0.0
+    0.0, "Mean number of needless rounds per thought of the expert.", least=0.0
   )
   expert_doubt: float = keys.key(
     0.0,
-    "Probability per such round to take any of `actions`.",
+    "Probability per such round to choose any of `actions` instead.",
     least=0.0,
     most=1.0,
   )
@@ -74,11 +76,11 @@ def load_function(place: str, key: str) -> Callable[..., Any]:
   """Imports a function by `module:function`.
 
   Args:
-    place: its location; the working directory is searched as well.
-    key: of the configuration, for messages.
+    place: `module:function`; the working directory is searched as well.
+    key: the configuration key, for error messages.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is no such function.
   """
   module, colon, name = place.partition(":")
   if os.getcwd() not in sys.path:
@@ -106,7 +108,7 @@ class SeededTable(games.Table):
   threadsafe = False
 
   def __init__(self, settings: Any) -> None:
-    """Finds the functions and lists the seeds.
+    """Imports the functions and lists the seeds.
 
     Raises:
       ValueError: if a function cannot be found, or too few seeds differ.
@@ -141,7 +143,7 @@ class SeededTable(games.Table):
       game.close()
 
   def _look_at_seeds(self, game: games.Game, count: int) -> list[int]:
-    """The seeds, different ones if that is asked for."""
+    """The seeds; only ones with different openings if so configured."""
     first = self.settings.first_seed
     try:
       opening = game.begin(f"seed-{first}")
@@ -194,7 +196,7 @@ def read_seed(task_id: str) -> int:
 
 
 class Demonstrator:
-  """An expert defined by a function, which hesitates and errs as configured."""
+  """An expert defined by a function; hesitates and errs as configured."""
 
   def __init__(
     self,
@@ -205,9 +207,9 @@ class Demonstrator:
     """Binds the expert.
 
     Args:
-      table: its settings define hesitation and errors.
-      choose: names the right action; gets a random generator.
-      seed: of its draws.
+      table: the benchmark, whose settings define hesitation and errors.
+      choose: returns the right action; gets a random generator.
+      seed: seed of its draws.
     """
     self._table = table
     self._choose = choose

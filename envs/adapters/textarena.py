@@ -1,10 +1,10 @@
 """Single-player games of TextArena (arXiv 2504.11442).
 
 The games use Python's and NumPy's global generators; each game here keeps its
-own states and restores them around every call, so that a task does not depend
-on the order of play. The adapter does not know which actions are possible
-(`env.actions` may name some) and is not thread-safe, because those generators
-are shared. Some games download word lists; those that do not include
+own generator states and restores them around every call, so that a task does
+not depend on the order of play. The adapter does not know which actions are
+admissible (`env.actions` may name some) and is not thread-safe, because those
+generators are shared. Some games download word lists; those that do not include
 FrozenLake, Sokoban, Mastermind, TowerOfHanoi, Minesweeper, 2048, Blackjack,
 Bandit, LightsOut and GuessTheNumber.
 """
@@ -29,10 +29,10 @@ class TextArenaSettings(seeded.Settings):
   """The keys of `config.env` for a TextArena game."""
 
   game: str = keys.key(
-    "FrozenLake-v0", "Of the registered game, single-player; without wrappers."
+    "FrozenLake-v0", "Id of a single-player game, without wrappers."
   )
   brackets: bool = keys.key(
-    True, "Whether to put an action into brackets that has none."
+    True, "Whether to put an action without brackets into brackets."
   )
 
 
@@ -42,7 +42,7 @@ class TextArena(seeded.SeededTable):
   Settings = TextArenaSettings
 
   def __init__(self, settings: TextArenaSettings) -> None:
-    """Finds the game.
+    """Looks up the game.
 
     Raises:
       ValueError: if it is unknown, or cannot be played alone or offline.
@@ -92,7 +92,7 @@ class Play(games.Game):
 
   @contextlib.contextmanager
   def _own_chance(self, seed: int | None = None) -> Iterator[None]:
-    """Restores the game's state of the global generators; suppresses prints."""
+    """Restores the game's generator states; suppresses its printing."""
     kept = random.getstate(), np.random.get_state()
     if seed is None:
       random.setstate(self._states[0])
@@ -136,7 +136,7 @@ class Play(games.Game):
     return table.see(self._task, self._env, text, table.settings.actions)
 
   def act(self, action: str) -> games.Move:
-    """Executes an action; a second violation of the rules may end the game."""
+    """Executes an action; a second rule violation may end the game."""
     settings = self.table.settings
     if settings.brackets and "[" not in action:
       action = f"[{action}]"
@@ -161,7 +161,7 @@ class Play(games.Game):
     )
 
   def expert(self, seed: int) -> base.Expert:
-    """The function given as `env.expert`: (game, chance) -> action."""
+    """The function given as `env.expert`: (game, generator) -> action."""
     choose = self.table.choose
     if choose is None:
       raise NotImplementedError("env.expert: found none")
@@ -170,5 +170,5 @@ class Play(games.Game):
     )
 
   def close(self) -> None:
-    """Forgets the game."""
+    """Drops the game."""
     self._env = None

@@ -1,14 +1,14 @@
-"""Gymnasium's toy texts for tiny models: Taxi in words, and an expert.
+"""Gymnasium's toy text games for tiny models: Taxi in words, and an expert.
 
 Functions for `env.describe` and `env.expert`. The expert uses the transition
-table of Taxi, CliffWalking and FrozenLake without slipping.
+table of Taxi, CliffWalking or FrozenLake without slipping.
 """
 
 import collections
 import random
 from typing import Any
 
-# Gymnasium's order of Taxi's actions.
+# Taxi's actions in Gymnasium's order.
 TAXI = ("south", "north", "east", "west", "pickup", "dropoff")
 _STOPS = ("0 0", "0 4", "4 0", "4 3")
 
@@ -21,7 +21,7 @@ def describe_taxi(env: Any, observation: Any) -> str:
 
 
 def expert(env: Any, draw: random.Random) -> str:
-  """The first action of a shortest path to a rewarded end.
+  """The first action of a shortest path to a rewarded terminal state.
 
   Args:
     env: an environment whose table `P` gives (chance, state, reward, done) for

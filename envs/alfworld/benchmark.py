@@ -1,14 +1,14 @@
 """The ALFWorld benchmark: tasks, episodes, scores.
 
-An agent does one of six kinds of household tasks by text commands. Without a
-data directory the tasks are embedded scenes; with one they are the
-benchmark's own games, split as there: train, seen rooms, unseen rooms. The
-twin engine plays both; the original engine is an option (`cached`, or `stock`
-as published) and always the reference.
+An agent solves one of six types of household tasks with text commands. Without
+a data directory the tasks are embedded scenes; with one they are the
+benchmark's own games with its splits: train, seen rooms, unseen rooms. The twin
+engine plays both; the original engine is an option (`cached`, or `stock` as
+published) and always the reference.
 
-Deliberate differences from the package's environment: the task is told apart
-from the first observation and the banner is dropped; `help` is no action; a
-command must equal one of the listed ones (either dialect of "move X to Y"),
+Deliberate differences from the package's environment: the task is separated
+from the first observation and the banner is dropped; `help` is not an action; a
+command must equal one of the listed ones (in either dialect of "move X to Y"),
 otherwise nothing happens and the turn counts.
 """
 
@@ -30,7 +30,7 @@ from t2po_jax.envs.alfworld.wordings import compact, full, reference
 
 
 class Wording(expert.Wording, Protocol):
-  """How the benchmark is worded; its modules implement it."""
+  """A wording of the benchmark; the modules in `wordings` implement it."""
 
   NO_ACTION: str
   CLOSING: str
@@ -46,7 +46,7 @@ _WORDINGS: dict[str, Wording] = {
   "reference": full,
 }
 _SCENE_COUNTS = {"train": 2000, "valid": 60, "test": 120}
-# Parsed games that are kept; a large one takes about 100 kB.
+# Number of parsed games to keep; a large one takes about 100 kB.
 _BOARDS = 128
 _CORPUS_TASKS = 200
 
@@ -55,8 +55,8 @@ class ALFWorld:
   """Household tasks in text; implements `envs.base.Benchmark`.
 
   Attributes:
-    engine: which engine plays.
-    threadsafe: whether it may play in different threads.
+    engine: the name of the engine.
+    threadsafe: whether it may run in several threads at once.
   """
 
   Settings = settings_lib.Settings
@@ -101,7 +101,7 @@ class ALFWorld:
     self._ids = frozenset(i for ids in self.splits.values() for i in ids)
     self._boards: dict[str, engine.Board] = {}
     if settings.data_dir and settings.engine == "twin":
-      # Unknown rules should be refused now, not in the middle of a rollout.
+      # Unknown rules should be rejected now, not in the middle of a rollout.
       self.board(self.splits["train"][0])
 
   def env(self) -> "HouseEnv":
@@ -171,7 +171,7 @@ class ALFWorld:
 def _cut(
   tree: data.Tree, task_types: tuple[str, ...], counts: dict[str, int]
 ) -> dict[str, tuple[str, ...]]:
-  """The games of some types; a part of them is a fixed draw, in file order."""
+  """The games of some types; a fixed sample of them, in file order."""
   splits = {}
   for split, ids in tree.splits.items():
     kept = [i for i in ids if tree.task_type(i) in task_types]
@@ -196,10 +196,10 @@ def split_intro(text: str) -> tuple[str, str]:
 
 
 class HouseEnv:
-  """One episode after another.
+  """Plays one episode after another; see `envs.base.Env`.
 
   Attributes:
-    admissible: the possible commands.
+    admissible: the admissible commands.
     trace: the commands executed in this episode.
   """
 
@@ -216,7 +216,7 @@ class HouseEnv:
 
   @property
   def _running(self) -> engine.Twin | original.Original:
-    """The engine of the running episode.
+    """The engine of the current episode.
 
     Raises:
       RuntimeError: if there is none.
@@ -240,7 +240,7 @@ class HouseEnv:
     return self._observe(room)
 
   def _load_original(self, file: problem.GameFile, task_id: str) -> str:
-    """Starts a game on the original engine, made at the first call."""
+    """Starts a game on the original engine, creating it on the first call."""
     if not isinstance(self._engine, original.Original):
       self._engine = original.Original(
         cached=self._benchmark.engine == "cached"
@@ -331,7 +331,7 @@ class HouseEnv:
     if isinstance(self._engine, engine.Twin):
       self._shadow = self._engine
     else:
-      # The original engine hides its state; a twin plays along instead.
+      # The original engine hides its state, so a twin plays along.
       self._shadow = engine.Twin(board)
       for command in self.trace:
         self._shadow.step(command)
@@ -351,6 +351,6 @@ class HouseEnv:
     )
 
   def close(self) -> None:
-    """Forgets the game."""
+    """Drops the game."""
     self._engine = self._shadow = None
     self._done = True

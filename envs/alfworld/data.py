@@ -1,9 +1,9 @@
 """The benchmark's own game files, from a folder or an archive.
 
 The layout is `<split>/<task>/<trial>/game.tw-pddl`, where the name of the
-task begins with its type. A game counts if its file says `"solvable": true`
-and it neither moves receptacles nor slices, as in the original loader. An
-archive is unpacked once into the cache folder.
+task begins with its type. A game is used if its file says `"solvable": true`
+and it requires neither moving receptacles nor slicing, as in the original
+loader. An archive is unpacked once into the cache folder.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ FOLDERS = {
 _KNOWN = frozenset(name for names in FOLDERS.values() for name in names)
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 _LAYOUT = "json_2.1.1/<split>/<task>/<trial>/game.tw-pddl"
-# The flags stand after the long fields; this much holds them.
+# The flags come after the long fields; this many bytes contain them.
 _TAIL_BYTES = 4096
 
 
@@ -36,7 +36,7 @@ def _has_splits(folder: pathlib.Path) -> bool:
 
 
 def _find(data_dir: str, cache_dir: str) -> pathlib.Path:
-  """The folder that holds the split folders; unpacks an archive."""
+  """The folder that contains the split folders; unpacks an archive."""
   expanded = os.path.expandvars(os.path.expanduser(data_dir))
   if "$" in expanded:
     raise ValueError(
@@ -84,7 +84,7 @@ def _unpack(archive: pathlib.Path, cache_dir: str) -> pathlib.Path:
     try:
       draft.rename(target)
     except OSError:
-      # Another process was faster; its copy is as good.
+      # Another process was faster; its copy is the same.
       if not target.is_dir():
         raise
   finally:
@@ -124,7 +124,7 @@ def _copy_games(archive: pathlib.Path, target: pathlib.Path) -> None:
 
 
 def _is_solvable(path: pathlib.Path) -> bool:
-  """Whether a game file carries the mark of a checked game."""
+  """Whether a game file is marked as solvable."""
   with open(path, "rb") as file:
     file.seek(max(path.stat().st_size - _TAIL_BYTES, 0))
     text = file.read()
@@ -135,7 +135,7 @@ def _is_solvable(path: pathlib.Path) -> bool:
 
 
 class Tree:
-  """The game files below one folder.
+  """The game files in one folder.
 
   Attributes:
     splits: split -> task ids `<folder>/<task>/<trial>`, sorted.
@@ -146,7 +146,7 @@ class Tree:
 
     Args:
       data_dir: folder or archive; `~` and `$VARIABLES` are expanded. A folder
-        may hold the splits, or one folder or archive that does.
+        may contain the splits, or one folder or archive that does.
       cache_dir: where archives are unpacked; empty for `$T2PO_CACHE`
         or `~/.cache/t2po_jax`.
 
@@ -183,7 +183,7 @@ class Tree:
     return tuple(ids)
 
   def task_type(self, task_id: str) -> str:
-    """The task type, which the id states."""
+    """The task type, as given in the id."""
     return task_id.split("/")[-2].split("-")[0]
 
   def read(self, task_id: str) -> problem.GameFile:

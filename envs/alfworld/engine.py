@@ -1,8 +1,8 @@
 """A pure Python twin of the ALFWorld engine.
 
 It plays the same games with the same texts, commands, rewards and endings as
-TextWorld's PDDL engine with the ALFRED domain and grammar, thousands of times
-faster and without compiled packages. Quirks of the original are kept on
+TextWorld's PDDL engine with the ALFRED domain and grammar, but thousands of
+times faster and without compiled packages. Quirks of the original are kept on
 purpose, because agents see them:
 
   - An object can be examined only while it is held (a misspelt type in the
@@ -49,7 +49,7 @@ _KNIVES = ("knifetype", "butterknifetype")
 
 
 def _enumerate(names: Sequence[str]) -> str:
-  """A list in the grammar's words: "a, b, and c", or "nothing"."""
+  """A list as the grammar writes it: "a, b, and c", or "nothing"."""
   if not names:
     return "nothing"
   if len(names) == 1:
@@ -58,7 +58,7 @@ def _enumerate(names: Sequence[str]) -> str:
 
 
 class Board:
-  """What never changes in a game; shared by all twins that play it."""
+  """The static part of a game; shared by all twins that play it."""
 
   def __init__(self, game: problem.Game) -> None:
     facts = game.facts
@@ -89,7 +89,7 @@ class Board:
     self.treatable = {
       verb: self.unary(able) for verb, able in _TREATMENTS.values()
     }
-    # What the goal is about: objects, and receptacles or lamps.
+    # What the goal refers to: objects, and receptacles or lamps.
     goal = game.goal
     self.wanted = frozenset(
       identity
@@ -107,13 +107,13 @@ class Board:
     self._fixed: dict[str, dict[str, tuple]] = {}
 
   def unary(self, predicate: str) -> frozenset[str]:
-    """The ids that a predicate of one argument holds for at the start."""
+    """The ids for which a unary predicate holds at the start."""
     return frozenset(
       argument for (argument,) in self.game.facts.get(predicate, ())
     )
 
   def fixed_commands(self, place: str) -> dict[str, tuple]:
-    """The commands that are possible at a place whatever else happened."""
+    """The commands that are always possible at a place."""
     if place not in self._fixed:
       commands: dict[str, tuple] = {"look": (Twin._look,)}
       commands["inventory"] = (Twin._inventory,)
@@ -138,7 +138,7 @@ class Twin:
   """
 
   def __init__(self, board: Board) -> None:
-    """Starts the game of a board."""
+    """Starts a game on a board."""
     self._board = board
     self.won = False
     self._commands: dict[str, tuple] | None = None
@@ -182,14 +182,14 @@ class Twin:
 
   @property
   def admissible(self) -> tuple[str, ...]:
-    """The possible commands, sorted."""
+    """The admissible commands, sorted."""
     if self._admissible is None:
       self._admissible = tuple(sorted(self.commands))
     return self._admissible
 
   @property
   def commands(self) -> dict[str, tuple]:
-    """The possible commands with what executes them."""
+    """The admissible commands with the functions that execute them."""
     if self._commands is None:
       self._commands = self._list_commands()
     return self._commands
@@ -252,7 +252,7 @@ class Twin:
     return commands
 
   def _update(self) -> None:
-    """Forgets what depended on the state before a change."""
+    """Drops what was computed from the state before a change."""
     self._commands = self._admissible = None
     self.won = self._check_goal()
 
@@ -280,7 +280,7 @@ class Twin:
     )
 
   def _describe(self, receptacle: str) -> str:
-    """What a receptacle shows to somebody in front of it."""
+    """What an agent in front of a receptacle sees of it."""
     board = self._board
     name = board.names[receptacle]
     opening = f"On the {name}"
@@ -311,7 +311,7 @@ class Twin:
     )
 
   def _inventory(self) -> str:
-    """Says what is held."""
+    """Tells what is held."""
     if self._held is None:
       return "You are not carrying anything."
     return f"You are carrying: a {self._board.names[self._held]}."
@@ -387,7 +387,7 @@ class Twin:
     return f"You pick up the {names[thing]} from the {names[receptacle]}."
 
   def _move(self, thing: str, receptacle: str) -> str:
-    """Puts the object in the hand down."""
+    """Puts down the object in the hand."""
     self._inside[receptacle].add(thing)
     self._left.discard((thing, receptacle))
     self._around.setdefault(self._place, set()).add(thing)
@@ -411,7 +411,7 @@ class Twin:
     return f"You {verb} the {names[thing]} using the {names[receptacle]}."
 
   def _use(self, thing: str) -> str:
-    """Switches a lamp; the original always says on."""
+    """Switches a lamp; the original always reports that it is on."""
     self._toggled.add(thing)
     self._update()
     return f"You turn on the {self._board.names[thing]}."

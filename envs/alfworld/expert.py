@@ -1,16 +1,16 @@
-"""A scripted agent with a habit to cure.
+"""A scripted agent with bad habits to unlearn.
 
-It works on any engine: it decides from the list of possible commands and
-from what it did before. In the mode `explore` it looks for things by visiting
-the receptacles in the order of that list, from where it stands, and opens
-what is closed; the next step can thus be told from a prompt that shows two
-past turns. In the mode `walkthrough` it knows where everything is.
+It works with any engine: it decides from the list of admissible commands and
+from its own past commands. In the mode `explore` it searches by visiting the
+receptacles in the order of that list, starting from where it is, and opens what
+is closed, so the next step can be inferred from a prompt that shows two past
+turns. In the mode `walkthrough` it knows where everything is.
 
-Two knobs spoil it. `hesitation` makes it repeat its thought word for word
-before it acts; the repetition carries no information, which is what a
-thinking intervention should cut. `doubt` makes it change its mind in such a
-round and do something else. A policy cloned from the spoiled agent hesitates
-and fails in the same way.
+Two knobs degrade it. `hesitation` makes it repeat its thought word for word
+before it acts; the repetition carries no information, and is what a thinking
+intervention should cut. `doubt` makes it change its mind in such a round and do
+something else. A policy cloned from the degraded agent hesitates and fails in
+the same way.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from typing import Protocol
 from t2po_jax.envs.alfworld import engine, problem
 
 MODES = ("explore", "walkthrough")
-# Needless rounds per turn at most, so that responses stay bounded.
+# The most needless rounds per turn, so that responses stay bounded.
 MAX_ROUNDS = 3
 # More steps than any sensible solution has.
 _MAX_STEPS = 200
@@ -32,13 +32,13 @@ _IDLE = ("look", "inventory", "help", "examine ")
 
 
 class Wording(Protocol):
-  """What the agent needs of a wording."""
+  """The parts of a wording that the agent uses."""
 
   AGAIN: str
   SEPARATOR: str
 
   def look(self, seen: Sequence[str]) -> str:
-    """What is here."""
+    """What is in sight."""
     ...
 
   def plan(self, aim: str, thing: str, command: str) -> str:
@@ -60,7 +60,7 @@ class Intention:
 
   Attributes:
     aim: `find`, `clean`, `heat`, `cool`, `put`, `light` or `drop`.
-    thing: the object it is about, e.g. "mug" or, once in the hand, "mug 1".
+    thing: the object concerned, e.g. "mug" or, once in the hand, "mug 1".
     command: the command.
   """
 
@@ -76,7 +76,7 @@ def _number(name: str) -> tuple[str, int]:
 
 
 def put_down(command: str) -> tuple[str, str] | None:
-  """Object and receptacle of a command that puts something down."""
+  """The object and receptacle of a command that puts something down."""
   match = _PUT_DOWN.fullmatch(command)
   return (match[1] or match[2], match[3]) if match else None
 
@@ -99,10 +99,10 @@ class Decider:
     """Binds the decider to a game.
 
     Args:
-      goal: what the game asks for.
+      goal: the goal of the game.
       receptacles: the names of all receptacles.
-      informant: a twin in the state of the game, to be asked where things
-        are; None to explore.
+      informant: a twin in the same state, which knows where things are; None to
+        explore.
     """
     self._goal = goal
     self._receptacles = frozenset(receptacles)
@@ -117,7 +117,7 @@ class Decider:
     """The next command.
 
     Args:
-      admissible: the possible commands.
+      admissible: the admissible commands.
       trace: the commands executed so far, oldest first.
 
     Returns:
@@ -137,7 +137,7 @@ class Decider:
     return Intention("put", held, self._deliver(admissible, held, trace))
 
   def _find_held(self, admissible: Sequence[str]) -> str:
-    """The object in the hand, which alone can be examined."""
+    """The object in the hand, the only one that can be examined."""
     for command in admissible:
       name = command.removeprefix("examine ")
       if name != command and name not in self._receptacles:
@@ -154,7 +154,7 @@ class Decider:
     return False
 
   def _seek(self, admissible: Sequence[str], trace: list[str]) -> str:
-    """Looks for the object of the task with empty hands."""
+    """Looks for the object of the task while nothing is held."""
     goal = self._goal
     for command in admissible:
       match = re.fullmatch(r"take (.+) from (.+)", command)
@@ -206,7 +206,7 @@ class Decider:
     return self._next_stop(admissible, trace)
 
   def _drop(self, admissible: Sequence[str], trace: list[str]) -> str:
-    """Gets rid of an object that nobody asked for."""
+    """Puts down an object that the task does not need."""
     for command in admissible:
       if put_down(command):
         return command
@@ -215,7 +215,7 @@ class Decider:
   def _approach(
     self, admissible: Sequence[str], trace: list[str], homes: list[str]
   ) -> str:
-    """Goes to the first of some receptacles, and opens it."""
+    """Goes to the first of some receptacles and opens it."""
     for start in ("open", "go to"):
       for home in homes:
         if f"{start} {home}" in admissible:
@@ -223,7 +223,7 @@ class Decider:
     return self._next_stop(admissible, trace)
 
   def _explore(self, admissible: Sequence[str], trace: list[str]) -> str:
-    """Opens what is closed here, or goes on."""
+    """Opens what is closed here, or moves on."""
     for command in admissible:
       if command.startswith("open "):
         return command
@@ -262,7 +262,7 @@ def solve(board: engine.Board) -> tuple[str, ...]:
 
 
 class Episode(Protocol):
-  """What the agent sees of a running episode.
+  """What the expert sees of the current episode.
 
   Attributes:
     trace: the commands executed so far.
@@ -272,7 +272,7 @@ class Episode(Protocol):
 
   @property
   def admissible(self) -> Sequence[str]:
-    """The possible commands."""
+    """The admissible commands."""
     ...
 
 
@@ -289,14 +289,14 @@ class ScriptedExpert:
     doubt: float,
     seed: int,
   ) -> None:
-    """Binds the expert to a running episode.
+    """Binds the expert to the current episode.
 
     Args:
-      episode: the episode, which it follows.
+      episode: the episode.
       decider: chooses the commands.
       wording: the module that words the episode.
       hesitation: mean number of needless rounds per turn, >= 0; the number
-        is geometric, cut off at `MAX_ROUNDS`.
+        is geometric, truncated at `MAX_ROUNDS`.
       doubt: probability per round to change its mind, in [0, 1].
       seed: seed of the expert's draws.
     """
@@ -327,7 +327,7 @@ class ScriptedExpert:
     return self._compose(thought, intention.command)
 
   def _derail(self, right: str) -> str:
-    """A possible command that changes something, but not the right one."""
+    """Another admissible command that changes something."""
     wrong = [
       command
       for command in self._episode.admissible

@@ -1,15 +1,15 @@
 """The original engine: TextWorld's PDDL environment, behind an extra.
 
-It is the reference that the twin is measured against, and plays games whose
-rules the twin does not know. It needs the packages of the extra `alfworld`,
-which compile native code. As published it takes about a second per load and
-per reset and a tenth of a second per step, because it translates the problem
-and parses every text template again and again; `memoize` keeps those results
-and changes nothing else.
+It is the reference for the twin, and plays games whose rules the twin does not
+know. It needs the packages of the extra `alfworld`, which compile native code.
+As published it takes about a second per load and per reset and a tenth of a
+second per step, because it translates the problem and parses every text
+template again and again; `memoize` caches those results and changes nothing
+else.
 
-The native planner is not safe between threads: one process plays with it from
-one thread only. Engines are expensive to make and leave files behind in the
-temporary directory, so one engine plays one game after another.
+The native planner is not thread-safe: a process uses it from one thread only.
+Engines are expensive to create and leave files in the temporary directory, so
+one engine plays many games, one after another.
 """
 
 import copy
@@ -23,7 +23,7 @@ _INSTALL = (
   "env.engine: {engine!r} needs the optional packages of ALFWorld; install "
   "them in the project's folder with: pip install -e '.[alfworld]'"
 )
-# Translated problems that are kept; one takes about a megabyte.
+# Number of translated problems to keep; one takes about a megabyte.
 _TRANSLATIONS = 64
 
 
@@ -31,11 +31,12 @@ def require(engine: str) -> None:
   """Checks that the packages can be imported.
 
   Args:
-    engine: the name of the engine that was asked for.
+    engine: the name of the requested engine.
 
   Raises:
-    ValueError: if they are not installed; the message says how to. Also on
-      a Python that TextWorld does not run on: it writes to `locals()`.
+    ValueError: if they are not installed; the message says how to install them.
+      Also on a Python version that TextWorld does not support, because it
+      writes to `locals()`.
   """
   if sys.version_info >= (3, 13):
     raise ValueError(
@@ -56,7 +57,7 @@ def require(engine: str) -> None:
 def read_rules() -> tuple[str, str]:
   """The domain and the grammar that the package ships.
 
-  The grammar holds "UNKNOWN GOAL" where a game states its task.
+  The grammar contains "UNKNOWN GOAL" where a game states its task.
   """
   require("cached")
   import alfworld.info
@@ -69,7 +70,7 @@ def read_rules() -> tuple[str, str]:
 
 @functools.cache
 def memoize() -> None:
-  """Keeps what the engine would compute again, in the whole process."""
+  """Caches, process-wide, what the engine would otherwise compute again."""
   import fast_downward
   import textworld.envs.pddl.textgen as textgen
   import textworld.logic
@@ -87,7 +88,7 @@ def memoize() -> None:
 
   def parse_template(start: str, rule_name: str, trace: bool = False) -> Any:
     del trace
-    # Symbols carry their context, so every user needs fresh ones.
+    # Symbols refer to their context, so every caller needs its own copy.
     return copy.deepcopy(parse_text(start, rule_name=rule_name))
 
   textgen._parse_and_convert = parse_template
@@ -109,11 +110,11 @@ class Original:
 
   Attributes:
     won: whether the goal holds.
-    admissible: the possible commands, sorted.
+    admissible: the admissible commands, sorted.
   """
 
   def __init__(self, *, cached: bool) -> None:
-    """Makes an engine; `load` a game before anything else.
+    """Creates an engine; `load` a game before anything else.
 
     Args:
       cached: whether to keep translations and parsed templates.
@@ -151,7 +152,7 @@ class Original:
         }
       )
     finally:
-      # The translator sets the arguments of the process to its own.
+      # The translator overwrites the arguments of the process.
       sys.argv = arguments
     entities = environment._entity_infos
     names = misc.Demangler(game_infos=entities)

@@ -1,13 +1,13 @@
 """One game as data: read from and written to the fields of `game.tw-pddl`.
 
-A game file holds the rules (a PDDL domain and a text grammar), which are the
+A game file contains the rules (a PDDL domain and a text grammar), which are the
 same in every game, and the problem, which is the game's own. `parse` checks
 the rules by a fingerprint, because the twin engine has them built in, and
-reads the problem into sets of facts. Everything is lower-cased, as the
-planner behind the original engine does.
+reads the problem into sets of facts. Everything is lower-cased, as in the
+planner behind the original engine.
 
-Two dialects exist: older files say "put X in/on Y" and "You arrive at loc 3",
-newer ones "move X to Y" and "You arrive at desk 1", and know `help`.
+There are two dialects: older files have "put X in/on Y" and "You arrive at loc
+3", newer ones "move X to Y", "You arrive at desk 1", and `help`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -60,7 +60,7 @@ GOALS = {
   ),
 }
 
-# What a task type must do to the object on the way: verb, kind of receptacle.
+# How a task type requires the object to be treated: verb, kind of receptacle.
 TOOLS = {
   CLEAN: ("clean", "sinkbasin"),
   HEAT: ("heat", "microwave"),
@@ -71,7 +71,7 @@ TOOLS = {
 _DOMAIN = "b0b8259a4e11c9f4"
 _GRAMMAR = "5102a0330767c554"
 
-# Facts that no text, no command and no goal depends on.
+# Predicates that no text, command or goal depends on.
 _IGNORED = frozenset(
   (
     "=",
@@ -116,13 +116,13 @@ _KNOWN = frozenset(
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-  """How a game words what the dialects word differently.
+  """The texts that differ between dialects.
 
   Attributes:
     move: the command that puts an object down, with fields `o` and `r`.
     moved: the answer to it.
-    arrive_at_location: whether arriving names the location ("loc 3") instead
-      of the receptacle.
+    arrive_at_location: whether the text on arrival names the location ("loc 3")
+      instead of the receptacle.
     helps: whether the command `help` exists.
   """
 
@@ -143,7 +143,7 @@ OLD_DIALECT = Dialect(
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-  """What a game asks for.
+  """The goal of a game.
 
   Attributes:
     task_type: one of `TASK_TYPES`.
@@ -163,8 +163,8 @@ class GameFile:
   Attributes:
     problem: the PDDL problem.
     task: the task in words, without the full stop.
-    domain: the PDDL domain; empty stands for the standard one.
-    grammar: the text grammar; empty stands for the standard one.
+    domain: the PDDL domain; empty means the standard one.
+    grammar: the text grammar; empty means the standard one.
     walkthrough: a solution; empty if the file has none.
   """
 
@@ -181,7 +181,7 @@ class Game:
 
   Attributes:
     task: the task in words, without the full stop.
-    goal: what ends the game.
+    goal: the goal.
     facts: predicate -> arguments of its initial facts, lower-case ids.
     names: id -> name shown to the player, e.g. "mug 1".
     dialect: the wording.
@@ -201,13 +201,13 @@ def _digest(text: str) -> str:
 
 
 def _tokens(text: str) -> str:
-  """PDDL without comments, lower-case, tokens separated by one space."""
+  """PDDL in lower case without comments, tokens separated by one space."""
   text = re.sub(r";[^\n]*", "", text).lower()
   return " ".join(re.findall(r"[()]|[^\s()]+", text))
 
 
 def _canonical_domain(text: str) -> str:
-  """A domain without what the known versions differ in."""
+  """A domain without the parts in which the known versions differ."""
   text = re.sub(r"\( :action help .*\) \)$", ")", _tokens(text))
   return text.replace("( receptacletype ?r sinktype ) ", "")
 
@@ -229,7 +229,7 @@ _CHECKED_DOMAINS: set[str] = set()
 
 
 def _check_domain(text: str, source: str) -> None:
-  """Refuses a domain that the twin does not know."""
+  """Rejects a domain that the twin does not know."""
   if not text or text in _CHECKED_DOMAINS:
     return
   if _digest(_canonical_domain(text)) != _DOMAIN:
@@ -241,7 +241,7 @@ def _check_domain(text: str, source: str) -> None:
 
 
 def _read_dialect(text: str, source: str) -> Dialect:
-  """The dialect of a grammar; refuses one that the twin does not know."""
+  """The dialect of a grammar; rejects one that the twin does not know."""
   if not text:
     return NEW_DIALECT
   if _digest(_canonical_grammar(text)) != _GRAMMAR:
@@ -310,7 +310,7 @@ def _read_facts(
 def name_entities(ids: Iterable[str]) -> dict[str, str]:
   """The names the player sees: kind and number, e.g. "desk 2".
 
-  Within a kind the numbers fall along the sorted ids, as in the benchmark.
+  Within a kind, numbers decrease along the sorted ids, as in the benchmark.
 
   Args:
     ids: lower-case ids of everything that occurs in a fact.
@@ -336,7 +336,7 @@ def parse(file: GameFile, source: str) -> Game:
 
   Args:
     file: the texts of the game file.
-    source: what to call the file in an error.
+    source: the name of the file for error messages.
 
   Returns:
     The game.
@@ -386,13 +386,13 @@ def load(text: str, source: str) -> GameFile:
 
   Args:
     text: the content of a `game.tw-pddl`.
-    source: what to call the file in an error.
+    source: the name of the file for error messages.
 
   Returns:
     The fields.
 
   Raises:
-    ValueError: if the text is no JSON or a field is missing.
+    ValueError: if the text is not JSON or a field is missing.
   """
   try:
     data = json.loads(text)
@@ -421,8 +421,8 @@ def load(text: str, source: str) -> GameFile:
 def dump(file: GameFile) -> str:
   """The JSON of a game file.
 
-  The rules may be left out; then the file can be played by the twin, and by
-  the original engine after the package's rules have been filled in.
+  The rules may be missing; then the twin can play the file, and the original
+  engine can do so after the package's rules have been filled in.
   """
   data = {
     "pddl_domain": file.domain,

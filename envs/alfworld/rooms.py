@@ -1,9 +1,9 @@
-"""Rooms, receptacles and objects that embedded scenes are drawn from.
+"""Rooms, receptacles and objects from which embedded scenes are drawn.
 
-The names are those of the ALFRED dataset and the contents a plausible part of
-what it allows. Three sizes exist: `full` rooms have about as many receptacles
-as the benchmark's, `small` ones five or so and `tiny` ones three or four and
-fewer classes of objects, for models trained from scratch.
+The names are those of the ALFRED dataset, and the contents a plausible subset
+of what it allows. There are three sizes: `full` rooms have about as many
+receptacles as the benchmark's, `small` ones about five, and `tiny` ones three
+or four and fewer object classes, for models trained from scratch.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from t2po_jax.envs.alfworld import problem
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-  """How much a room holds.
+  """How much a room contains.
 
   Attributes:
     receptacles: room -> receptacle class -> least and most of them.
-    kinds: object classes that a room may hold at most, the first of `HOMES`,
-      or None; with few a small model soon learns to tell them apart.
-    objects: least and most objects beside those the task is about.
-    extra: most further objects of the task's kind that nobody needs.
+    kinds: most object classes of a room, the first of `HOMES`; None for no
+      limit. With few, a small model soon learns to tell them apart.
+    objects: least and most objects besides those of the task.
+    extra: most additional objects of the task's kind.
     capacity: most objects in one receptacle at the start.
     shared_pose: probability that a cabinet, drawer, shelf or burner can be
-      reached from the pose of the one before it.
-    always_openable: whether doors and drawers always open; otherwise some
-      show their contents, as in the benchmark.
+      reached from the pose of the previous one.
+    always_openable: whether doors and drawers are always openable; otherwise
+      some show their contents, as in the benchmark.
   """
 
   receptacles: Mapping[str, Mapping[str, tuple[int, int]]]
@@ -184,7 +184,7 @@ SIZES = {
   ),
 }
 
-# First scene number of each room in the dataset; each has thirty.
+# The first scene number of each room type in the dataset; each has thirty.
 SCENE_NUMBERS = {
   "kitchen": 1,
   "living room": 201,
@@ -192,7 +192,7 @@ SCENE_NUMBERS = {
   "bathroom": 401,
 }
 
-# Rooms in which each task type is set.
+# The rooms in which each task type takes place.
 TASK_ROOMS = {
   problem.PLACE: ("kitchen", "living room", "bedroom", "bathroom"),
   problem.LOOK: ("living room", "bedroom"),

@@ -1,10 +1,10 @@
-"""Embedded scenes: games drawn from a seed, in the benchmark's own format.
+"""Embedded scenes: games generated from a seed, in the benchmark's own format.
 
 A scene is a room with receptacles and objects, and one of the six tasks. It
-is written as the PDDL problem of a game file and solvable by construction;
-the solution is found and played before the scene is used. Everything follows
-from the key `seed/split/task type/index`, so a task is the same on every
-machine and no two splits share a key.
+is written as the PDDL problem of a game file and is solvable by construction;
+the solution is found and played before the scene is used. Everything is
+determined by the key `seed/split/task type/index`, so a task is the same on
+every machine and no two splits share a key.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import random
 
 from t2po_jax.envs.alfworld import data, engine, expert, problem, rooms
 
-# The words of a task, as the benchmark has them.
+# The wording of each task, as in the benchmark.
 _TASKS = {
   problem.PLACE: (
     "put a {object} in {target}",
@@ -47,7 +47,7 @@ _ATTEMPTS = 100
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A drawn scene.
+  """A generated scene.
 
   Attributes:
     folder: the name of its task folder, e.g. "pick_and_place_simple-Mug-
@@ -80,7 +80,7 @@ class _Room:
   def put(
     self, draw: random.Random, kind: str, homes: tuple[str, ...]
   ) -> str | None:
-    """Puts a new object into a random home with space; None if full."""
+    """Puts a new object into a random receptacle with space; None if full."""
     count = {identity: 0 for _, identity in self.receptacles}
     for _, _, receptacle in self.contents:
       count[receptacle] += 1
@@ -108,7 +108,7 @@ def _name(draw: random.Random, kind: str, used: set[str]) -> str:
     x, y, z = (draw.randrange(-399, 400) / 100 for _ in range(3))
     identity = f"{kind}|{x:+06.2f}|{abs(y):+06.2f}|{z:+06.2f}"
     if kind.endswith("Basin"):
-      # A basin is named by what it is the basin of.
+      # A basin is named after what it belongs to.
       identity = f"{identity.removeprefix(kind)}|{kind}"
       identity = kind.removesuffix("Basin") + identity
     identity = _mangle(identity)
@@ -118,7 +118,7 @@ def _name(draw: random.Random, kind: str, used: set[str]) -> str:
 
 
 def _furnish(draw: random.Random, name: str, size: rooms.Size) -> _Room:
-  """An empty room: receptacles, poses, doors."""
+  """A room without objects: receptacles, poses, doors."""
   used: set[str] = set()
   kinds = [
     kind
@@ -154,7 +154,7 @@ def _furnish(draw: random.Random, name: str, size: rooms.Size) -> _Room:
 def _choose_goal(
   draw: random.Random, task_type: str, room: _Room
 ) -> tuple[str, str, tuple[str, ...]] | None:
-  """Object class, target class, and where the object may be at the start."""
+  """Object class, target class, and the object's possible initial places."""
   classes = room.classes()
   tool, treatable = rooms.TREATABLE.get(task_type, ("", frozenset()))
   if tool and tool not in classes:
@@ -262,7 +262,7 @@ def draw_scene(key: str, task_type: str, size: str) -> Scene:
   """Draws a scene.
 
   Args:
-    key: decides everything; equal keys give equal scenes.
+    key: determines everything; equal keys give equal scenes.
     task_type: one of `problem.TASK_TYPES`.
     size: one of `rooms.SIZES`.
 
@@ -270,7 +270,7 @@ def draw_scene(key: str, task_type: str, size: str) -> Scene:
     The scene, whose walkthrough was played to its end.
 
   Raises:
-    RuntimeError: if no solvable scene was found, which is a defect.
+    RuntimeError: if no solvable scene was found, which would be a bug.
   """
   draw = random.Random(key)
   for _ in range(_ATTEMPTS):
@@ -309,7 +309,7 @@ def draw_scene(key: str, task_type: str, size: str) -> Scene:
 class Scenes:
   """All embedded tasks of one seed; the counterpart of `data.Tree`.
 
-  Task ids read `split/task type/index`; the task types take turns.
+  Task ids read `split/task type/index`; the task types alternate.
 
   Attributes:
     splits: split -> task ids.
@@ -325,9 +325,9 @@ class Scenes:
     """Names the tasks; each scene is drawn when it is read.
 
     Args:
-      seed: of the whole collection.
+      seed: seed of the whole collection.
       size: one of `rooms.SIZES`.
-      task_types: the types that take turns.
+      task_types: the types that alternate.
       counts: split -> number of tasks.
     """
     self._seed = seed
@@ -342,7 +342,7 @@ class Scenes:
     self._ids = frozenset(i for ids in self.splits.values() for i in ids)
 
   def task_type(self, task_id: str) -> str:
-    """The task type, which the id states."""
+    """The task type, as given in the id."""
     return task_id.split("/")[1]
 
   def draw(self, task_id: str) -> Scene:
@@ -370,9 +370,9 @@ def write_tree(
   and other ALFWorld programs can play it.
 
   Args:
-    scenes: what to write.
-    folder: where the split folders go.
-    rules: PDDL domain and text grammar, or empty texts.
+    scenes: the scenes to write.
+    folder: the folder for the split folders.
+    rules: PDDL domain and text grammar, or empty strings.
   """
   domain, grammar = rules
   for split, ids in scenes.splits.items():

@@ -17,12 +17,12 @@ class Settings(base.PromptSettings):
   wording: str = keys.key(
     "compact",
     "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models, `reference` in the form of the published trainings.",
+    "models, `reference` in the format of the published experiments.",
     choices=WORDINGS,
   )
   engine: str = keys.key(
     "twin",
-    "What plays: the twin in Python, or the original, `cached` or `stock`.",
+    "The engine: the twin in Python, or the original, `cached` or `stock`.",
     choices=ENGINES,
   )
   data_dir: str = keys.key(
@@ -37,32 +37,32 @@ class Settings(base.PromptSettings):
     16, "Turns until an episode ends; the benchmark has 50.", least=1
   )
   reward_success: float = keys.key(10.0, "Reward of a solved task.")
-  seed: int = keys.key(0, "Of the embedded scenes.")
+  seed: int = keys.key(0, "Seed of the embedded scenes.")
   size: str = keys.key(
-    "small", "Of the embedded scenes.", choices=tuple(rooms.SIZES)
+    "small", "Size of the embedded scenes.", choices=tuple(rooms.SIZES)
   )
   task_types: tuple[str, ...] = keys.key(
-    problem.TASK_TYPES, "The task types that are played, some of six."
+    problem.TASK_TYPES, "The task types to play, out of six."
   )
   train_tasks: int = keys.key(
     0,
-    "Tasks of the split at most; 0 for all game files, or for the usual number "
-    "of scenes (2000, 60, 120). A part of the games is a fixed draw.",
+    "Most tasks of the split; 0 for all game files, or for the default number "
+    "of scenes (2000, 60, 120). A subset of the games is a fixed sample.",
     least=0,
   )
   valid_tasks: int = keys.key(0, "Likewise.", least=0)
   test_tasks: int = keys.key(0, "Likewise.", least=0)
   expert_mode: str = keys.key(
     "explore",
-    "How the expert finds things; `walkthrough` knows where they are.",
+    "How the expert finds objects; `walkthrough` knows where they are.",
     choices=expert.MODES,
   )
   expert_hesitation: float = keys.key(
-    1.0, "Mean number of the expert's needless rounds per thought.", least=0.0
+    1.0, "Mean number of needless rounds per thought of the expert.", least=0.0
   )
   expert_doubt: float = keys.key(
     0.45,
-    "Probability per such round to do something else.",
+    "Probability per such round that the expert does something else.",
     least=0.0,
     most=1.0,
   )

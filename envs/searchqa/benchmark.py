@@ -1,10 +1,10 @@
 """The Search QA benchmark: tasks, episodes, scores.
 
 The setting is that of Search-R1: at every turn the agent searches or answers,
-four turns at most, three passages per search, and an answer pays if it
-matches a target exactly. Without a data directory the questions and passages
-come from the embedded world (`world.py`). Deliberate difference from the
-reference: the answer is read from the model's own response only, never from
+with at most four turns, three passages per search, and a reward for an answer
+that matches a target exactly. Without a data directory the questions and
+passages come from the embedded world (`world.py`). Deliberate difference from
+the reference: the answer is read only from the model's own response, never from
 retrieved text.
 """
 
@@ -27,7 +27,7 @@ from t2po_jax.envs.searchqa.wordings import compact, full, reference
 
 _WORDINGS = {"compact": compact, "full": full, "reference": full}
 _CACHE_DIR = "~/.cache/t2po_jax"
-# Sentences for a tokenizer, at most.
+# The most sentences in the corpus for a tokenizer.
 _CORPUS_EPISODES = 200
 _CORPUS_PASSAGES = 20_000
 
@@ -39,9 +39,9 @@ class SearchQA:
     tasks: the questions by task id.
     world: the embedded world, or None with real data.
     questions: the chains behind the embedded tasks; empty with real data.
-    passages: the passages searched; empty with retriever `http` and real
+    passages: the passages to search; empty with retriever `http` and real
       data.
-    retriever: what searches them.
+    retriever: searches them.
     wording: the module that words prompts and observations.
   """
 
@@ -57,10 +57,10 @@ class SearchQA:
   )
 
   def __init__(self, settings: settings_lib.Settings | None = None) -> None:
-    """Loads or draws the tasks and builds the index.
+    """Loads or generates the tasks and builds the index.
 
     Raises:
-      ValueError: if a data file is bad.
+      ValueError: if a data file is invalid.
     """
     settings = settings or settings_lib.Settings()
     self.settings = settings
@@ -98,7 +98,7 @@ class SearchQA:
     self.retriever = self._open_retriever()
 
   def _load(self) -> dict[str, list[data.Task]]:
-    """The questions of real data; remembers its passages."""
+    """Loads real questions, and stores their passages."""
     settings = self.settings
     folder = None
     if settings.data_dir:
@@ -110,7 +110,7 @@ class SearchQA:
     )
 
   def _open_retriever(self) -> retrieval.Retriever:
-    """What searches the passages."""
+    """The retriever that the settings ask for."""
     settings = self.settings
     cache = pathlib.Path(settings.cache_dir or _CACHE_DIR).expanduser()
     if settings.retriever == "http":
@@ -130,7 +130,7 @@ class SearchQA:
     return retrieval.BM25(self.passages, cache_dir=cache if real else None)
 
   def _ask_world(self, world: world_lib.World) -> dict[str, list[data.Task]]:
-    """The embedded tasks; remembers the chain of each."""
+    """The embedded tasks; stores the chain of each."""
     sizes = {
       "train": self.settings.train_tasks,
       "valid": self.settings.valid_tasks,
@@ -153,7 +153,7 @@ class SearchQA:
     return splits
 
   def _describe_world(self, world: world_lib.World) -> list[retrieval.Passage]:
-    """One passage per entity, named like it."""
+    """One passage per entity, with its name as title."""
     return [
       retrieval.Passage(
         entity,
@@ -177,7 +177,7 @@ class SearchQA:
     return self.wording.render(view)
 
   def category(self, task_id: str) -> str:
-    """Number of hops, or the question set of real data."""
+    """The number of hops, or the question set of real data."""
     return self.tasks[task_id].category
 
   def corpus(self) -> list[str]:
@@ -219,10 +219,10 @@ class SearchQA:
 
 
 def _parse_hops(text: str) -> dict[int, float] | None:
-  """Number of hops -> share; None for the usual ones.
+  """Number of hops -> fraction of questions; None for the defaults.
 
   Raises:
-    ValueError: unless they are different numbers from 1 to 5.
+    ValueError: unless they are distinct numbers from 1 to 5.
   """
   names = [part.strip() for part in text.split(",")]
   if not all(name in {"1", "2", "3", "4", "5"} for name in names) or len(
@@ -322,13 +322,13 @@ class SearchEnv:
     return base.Observation(task.text, task.text)
 
   def step(self, response: str) -> base.StepResult:
-    """Searches, or judges an answer.
+    """Searches, or scores an answer.
 
-    A response that opens no action block or several, or leaves it open or
-    empty, does nothing but use up the turn.
+    A response without exactly one action block, or with an unclosed or empty
+    one, only uses up the turn.
 
     Raises:
-      EnvError: if the search server is out of reach.
+      EnvError: if the search server cannot be reached.
     """
     if self._done:
       raise RuntimeError("searchqa: the episode is over; call reset first")
@@ -362,7 +362,7 @@ class SearchEnv:
     )
 
   def _search(self, query: str) -> str:
-    """What a search shows."""
+    """The observation after a search."""
     benchmark = self._benchmark
     try:
       hits = benchmark.retriever.search([query], benchmark.settings.topk)[0]
@@ -377,15 +377,15 @@ class SearchEnv:
     return benchmark.wording.show(passages)
 
   def _shows_answer(self, text: str) -> bool:
-    """Whether a target stands in the text, word for word."""
+    """Whether the text contains a target word for word."""
     words = f" {score.normalize(text)} "
     targets = map(score.normalize, self._task.targets)
     return any(target and f" {target} " in words for target in targets)
 
   def expert(self, seed: int) -> base.Expert:
-    """The expert of the running episode.
+    """The expert of the current episode.
 
-    A scripted searcher in the embedded world; with real data one that knows
+    A scripted searcher in the embedded world; with real data, one that knows
     the answers.
 
     Raises:

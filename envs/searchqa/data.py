@@ -1,11 +1,11 @@
 """Questions and passages from files: the real Search QA data.
 
-Question rows have the shape of Search-R1's data (`data_source`, `question`,
+Question rows have the format of Search-R1's data (`data_source`, `question`,
 `reward_model.ground_truth.target`), as JSON lines or parquet; corpus rows are
-`{id, contents}` with the quoted title on the first line, as JSON lines, gzip
-compressed or not. Question sets of TensorFlow Datasets are read through
-`tfds.data_source`, which needs no TensorFlow. A row that cannot be read stops
-the run at once, with its file and line.
+`{id, contents}` with the quoted title on the first line, as JSON lines, gzipped
+or not. Question sets of TensorFlow Datasets are read through
+`tfds.data_source`, which needs no TensorFlow. A row that cannot be read ends
+the run at once with an error that names its file and line.
 """
 
 from collections.abc import Iterator, Sequence
@@ -88,7 +88,7 @@ def _read_parquet(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
 
 
 def _take(row: Any, path: Sequence[str], where: str) -> Any:
-  """The value under nested keys; must be there and not empty."""
+  """The value under nested keys, which must exist and not be empty."""
   name, value = ".".join(path), row
   for key in path:
     value = value.get(key) if isinstance(value, dict) else None
@@ -110,7 +110,7 @@ def _take_text(row: Any, key: str, where: str) -> str:
 
 
 def _read_question(row: Any, where: str, name: str) -> Task:
-  """One question row; `name` serves where the row has no id of its own."""
+  """One question row; `name` is used if the row has no id of its own."""
   question = _take_text(row, "question", where)
   category = _take_text(row, "data_source", where)
   path = ("reward_model", "ground_truth", "target")
@@ -134,7 +134,7 @@ def load_questions(path: pathlib.Path) -> list[Task]:
   """Reads a question file.
 
   Args:
-    path: a `.jsonl` or `.parquet` file in Search-R1's row shape.
+    path: a `.jsonl` or `.parquet` file in Search-R1's row format.
 
   Raises:
     ValueError: if a row is corrupt or an id appears twice.
@@ -157,7 +157,7 @@ def load_corpus(path: pathlib.Path) -> list[retrieval.Passage]:
   """Reads a corpus of `{id, contents}` rows, `.jsonl` or `.jsonl.gz`.
 
   Raises:
-    ValueError: if a row is corrupt, or there is none.
+    ValueError: if a row is corrupt, or there are none.
   """
   passages = []
   for where, row in _read_lines(path):
@@ -178,7 +178,7 @@ def load_tfds(name: str, split: str, *, tfds_dir: str = "") -> list[Task]:
   Args:
     name: e.g. `natural_questions_open` or `trivia_qa/unfiltered.nocontext`.
     split: e.g. `train` or `validation`.
-    tfds_dir: where the data sets are prepared; empty: the library's default.
+    tfds_dir: where the datasets are prepared; empty: the library's default.
 
   Raises:
     ValueError: if the library is missing, or the set has no answers.
@@ -200,7 +200,7 @@ def load_tfds(name: str, split: str, *, tfds_dir: str = "") -> list[Task]:
   try:
     source = tfds.data_source(name, split=split, data_dir=tfds_dir or None)
   except Exception as error:
-    # The library raises errors of many kinds over many lines.
+    # The library raises many kinds of errors, with long messages.
     reason = next(iter(str(error).strip().splitlines()), repr(error))
     raise ValueError(f"env.tfds: {name!r}, split {split!r}: {reason}") from None
   for index, example in enumerate(source):
@@ -261,14 +261,14 @@ def find_corpus(folder: pathlib.Path) -> pathlib.Path:
 def cut_evaluation(
   tasks: Sequence[Task], valid_tasks: int
 ) -> tuple[list[Task], list[Task]]:
-  """Cuts evaluation questions into a valid and a test part, both mixed.
+  """Splits evaluation questions into a valid and a test part, both shuffled.
 
-  Every category gives the same share of its questions to the valid part.
+  Every category gives the same fraction of its questions to the valid part.
 
   Args:
     tasks: the questions.
-    valid_tasks: wanted size of the valid part; at most half of each category
-      is taken, and at least one question where there are two.
+    valid_tasks: requested size of the valid part; at most half of each category
+      is taken, and at least one question if there are two.
   """
   share = min(0.5, valid_tasks / len(tasks))
   categories: dict[str, list[Task]] = {}
@@ -290,7 +290,7 @@ def draw_splits(
 ) -> dict[str, list[Task]]:
   """The three splits, disjoint by id and by question.
 
-  Training questions that the evaluation asks as well are dropped.
+  Training questions that also occur in the evaluation are dropped.
   """
   asked = {score.normalize(task.text) for task in evaluation}
   kept = [task for task in train if score.normalize(task.text) not in asked]

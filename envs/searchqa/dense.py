@@ -1,11 +1,11 @@
 """Dense search: passages and queries as vectors of a text encoder.
 
-The encoder is an E5 model (arXiv 2212.03533) through transformers and torch,
+The encoder is an E5 model (arXiv 2212.03533) run with transformers and torch,
 with its prefixes "query: " and "passage: ", mean pooling and unit length; the
-index is an exact inner-product index of faiss. Both are heavy and imported
-when the retriever is made (extra `dense`). The encoding of the corpus is kept
-in the cache directory. Not exercised by the tests beyond a stand-in encoder:
-no run with the real E5 weights has been made.
+index is an exact inner-product index of faiss. Both are heavy and imported only
+when the retriever is created (extra `dense`). The encoded corpus is kept in the
+cache directory. The tests use a stand-in encoder only: no run with the real E5
+weights has been made.
 """
 
 from collections.abc import Callable, Sequence
@@ -79,7 +79,7 @@ class Dense:
     Args:
       passages: the corpus.
       encoder: name of a model, or a function of texts (see `load_encoder`).
-      cache_dir: where encodings by named models are kept; None: nowhere.
+      cache_dir: where encodings by named models are kept; None keeps none.
 
     Raises:
       ValueError: if the corpus is empty or a package is missing.
@@ -95,7 +95,7 @@ class Dense:
     self._passages = tuple(passages)
     named = isinstance(encoder, str)
     self._encode = load_encoder(encoder) if named else encoder
-    # One encoder serves all threads in turn.
+    # All threads share one encoder, one at a time.
     self._lock = threading.Lock()
     texts = [f"passage: {passage.contents}" for passage in passages]
     file = None
@@ -147,7 +147,7 @@ class Dense:
 
 
 def _name_encoding(encoder: str, texts: Sequence[str]) -> str:
-  """A file name that changes with the encoder and the corpus."""
+  """A file name that depends on the encoder and the corpus."""
   digest = hashlib.sha256(f"{encoder} {_MAX_TOKENS} {len(texts)}".encode())
   for text in texts:
     digest.update(text.encode())

@@ -1,14 +1,14 @@
-"""A scripted searcher of the embedded world, with a habit to cure.
+"""A scripted searcher of the embedded world, with bad habits to unlearn.
 
-It thinks in one line: the facts found since its last turn, then the fact that
-is missing, which it searches. Every fact that a passage has shown counts, so
-without noise it needs as few turns as the retrieval allows. Three knobs spoil
+Its thought is one line: the facts found since its last turn, then the missing
+fact, for which it searches. Every fact that a passage has shown counts, so
+without noise it needs as few turns as the retrieval allows. Three knobs degrade
 it. `hesitation` makes it repeat its line word for word before it acts; the
-repetition carries no information, which is what a thinking intervention
-should cut. `doubt` makes it lose the thread in such a round and act on a
-wrong entity: hesitation that costs success, which any reinforcement learning
-cures. `slip` makes it go wrong however much it thought: then hesitation costs
-tokens only, and no return speaks against it. A policy cloned from the spoiled
+repetition carries no information, and is what a thinking intervention should
+cut. `doubt` makes it lose the thread in such a round and act on a wrong entity:
+this hesitation costs success, and any reinforcement learning removes it. `slip`
+makes it go wrong however long it has thought: then hesitation only costs
+tokens, and the return does not discourage it. A policy cloned from the degraded
 expert hesitates and fails in the same way.
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 
 from t2po_jax.envs.searchqa import world as world_lib
 
-# Needless rounds per turn at most, so that responses stay bounded.
+# The most needless rounds per turn, so that responses stay bounded.
 MAX_ROUNDS = 5
 
 
@@ -36,7 +36,7 @@ class ScriptedExpert:
     slip: float,
     seed: int,
   ) -> None:
-    """Binds the expert to a running episode.
+    """Binds the expert to the current episode.
 
     Args:
       world: the world that the question is about.
@@ -44,9 +44,9 @@ class ScriptedExpert:
       shown: ids of the passages shown so far; the episode appends to it.
       wording: the module that words the episode.
       hesitation: mean number of needless rounds per turn, >= 0; the number
-        is geometric, cut off at `MAX_ROUNDS`.
-      doubt: probability per needless round to go wrong, in [0, 1].
-      slip: probability per turn to go wrong in its last line, in [0, 1].
+        is geometric, truncated at `MAX_ROUNDS`.
+      doubt: probability per needless round of an error, in [0, 1].
+      slip: probability per turn of an error in its last line, in [0, 1].
       seed: seed of the expert's draws.
     """
     self._world = world
@@ -94,7 +94,7 @@ class ScriptedExpert:
     return self._compose(thought, "search", wording.query(entity, relation))
 
   def _count_known(self) -> int:
-    """Hops whose facts stand in the passages shown so far."""
+    """Number of hops whose facts are in the passages shown so far."""
     known = 0
     for entity in self._question.path[:-1]:
       if entity not in self._shown:
@@ -105,8 +105,8 @@ class ScriptedExpert:
   def _derail(self, known: int) -> tuple[str, tuple[str, str]]:
     """A wrong last sentence, and the action that follows from it.
 
-    Either a fact with a wrong value that is taken for the answer, or a
-    search about a wrong entity, with equal chances.
+    With equal probability, either a fact with a wrong value that is taken for
+    the answer, or a search for a wrong entity.
     """
     question, wording = self._question, self._wording
     hop = min(known, question.hops - 1)
@@ -122,7 +122,7 @@ class ScriptedExpert:
     )
 
   def _confuse(self, entity: str) -> str:
-    """Another entity of the same kind, if possible from the passages."""
+    """Another entity of the same kind, from the passages if possible."""
     world = self._world
     seen = [
       name

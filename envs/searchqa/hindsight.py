@@ -1,12 +1,12 @@
 """Demonstrations for real questions, made from their known answers.
 
-Real question sets bring answers but no solutions. This expert searches the
+Real question sets have answers but no solutions. This expert searches for the
 question itself, looks for a known answer in the passages, quotes the sentence
-that holds it and answers; where the first search does not show it, it searches
-once more, about the passage that came first, and gives up after that. What it
-teaches is the form of a response and to answer from what was read, nothing
-about hard questions: use it for a short cold start of a pretrained model, on
-training questions only, and leave out the episodes in which it gave up
+that contains it and answers; if the first search does not show it, it searches
+once more, about the top-ranked passage, and then gives up. It teaches the
+format of a response and to answer from what was read, but nothing about hard
+questions: use it for a short cold start of a pretrained model, on training
+questions only, and leave out the episodes in which it gave up
 (`cold_start.only_successes`).
 """
 
@@ -17,7 +17,7 @@ from typing import Any
 from t2po_jax.envs.searchqa import retrieval, score
 
 SEARCHES = 2
-# A quotation is cut to this many characters.
+# A quotation is truncated to this many characters.
 QUOTE = 160
 # Answers that any passage may hold by chance.
 _UNQUOTABLE = ("yes", "no")
@@ -33,7 +33,7 @@ class HindsightExpert:
     shown: list[retrieval.Passage],
     wording: Any,
   ) -> None:
-    """Binds the expert to a running episode.
+    """Binds the expert to the current episode.
 
     Args:
       question: the question.
@@ -74,9 +74,9 @@ class HindsightExpert:
 
 
 def find_sentence(text: str, target: str) -> str:
-  """The first sentence that holds the target word for word, else empty.
+  """The first sentence that contains the target word for word, else empty.
 
-  A yes or no is never found: it is not an answer that can be quoted.
+  A yes or no is never found: such an answer cannot be quoted.
   """
   normal = score.normalize(target)
   if not normal or normal in _UNQUOTABLE:

@@ -1,13 +1,13 @@
 """Search through a server: the client side of `POST /retrieve`.
 
-Two dialects of one protocol are spoken. `search-r1` sends all queries at once
+There are two dialects of one protocol. `search-r1` sends all queries at once
 (`{"queries": [...], "topk", "return_scores"}`), `verl-agent` one at a time
-(`{"query": ...}`); both answer `{"result": [[item, ...] per query]}`, an item
-being `{"document": {...}, "score"}` or a bare document. All threads share one
-pool of connections. A busy or restarting server is asked again after growing
-pauses with some chance in them, so that clients do not return all at once, or
-when it says in `Retry-After`; when it stays silent until the deadline the
-trajectory is given up as an infrastructure failure.
+(`{"query": ...}`); the answer to both is `{"result": [[item, ...] per query]}`,
+where an item is `{"document": {...}, "score"}` or a bare document. All threads
+share one pool of connections. If the server is busy or restarting, a request is
+retried after growing pauses with jitter, so that clients do not all return at
+once, or when `Retry-After` says; if there is no answer before the deadline, the
+trajectory is aborted as an infrastructure failure.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ from t2po_jax.envs.searchqa import retrieval
 DIALECTS = ("search-r1", "verl-agent")
 _RETRIED = (429, 500, 502, 503, 504)
 _CONNECTIONS = 256
-# A pause is its nominal length times a number between these.
+# A pause is its nominal length times a random number between these.
 _JITTER = (0.5, 1.5)
 
 
@@ -42,13 +42,13 @@ class Remote:
     backoff: float = 1.0,
     deadline: float = 300.0,
   ) -> None:
-    """Remembers where the server is; nothing is sent yet.
+    """Stores the address of the server; nothing is sent yet.
 
     Args:
       url: e.g. `http://127.0.0.1:8000/retrieve`.
       dialect: `search-r1` or `verl-agent`.
       timeout: seconds to wait for one answer.
-      tries: how often a request is sent at most, >= 1.
+      tries: how often a request is sent at most, at least 1.
       backoff: seconds of the first pause on average; the n-th is n times as
         long.
       deadline: seconds that a search may take with all its tries.
@@ -76,7 +76,7 @@ class Remote:
       ),
       trust_env=False,  # A proxy for the outside does not know this server.
     )
-    # Of its own: it must not move chance that anything else draws from.
+    # A generator of its own, which no other random draw depends on.
     self._random = random.Random()
     self._tries = tries
     self._backoff = backoff
@@ -97,7 +97,7 @@ class Remote:
   def _ask(
     self, body: dict[str, Any], count: int
   ) -> list[list[tuple[retrieval.Passage, float]]]:
-    """One request, tried again while the server is in trouble."""
+    """One request, retried while the server is in trouble."""
     end = time.monotonic() + self._deadline
     trouble, asked = "", 0
     while asked < self._tries:
@@ -132,7 +132,7 @@ class Remote:
 
 
 def _read_pause(answer: httpx.Response, otherwise: float) -> float:
-  """Seconds that the server asks to wait: a number, or a date."""
+  """Seconds for which the server asks to wait, as a number or a date."""
   told = answer.headers.get("Retry-After", "")
   try:
     if told.isdecimal():
@@ -146,7 +146,7 @@ def _read_pause(answer: httpx.Response, otherwise: float) -> float:
 def _read_answer(
   answer: httpx.Response, count: int
 ) -> list[list[tuple[retrieval.Passage, float]]]:
-  """The passages of an answer; ValueError and the like if malformed."""
+  """The passages of an answer; raises ValueError or the like if malformed."""
   result = answer.json()["result"]
   if len(result) != count:
     raise ValueError(f"{len(result)} results for {count} queries")

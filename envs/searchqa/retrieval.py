@@ -1,10 +1,10 @@
-"""Passages, and BM25 search over them inside the process.
+"""Passages, and in-process BM25 search over them.
 
-BM25 (k1 = 0.9, b = 0.4, the usual values of sparse passage search) through
-`bm25s`, with English stemming where PyStemmer is installed. Equal scores are
-ordered by position in the corpus, so that a search gives the same passages on
-every machine. The index of a large corpus is kept in a cache directory, under
-a name that depends on everything that went into it.
+BM25 (k1 = 0.9, b = 0.4, the usual values in sparse passage retrieval) uses
+`bm25s`, with English stemming if PyStemmer is installed. Ties are ordered by
+position in the corpus, so that a search returns the same passages on every
+machine. The index of a large corpus is kept in a cache directory, under a name
+that depends on everything that went into it.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ class Passage:
 
 
 def split_contents(passage_id: str, contents: str) -> Passage:
-  """The passage in a `contents` string; without a first line: no title."""
+  """The passage in a `contents` string; a first line is its title."""
   title, newline, text = contents.partition("\n")
   if not newline:
     return Passage(passage_id, "", contents.strip())
@@ -67,7 +67,7 @@ class Retriever(Protocol):
 
     Args:
       queries: the queries.
-      topk: passages per query at most, >= 1.
+      topk: most passages per query, at least 1.
 
     Raises:
       EnvError: if the infrastructure failed.
@@ -105,7 +105,7 @@ def tokenize(texts: Sequence[str]) -> list[list[str]]:
 
 
 def _name_index(contents: Sequence[str]) -> str:
-  """A directory name that changes with the corpus and the method."""
+  """A directory name that depends on the corpus and the method."""
   method = (
     sparse.bm25s.__version__,
     K1,
@@ -138,14 +138,14 @@ def _load_index(folder: pathlib.Path) -> Any:
     return None
   try:
     return sparse.bm25s.BM25.load(folder, show_progress=False)
-  except Exception as error:  # Whatever a damaged file leads to.
+  except Exception as error:  # Anything that a damaged file may raise.
     logging.warning("searchqa: %s is unusable (%s); built anew", folder, error)
     shutil.rmtree(folder, ignore_errors=True)
     return None
 
 
 def _save_index(index: Any, folder: pathlib.Path) -> None:
-  """Saves in one step, so that another process never sees half an index."""
+  """Saves atomically, so that another process never sees half an index."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   draft = tempfile.mkdtemp(dir=folder.parent)
   try:
@@ -172,7 +172,7 @@ class BM25:
 
     Args:
       passages: the corpus.
-      cache_dir: where indices are kept; None: built anew each time.
+      cache_dir: where indexes are kept; None rebuilds them each time.
 
     Raises:
       ValueError: if there are no passages.
@@ -194,7 +194,7 @@ class BM25:
   def search(
     self, queries: Sequence[str], topk: int
   ) -> list[list[tuple[Passage, float]]]:
-    """See `Retriever.search`; passages that share no word are left out."""
+    """See `Retriever.search`; finds only passages that share a word."""
     return [self._search(tokens, topk) for tokens in tokenize(queries)]
 
   def _search(

@@ -1,7 +1,7 @@
 """Exact match and F1, the scores of open-domain question answering.
 
-Only the text of the model's own answer block is judged. Reading an answer
-out of the whole history would also find what the search returned.
+Only the model's own answer block is scored. Extracting an answer from the whole
+history would also match what the search returned.
 """
 
 import collections
@@ -25,10 +25,10 @@ def exact_match(answer: str, targets: Sequence[str]) -> bool:
 
 
 def f1(answer: str, targets: Sequence[str]) -> float:
-  """Overlap of words with the nearest target (as in SQuAD).
+  """Word overlap with the best-matching target (as in SQuAD).
 
   The harmonic mean of precision and recall over the words of the normalised
-  answer and target, each word counted as often as it stands in both.
+  answer and target, each word counted as often as it occurs in both.
 
   Returns:
     From 0 to 1; 0 for an answer without words.

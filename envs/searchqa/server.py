@@ -3,7 +3,7 @@
 The same as `python -m t2po_jax.envs.searchqa.server`. Answers `POST /retrieve`
 in both dialects of `remote.py`, on the standard library's threaded HTTP server,
 so that many training processes can share one index. An ASGI server in its place
-answered half as many queries: the search is what costs, and one more event loop
+answered half as many queries: the search dominates the cost, and an event loop
 competes with it (docs/environments.md). It has no authentication: bind it to a
 private address.
 """
@@ -32,10 +32,10 @@ def answer(body: Any, retriever: retrieval.Retriever) -> dict[str, Any]:
   Args:
     body: `{"queries": [...]}` or `{"query": ...}`, with `topk` (missing,
       null or 0: 3) and `return_scores` (default false).
-    retriever: what searches.
+    retriever: searches the passages.
 
   Raises:
-    ValueError: if the body is not of the protocol.
+    ValueError: if the body violates the protocol.
   """
   if not isinstance(body, dict):
     raise ValueError("the body must be a JSON object")
@@ -101,7 +101,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
   """An HTTP server around a retriever."""
 
   daemon_threads = True
-  # Many environments connect at the same moment.
+  # Many environments connect at the same time.
   request_queue_size = 128
 
   def __init__(
@@ -112,7 +112,7 @@ class SearchServer(http.server.ThreadingHTTPServer):
     self.retriever: retrieval.Retriever = retriever
 
   def handle_error(self, request: Any, client_address: Any) -> None:
-    """One line for a client that went away, in place of a traceback."""
+    """Logs one line for a client that disconnected, instead of a traceback."""
     logging.warning("%s: %r", client_address, sys.exception())
 
 

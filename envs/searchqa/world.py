@@ -1,9 +1,9 @@
 """The embedded world: fictional people, places, works and regions.
 
 Everything is drawn from one seed: names, who married whom, who taught whom.
-A relation is a total function of the entities of its kind, so that a chain of
+A relation is a total function on the entities of its kind, so that a chain of
 relations from a start entity ("mira spouse teacher") has exactly one answer.
-Every name is one distinct word, and no two names share their first four
+Every name is a single distinct word, and no two names share their first four
 letters, so that a stemmer keeps them apart. The world is the project's own
 and stands in for Wikipedia where nothing can be downloaded.
 """
@@ -22,12 +22,12 @@ SCHEMA = {
   "region": {"capital": "place", "ruler": "person", "rival": "region"},
 }
 HOPS = (1, 2, 3)
-# Share of 1-, 2- and 3-hop questions in every split.
+# Fractions of 1-, 2- and 3-hop questions in every split.
 HOP_SHARES = (0.2, 0.4, 0.4)
 
 _CONSONANTS = "bdfgklmnprtvz"
 _VOWELS = "aeiou"
-# The end of a name tells its kind.
+# The ending of a name tells its kind.
 _ENDINGS = {
   "person": ("", "n", "r", "l"),
   "place": ("holm", "mar", "wick", "dor"),
@@ -43,7 +43,7 @@ class Question:
   Attributes:
     start: the entity the chain starts from.
     relations: one or more distinct relations, in the order of resolution.
-    path: the entities passed, from the start to the answer; all distinct.
+    path: the entities visited, from the start to the answer; all distinct.
   """
 
   start: str
@@ -114,7 +114,7 @@ def build(
   """Draws a world.
 
   Args:
-    seed: decides every name and fact.
+    seed: determines every name and fact.
     people: number of people, even and at least 4.
     places: number of places, at least 2.
     works: number of works, at least 1.
@@ -163,12 +163,12 @@ def build(
 def ask(world: World, hops: Sequence[int] = HOPS) -> dict[int, list[Question]]:
   """All questions by number of hops.
 
-  A chain never repeats a relation nor comes back to an entity it passed, so
-  that every hop is needed.
+  A chain never repeats a relation or returns to an entity that it has visited,
+  so every hop is needed.
 
   Args:
     world: the world to ask about.
-    hops: the numbers that are asked for, at least 1 each.
+    hops: the numbers of hops, at least 1 each.
   """
   questions: dict[int, list[Question]] = {count: [] for count in hops}
 
@@ -196,12 +196,12 @@ def draw_splits(
   sizes: Mapping[str, int],
   shares: Mapping[int, float] | None = None,
 ) -> dict[str, tuple[Question, ...]]:
-  """Cuts the questions into disjoint splits with equal shares of hops.
+  """Divides the questions into disjoint splits with equal fractions of hops.
 
   Args:
     world: the world to ask about.
     sizes: number of questions per split.
-    shares: number of hops -> its share of every split; `HOP_SHARES` if None.
+    shares: number of hops -> its fraction of every split; `HOP_SHARES` if None.
 
   Raises:
     ValueError: if the world has too few questions of some length.
@@ -222,6 +222,6 @@ def draw_splits(
       splits[name].extend(questions[start : start + share])
       start += share
   for questions in splits.values():
-    # Mixed, so that any prefix of a split is a fair panel.
+    # Shuffled, so that any prefix of a split is a fair sample.
     random.Random(base.SPLIT_SEED).shuffle(questions)
   return {name: tuple(questions) for name, questions in splits.items()}

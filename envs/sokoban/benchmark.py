@@ -1,9 +1,9 @@
 """The Sokoban benchmark: levels, episodes, scores.
 
-A level is solved when every box is on a goal. One move a turn; a move into a
-wall, or against a box that does not yield, counts as not possible and uses up
-the turn. An episode ends when the level is solved or at the turn limit: a box
-that is stuck does not end it, as in the games that the field plays.
+A level is solved when every box is on a goal. Each turn is one move; a move
+into a wall, or against a box that cannot be pushed, is invalid and uses up the
+turn. An episode ends when the level is solved or at the turn limit: a box that
+is stuck does not end it, as is usual in published environments.
 """
 
 from t2po_jax.envs import base, games, prompts
@@ -15,11 +15,11 @@ _WORDINGS = {"compact": compact, "full": full}
 
 
 class Push(games.Game):
-  """One level after another.
+  """Plays one level after another.
 
   Attributes:
-    level: what never moves.
-    state: what moves.
+    level: walls and goals.
+    state: the player and the boxes.
   """
 
   table: "Sokoban"
@@ -27,7 +27,7 @@ class Push(games.Game):
   state: engine.State
 
   def begin(self, task_id: str) -> base.Observation:
-    """Sets the level up."""
+    """Sets up the level."""
     self.level, self.state = engine.parse(task_id)
     return self._see()
 

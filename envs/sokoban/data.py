@@ -1,4 +1,4 @@
-"""Levels: drawn from a seed, solvable, each in one split only."""
+"""Levels: generated from a seed, solvable, each in one split only."""
 
 from collections.abc import Iterator, Mapping
 import itertools
@@ -8,7 +8,7 @@ from typing import Any
 from t2po_jax.envs import base
 from t2po_jax.envs.sokoban import engine, expert
 
-# Drawn levels, per level that is asked for, until the settings are given up.
+# Attempts per requested level before giving up on the settings.
 _PATIENCE = 50
 
 
@@ -20,13 +20,13 @@ def draw_levels(
   walls: int,
   moves: tuple[int, int],
 ) -> Iterator[str | None]:
-  """Draws for ever; gives a level, or None where the draw has to be left out.
+  """Generates levels endlessly; yields None for every failed attempt.
 
   Args:
-    seed: of the draws.
-    size: rows and columns, the walls around included.
-    boxes: boxes, and goals.
-    walls: walls inside, at most; their number is uniform.
+    seed: seed of the generator.
+    size: rows and columns, including the outer walls.
+    boxes: number of boxes, and of goals.
+    walls: maximum number of inner walls; their number is uniform.
     moves: least and most moves of the shortest solution.
   """
   random_ = random.Random(f"{base.SPLIT_SEED}/sokoban/{seed}")
@@ -61,12 +61,12 @@ def draw_splits(
   """Different levels for every split; the levels are the task ids.
 
   Args:
-    seed: of the draws.
-    sizes: levels by split.
+    seed: seed of the generator.
+    sizes: number of levels per split.
     **options: see `draw_levels`.
 
   Raises:
-    ValueError: if there are not as many different levels.
+    ValueError: if there are not enough different levels.
   """
   wanted = sum(sizes.values())
   distinct: dict[str, None] = {}

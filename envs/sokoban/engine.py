@@ -1,8 +1,8 @@
 """The rules of Sokoban.
 
-A level is a grid in the usual picture, rows joined by `/`: `#` wall, `.`
+A level is a grid in the usual notation, rows joined by `/`: `#` wall, `.`
 floor, `o` goal, `x` box, `*` box on a goal, `@` player, `+` player on a goal.
-The player walks one cell and pushes one box; nothing is ever pulled, so a box
+The player walks one cell and pushes one box; nothing can be pulled, so a box
 in a corner stays there.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 
 Cell = tuple[int, int]
 
-# Row and column; rows go down.
+# Row and column; rows are counted downwards.
 MOVES: dict[str, Cell] = {
   "up": (-1, 0),
   "down": (1, 0),
@@ -21,13 +21,13 @@ MOVES: dict[str, Cell] = {
 
 @dataclasses.dataclass(frozen=True)
 class Level:
-  """What never moves.
+  """The static part of a level.
 
   Attributes:
     rows: height.
     columns: width.
-    walls: cells that nothing enters.
-    goals: cells where boxes belong.
+    walls: cells that cannot be entered.
+    goals: the target cells of the boxes.
   """
 
   rows: int
@@ -38,7 +38,7 @@ class Level:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-  """What moves: the player and the boxes."""
+  """The moving part of a level: the player and the boxes."""
 
   player: Cell
   boxes: frozenset[Cell]
@@ -48,7 +48,7 @@ def parse(text: str) -> tuple[Level, State]:
   """Reads a level.
 
   Raises:
-    ValueError: if it is no level, or there are not as many goals as boxes.
+    ValueError: if it is not a level, or the numbers of goals and boxes differ.
   """
   cells = {
     (row, column): symbol
@@ -74,7 +74,7 @@ def parse(text: str) -> tuple[Level, State]:
 
 
 def draw(level: Level, state: State) -> list[str]:
-  """The picture of a state, one string per row; the inverse of `parse`."""
+  """A state in the notation of the module; the inverse of `parse`."""
 
   def symbol(cell: Cell) -> str:
     if cell in level.walls:
@@ -99,7 +99,7 @@ def shift(cell: Cell, move: str) -> Cell:
 
 
 def move(level: Level, state: State, direction: str) -> State:
-  """The state after a move; the same state if it is not possible."""
+  """The state after a move; unchanged if the move is invalid."""
   target = shift(state.player, direction)
   if target in level.walls:
     return state
@@ -112,7 +112,7 @@ def move(level: Level, state: State, direction: str) -> State:
 
 
 def possible(level: Level, state: State) -> tuple[str, ...]:
-  """The moves that change something."""
+  """The moves that change the state."""
   return tuple(d for d in MOVES if move(level, state, d) != state)
 
 
@@ -122,7 +122,7 @@ def solved(level: Level, state: State) -> bool:
 
 
 def cornered(level: Level, cell: Cell) -> bool:
-  """Whether a box there can never move again, and is on no goal."""
+  """Whether a box in a cell can never move again and is not on a goal."""
   if cell in level.goals:
     return False
   row, column = cell

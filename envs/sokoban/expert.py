@@ -1,7 +1,7 @@
-"""A solver, and an expert that plays what it finds.
+"""A solver, and an expert that plays its solutions.
 
-The solver is A* over single moves, so its solutions are shortest. The expert
-plans anew at every turn; like the experts of the other benchmarks it hesitates,
+The solver is A* over single moves, so its solutions are optimal. The expert
+replans at every turn; like the experts of the other benchmarks it hesitates,
 and each needless round of its thought may end in a wrong move.
 """
 
@@ -13,13 +13,13 @@ from types import ModuleType
 
 from t2po_jax.envs.sokoban import engine
 
-# States until a level counts as unsolvable.
+# States to expand before a level counts as unsolvable.
 _MOST_STATES = 50_000
 _MOST_ROUNDS = 6
 
 
 def solve(level: engine.Level, state: engine.State) -> tuple[str, ...] | None:
-  """A shortest solution, or None if there is none (or it is too hard)."""
+  """A shortest solution; None if there is none, or it is too hard to find."""
 
   def estimate(state: engine.State) -> int:
     return sum(
@@ -63,7 +63,7 @@ def solve(level: engine.Level, state: engine.State) -> tuple[str, ...] | None:
 def next_push(
   level: engine.Level, state: engine.State, path: tuple[str, ...]
 ) -> tuple[engine.Cell, str] | None:
-  """The first push of a path: where the player stands, and its direction."""
+  """The first push of a path: the player's cell and the direction."""
   for direction in path:
     there = engine.move(level, state, direction)
     if there.boxes != state.boxes:
@@ -73,7 +73,7 @@ def next_push(
 
 
 class ScriptedExpert:
-  """Plays shortest solutions, with detours where it doubts."""
+  """Plays shortest solutions, with detours where it is in doubt."""
 
   def __init__(
     self,
@@ -88,12 +88,12 @@ class ScriptedExpert:
     """Binds the expert to a game.
 
     Args:
-      level: what is played.
-      read: gives the current state.
+      level: the level.
+      read: returns the current state.
       wording: the module that words the responses.
       hesitation: mean number of needless rounds per thought, >= 0.
-      doubt: probability per round to move anywhere.
-      seed: of the expert's draws.
+      doubt: probability per round of a random move.
+      seed: seed of the expert's draws.
     """
     self._level = level
     self._read = read

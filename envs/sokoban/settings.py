@@ -19,29 +19,31 @@ class Settings(base.Settings):
     choices=WORDINGS,
   )
   size: int = keys.key(
-    6, "Rows and columns of a level, walls around it included.", least=5, most=9
+    6, "Rows and columns of a level, outer walls included.", least=5, most=9
   )
-  boxes: int = keys.key(1, "Boxes, and goals, of a level.", least=1, most=3)
-  walls: int = keys.key(2, "Walls inside a level, at most.", least=0, most=8)
+  boxes: int = keys.key(1, "Boxes (and goals) of a level.", least=1, most=3)
+  walls: int = keys.key(2, "Most inner walls of a level.", least=0, most=8)
   least_moves: int = keys.key(
-    3, "Moves of the shortest solution, at least.", least=1
+    3, "Fewest moves of the shortest solution.", least=1
   )
-  most_moves: int = keys.key(10, "Likewise, at most.", least=1)
+  most_moves: int = keys.key(
+    10, "Most moves of the shortest solution.", least=1
+  )
   max_turns: int = keys.key(15, "Moves until an episode ends.", least=1)
   reward_success: float = keys.key(10.0, "Reward of a solved level.")
   reward_box: float = keys.key(
-    0.0, "Reward of a box pushed onto a goal; taken back when it leaves."
+    0.0, "Reward for pushing a box onto a goal; lost when it leaves the goal."
   )
-  seed: int = keys.key(0, "Draws the levels.")
+  seed: int = keys.key(0, "Seed of the levels.")
   train_tasks: int = keys.key(1000, "Levels to train on.", least=1)
   valid_tasks: int = keys.key(100, "Levels to validate on.", least=1)
   test_tasks: int = keys.key(200, "Levels to test on.", least=1)
   expert_hesitation: float = keys.key(
-    1.0, "Needless rounds per thought of the expert, on average.", least=0.0
+    1.0, "Mean number of needless rounds per thought of the expert.", least=0.0
   )
   expert_doubt: float = keys.key(
     0.3,
-    "Probability per such round to move anywhere.",
+    "Probability per such round of a random move.",
     least=0.0,
     most=1.0,
   )

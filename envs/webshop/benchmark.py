@@ -2,10 +2,10 @@
 
 WebShop (arXiv 2207.01206) asks an agent to buy the product that an instruction
 describes. Without files the shop is the embedded catalogue; with the published
-ones it is the real shop, its index and (for a large catalogue) its products
-kept in a cache directory that all workers share. An episode is a success if
-the purchase scores 1. Deliberate difference from the original: the search runs
-in this process, without Java, and prices are drawn per product.
+ones it is the real shop, whose index and (for a large catalogue) products are
+kept in a cache directory that all workers share. An episode succeeds if the
+purchase scores 1. Deliberate differences from the original: the search runs in
+this process, without Java, and prices are drawn per product.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from t2po_jax.envs.webshop import settings as settings_lib
 from t2po_jax.envs.webshop.wordings import compact, full, reference
 
 _WORDINGS = {"compact": compact, "full": full, "reference": full}
-_LARGE = 256 * 2**20  # Bytes of a product file that `auto` puts on disk.
+_LARGE = 256 * 2**20  # Bytes of a product file from which `auto` uses the disk.
 _EMBEDDED_PRODUCTS = 300
 _CORPUS_EPISODES = 200
 
@@ -38,7 +38,7 @@ class WebShop:
     """Opens the shop.
 
     Raises:
-      ValueError: if a file is not as described.
+      ValueError: if a file is missing or malformed.
     """
     settings = settings or settings_lib.Settings()
     self.settings = settings
@@ -47,7 +47,7 @@ class WebShop:
     self._template = templates.choose(
       settings.wording, settings.prompt_file, reference
     )
-    # What is seen is a part of the form.
+    # The format includes the pages.
     self.page = (
       reference.page if settings.wording == "reference" else self.wording.page
     )
@@ -148,18 +148,18 @@ class WebShop:
 
 
 def _expand(path: str) -> pathlib.Path:
-  """A path without environment variables and `~`."""
+  """A path with environment variables and `~` expanded."""
   return pathlib.Path(os.path.expandvars(path)).expanduser()
 
 
 def open_shop(
   items: pathlib.Path, *, limit: int, storage: str, cache_dir: str
 ) -> tuple[data.Catalogue, retrieval.Index]:
-  """Opens the published files; what takes long is done once and kept.
+  """Opens the published files; slow steps are done once and cached.
 
   Args:
     items: `items_shuffle*.json`.
-    limit: only the first products; 0 takes all.
+    limit: number of products to take from the start; 0 takes all.
     storage: `memory`, `disk` or `auto`.
     cache_dir: where to keep index and catalogue; empty for the default.
 
@@ -206,7 +206,7 @@ def open_shop(
 
 
 class WebShopEnv:
-  """One episode after another."""
+  """Plays one episode after another; see `envs.base.Env`."""
 
   def __init__(self, benchmark: WebShop) -> None:
     self._benchmark = benchmark
@@ -217,10 +217,10 @@ class WebShopEnv:
 
   @property
   def visit(self) -> sessions.Session:
-    """The visit of the running episode.
+    """The visit of the current episode.
 
     Raises:
-      RuntimeError: before the first one.
+      RuntimeError: if there is none yet.
     """
     if self._visit is None:
       raise RuntimeError("webshop: no episode is running; call reset first")
@@ -262,7 +262,7 @@ class WebShopEnv:
     )
 
   def expert(self, seed: int) -> expert.ScriptedExpert:
-    """The scripted shopper for the running episode."""
+    """The scripted shopper for the current episode."""
     benchmark = self._benchmark
     return expert.ScriptedExpert(
       benchmark.shop,

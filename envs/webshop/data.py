@@ -1,15 +1,15 @@
 """The products of a shop, from the files that WebShop publishes.
 
-`items_shuffle*.json` holds the products, `items_ins_v2*.json` their
+`items_shuffle*.json` contains the products, `items_ins_v2*.json` their
 attributes and synthetic instructions, `items_human_ins*.json` instructions
-written by people. A small catalogue lives in memory. The full one (1.18
+written by people. A small catalogue is kept in memory. The full one (1.18
 million products) is read once as a stream, object by object, into an SQLite
 file; every worker opens that file read-only, so that all of them share one
-copy in the page cache and none holds more than its most recent products.
+copy in the page cache and each holds only its most recent products.
 
-Deliberate difference from the original: a price range is resolved by a draw
-that depends on nothing but the product, so that the price of a product is the
-same in every subset of the catalogue, on every machine.
+Deliberate difference from the original: a price is drawn from a price range in
+a way that depends only on the product, so that the price of a product is the
+same in every subset of the catalogue and on every machine.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,9 +31,9 @@ from t2po_jax.envs import base
 MISSING_PRICE = 100.0
 _PATH_SEPARATOR = "›"
 _READ_SIZE = 1 << 22  # Characters per read of a JSON stream.
-_LARGEST_OBJECT = 1 << 26  # Characters; what is longer is a broken file.
+_LARGEST_OBJECT = 1 << 26  # Characters; a longer object means a broken file.
 _CACHED_PRODUCTS = 4096  # Decoded products that a worker keeps.
-FORMAT = 1  # Of the SQLite file; a change makes old files stale.
+FORMAT = 1  # Version of the SQLite file; a change makes old files stale.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,18 +60,18 @@ class Product:
     title: its name.
     description: the long text.
     bullets: the features.
-    price: dollars, after the draw of a price range.
-    price_tag: the price as pages show it.
+    price: dollars; drawn if the price is a range.
+    price_tag: the price as shown on pages.
     category: the shop's department, e.g. `beauty`.
-    query: the search that the product was found with, lower case.
-    path: segments of the product category, from general to special.
+    query: the search that had found the product, in lower case.
+    path: segments of the product category, from general to specific.
     attributes: hidden attributes that instructions ask for.
-    options: option name -> values, lower case; in the order of the page.
-    image: address of the main picture, or empty.
+    options: option name -> values, in lower case and in the order of the page.
+    image: URL of the main picture, or empty.
     instruction: the synthetic instruction, or empty.
     instruction_attributes: the attributes that it asks for.
     human: instructions written by people.
-    nouns: lower-case nouns of the title if the catalogue carries them.
+    nouns: lower-case nouns of the title, if the catalogue has them.
   """
 
   asin: str
@@ -112,7 +112,7 @@ class Catalogue(Protocol):
 
 
 def _parse_prices(text: str) -> list[float]:
-  """The amounts in "", "$a" or "$a$b"; at most two."""
+  """The amounts in "", "$a" or "$a$b": at most two."""
   amounts = []
   for part in text.split("$")[1:]:
     digits = re.sub(r"[^\d.]", "", part)
@@ -200,7 +200,7 @@ def stream_objects(path: pathlib.Path) -> Iterator[dict]:
   """Yields the objects of a JSON array without loading the whole file.
 
   Raises:
-    ValueError: if the file is no JSON array or ends inside of one.
+    ValueError: if the file is not a JSON array or is truncated.
   """
   decoder = json.JSONDecoder()
   with open(path, encoding="utf-8") as file:
@@ -209,7 +209,7 @@ def stream_objects(path: pathlib.Path) -> Iterator[dict]:
       raise ValueError(f"{path}: starts with {text[:20]!r}; must be an array")
     start = 1
     while True:
-      # Skips what stands between two objects.
+      # Skips what separates two objects.
       while start < len(text) and text[start] in " \t\r\n,":
         start += 1
       if text[start : start + 1] == "]":
@@ -270,7 +270,7 @@ def _load_mapping(path: pathlib.Path) -> dict:
   """Loads a JSON object.
 
   Raises:
-    ValueError: if the file is missing or no JSON object.
+    ValueError: if the file is missing or not a JSON object.
   """
   if not path.is_file():
     raise ValueError(f"{path}: no such file; it belongs next to the products")
@@ -310,7 +310,7 @@ class MemoryCatalogue:
 
 
 class _Local(threading.local):
-  """A thread's connection, and the process that opened it."""
+  """A thread's connection and the process that opened it."""
 
   connection: sqlite3.Connection | None = None
   owner = 0
@@ -349,7 +349,7 @@ class DiskCatalogue:
   def _fill(
     connection: sqlite3.Connection, products: Iterable[Product]
   ) -> None:
-    """Writes the products' table."""
+    """Writes the product table."""
     connection.execute("PRAGMA journal_mode = OFF")
     connection.execute("PRAGMA synchronous = OFF")
     connection.execute(
@@ -416,7 +416,7 @@ class DiskCatalogue:
 
 
 def count_combinations(product: Product) -> int:
-  """Synthetic goals of a product: the combinations of its option values."""
+  """Number of synthetic goals: the combinations of option values."""
   if not product.instruction:
     return 0
   count = 1
@@ -426,7 +426,7 @@ def count_combinations(product: Product) -> int:
 
 
 def count_requests(product: Product) -> int:
-  """Goals of a product that people wrote; each asks for an attribute."""
+  """Number of a product's goals written by people that ask for an attribute."""
   return sum(bool(entry.attributes) for entry in product.human)
 
 
@@ -434,7 +434,7 @@ GOAL_COUNTS = {"synthetic": count_combinations, "human": count_requests}
 
 
 def _pack(product: Product) -> bytes:
-  # Level 1: a page reads ten products, so that unpacking speed counts most.
+  # Level 1: a page reads ten products, so unpacking speed matters most.
   return zlib.compress(json.dumps(dataclasses.astuple(product)).encode(), 1)
 
 

@@ -1,14 +1,13 @@
-"""A scripted shopper that reasons and buys, with a habit to cure.
+"""A scripted shopper that reasons and buys, with bad habits to unlearn.
 
-It searches for what is asked, opens the first listed product that meets the
-request, chooses the options and buys. It decides from the current page and
-the goal alone, so that it finds its way back from any state. Two knobs spoil
-it. `hesitation` makes it go through its thought again before it acts; the
-repetition carries no information, which is what a thinking intervention
-should cut. `doubt` makes it lose the thread in such a round and do something
-wrong: search for another product, open one that does not fit, choose a wrong
-option, or buy too early. A policy cloned from the spoiled expert hesitates
-and fails in the same way.
+It searches for what is requested, opens the first listed product that meets the
+request, chooses the options and buys. It decides only from the current page and
+the goal, so that it recovers from any state. Two knobs degrade it. `hesitation`
+makes it go through its thought again before it acts; the repetition carries no
+information, and is what a thinking intervention should cut. `doubt` makes it
+lose the thread in such a round and do something wrong: search for another
+product, open one that does not fit, choose a wrong option, or buy too early. A
+policy cloned from the degraded expert hesitates and fails in the same way.
 """
 
 import random
@@ -17,19 +16,19 @@ from types import ModuleType
 from t2po_jax.envs.webshop import data, pages, reward
 from t2po_jax.envs.webshop import session as sessions
 
-MOST_ROUNDS = 4  # Needless rounds that a turn is given at most.
+MOST_ROUNDS = 4  # The most needless rounds in a turn.
 
-# A thought, and the action that follows from it: its name and argument.
+# A thought, and the resulting action as name and argument.
 Decision = tuple[str, tuple[str, str]]
 
 
 def pick_options(
   product: data.Product, wanted: tuple[tuple[str, str] | str, ...]
 ) -> dict[str, str] | None:
-  """A product's option values that fulfil the options of a goal.
+  """A product's option values that match the options of a goal.
 
   Returns:
-    Value by option name, or None if an option cannot be fulfilled.
+    Value by option name, or None if an option cannot be matched.
   """
   picked = {}
   for option in wanted:
@@ -67,8 +66,8 @@ class ScriptedExpert:
       visit: the visit; it is only read.
       wording: the module that words the episode.
       hesitation: mean number of needless rounds per turn, >= 0; the number
-        is geometric, cut at `MOST_ROUNDS`.
-      doubt: probability per round to go wrong, in [0, 1].
+        is geometric, truncated at `MOST_ROUNDS`.
+      doubt: probability per round of an error, in [0, 1].
       seed: seed of the expert's draws.
     """
     self._shop = shop
@@ -78,7 +77,7 @@ class ScriptedExpert:
     self._hesitation = hesitation
     self._doubt = doubt
     self._random = random.Random(f"{seed}/{visit.goal.instruction}")
-    # The title is what a shopper gives up to; few goals need it.
+    # The title is the shopper's last resort; few goals need it.
     self._queries = (
       wording.query(self._goal),
       self._goal.product.title.lower(),
@@ -101,7 +100,7 @@ class ScriptedExpert:
     return self._wording.respond(thoughts, *action)
 
   def _decide(self) -> Decision:
-    """What is right to do on the current page."""
+    """The right decision on the current page."""
     visit = self._visit
     if visit.page.name == "search":
       return self._search(self._queries[0])
@@ -126,7 +125,7 @@ class ScriptedExpert:
     return self._search(self._queries[1])
 
   def _fits(self, product: data.Product) -> bool:
-    """Whether a product can be bought for the best score."""
+    """Whether buying a product can give the best score."""
     if product.asin == self._goal.product.asin:
       return True
     picked = pick_options(product, self._goal.options)
@@ -150,7 +149,7 @@ class ScriptedExpert:
     return thought, ("click", missing[0] if missing else pages.BUY.lower())
 
   def _derail(self) -> Decision:
-    """Something wrong to do on the current page."""
+    """A wrong decision on the current page."""
     visit, draw = self._visit, self._random
     if visit.page.name == "search":
       catalogue = self._shop.catalogue
@@ -168,7 +167,7 @@ class ScriptedExpert:
     return self._choose_wrongly(wanted)
 
   def _buy_early(self, values: tuple[str, ...]) -> Decision:
-    """Takes the options for chosen."""
+    """Buys as if the options were chosen."""
     thought = self._wording.think_of_options(values, values)
     return thought, ("click", pages.BUY.lower())
 

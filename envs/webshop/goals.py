@@ -1,14 +1,14 @@
-"""What an agent is asked to buy.
+"""The goals: what an agent is asked to buy.
 
 A synthetic goal is a product's instruction with one combination of its option
-values and a price limit; a human goal is an instruction that a person wrote.
-Both follow the original's construction: the same goals in the same order,
-with the same words. Goals are built when they are asked for, because the full
-catalogue has millions of them.
+values and a price limit; a human goal is an instruction written by a person.
+Both are constructed as in the original: the same goals in the same order, in
+the same words. Goals are built on demand, because the full catalogue has
+millions of them.
 
 Deliberate difference from the original: the price limit is drawn from a
-generator that depends on nothing but the product (and, for people's goals,
-which of its instructions it is), not from one stream over the catalogue.
+generator that depends only on the product (and, for human goals, on the index
+of the instruction), not from one stream over the catalogue.
 """
 
 import bisect
@@ -24,7 +24,7 @@ from t2po_jax.envs.webshop import data
 
 NO_LIMIT = 1_000_000.0
 _LIMITS = tuple(10.0 * step for step in range(1, 100))
-_CHOICES = 4  # Limits above the price that the draw chooses from.
+_CHOICES = 4  # Number of limits above the price to draw from.
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -37,7 +37,8 @@ class Goal:
     instruction: the whole instruction.
     attributes: the attributes it asks for.
     options: the option values it asks for: (name, value) pairs of a
-      synthetic goal, plain values of a human one; scores depend on which.
+      synthetic goal, plain values of a human one; the score treats them
+      differently.
     price_upper: dollars; `NO_LIMIT` if there is none.
   """
 
@@ -54,10 +55,10 @@ def draw_limit(price: float, draw: random.Random) -> float:
 
   Args:
     price: dollars.
-    draw: where the randomness comes from.
+    draw: random generator.
 
   Returns:
-    Dollars, above the price; `NO_LIMIT` where fewer than two are left.
+    Dollars, above the price; `NO_LIMIT` if fewer than two are left.
   """
   first = bisect.bisect_right(_LIMITS, price)
   above = _LIMITS[first : first + _CHOICES]
@@ -101,7 +102,7 @@ def synthetic_goal(product: data.Product, combination: int) -> Goal:
 
 
 def human_goal(product: data.Product, number: int) -> Goal:
-  """The goal of a person's instruction, counting those with attributes."""
+  """The goal of a human instruction, counting only those with attributes."""
   asking = (entry for entry in product.human if entry.attributes)
   entry = next(itertools.islice(asking, number, None))
   draw = random.Random(f"{base.SPLIT_SEED}/limit/{product.asin}/{number}")
@@ -157,10 +158,10 @@ def draw_order(count: int, *, most: int = 100_000) -> tuple[int, ...]:
 
   Args:
     count: number of goals.
-    most: goals that are used at all; the full catalogue has millions.
+    most: the most goals to use; the full catalogue has millions.
 
   Returns:
-    Goal indices; task number n is the goal at place n.
+    Goal indices; task number n is the goal at position n.
   """
   order = list(range(count))
   random.Random(base.SPLIT_SEED).shuffle(order)
@@ -168,9 +169,9 @@ def draw_order(count: int, *, most: int = 100_000) -> tuple[int, ...]:
 
 
 def cut_splits(count: int) -> Mapping[str, range]:
-  """Cuts task numbers into disjoint splits.
+  """Divides task numbers into disjoint splits.
 
-  As in the original the first 500 tasks are the test tasks. The next 500 are
+  As in the original, the first 500 tasks are the test tasks. The next 500 are
   for validation, all others for training. Test and validation take at most a
   quarter of the tasks each.
 

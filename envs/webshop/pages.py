@@ -1,9 +1,9 @@
 """The pages of the shop as text.
 
-A page is what remains of WebShop's HTML when only its visible texts are kept,
-in their order: the nodes, joined by ` [SEP] `. Every page but the last begins
-with the instruction. Buttons, product ids and option values can be clicked, by
-their text in lower case. Chosen options are not shown, as in the original.
+A page is what remains of WebShop's HTML when only its visible texts are kept in
+order: the nodes, joined by ` [SEP] `. Every page except the last begins with
+the instruction. Buttons, product ids and option values can be clicked, by their
+text in lower case. Chosen options are not shown, as in the original.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,9 +27,9 @@ class Page:
     name: `search`, `results`, `item`, `done`, or a sub-page's button.
     nodes: the visible texts, without the instruction.
     clickables: what can be clicked, in lower case, each once.
-    options: option name by value; a value that reads like a button cannot be
+    options: option name by value; a value with the text of a button cannot be
       chosen, as in the original.
-    has_search_bar: whether a search can be typed.
+    has_search_bar: whether there is a search bar.
   """
 
   name: str
@@ -41,7 +41,7 @@ class Page:
   def text(self, instruction: str) -> str:
     """The whole page, as the original environment shows it."""
     task = () if self.name == "done" else ("Instruction:", instruction)
-    # The banner of the search page stands before the instruction.
+    # The banner of the search page precedes the instruction.
     banner = 1 if self.name == "search" else 0
     return SEPARATOR.join((*self.nodes[:banner], *task, *self.nodes[banner:]))
 
@@ -67,7 +67,7 @@ def results_page(
 
   Args:
     products: the products on this page, at most `PAGE_SIZE`.
-    number: number of the page, from 1.
+    number: page number, from 1.
     total: number of results on all pages.
   """
   buttons = [BACK]
@@ -96,7 +96,7 @@ def item_page(product: data.Product, *, show_attributes: bool) -> Page:
     *sub_pages,
     BUY,
   ]
-  # A value that two options share chooses the later one, as in the original.
+  # A value shared by two options chooses the later one, as in the original.
   options = {
     value: name for name, values in product.options.items() for value in values
   }
@@ -113,7 +113,7 @@ def sub_page(product: data.Product, button: str) -> Page:
   """Description, features, reviews or attributes of a product.
 
   Args:
-    product: whose page it is.
+    product: the product.
     button: one of `SUB_PAGES`.
   """
   # The original's template leaves a blank node for an empty bullet, while an
@@ -122,7 +122,7 @@ def sub_page(product: data.Product, button: str) -> Page:
   contents = {
     "Description": (product.description,),
     "Features": (),
-    "Reviews": (),  # There are none in the published files.
+    "Reviews": (),  # The published files contain none.
     "Attributes": (
       *product.attributes,
       product.category,
@@ -141,10 +141,10 @@ def sub_page(product: data.Product, button: str) -> Page:
 def done_page(
   product: data.Product, chosen: Mapping[str, str], total: float
 ) -> Page:
-  """The page after a purchase; its odd form is the original's.
+  """The page after a purchase; its odd format is the original's.
 
   Args:
-    product: what was bought.
+    product: the product bought.
     chosen: chosen value by option name.
     total: the score.
   """

@@ -1,11 +1,10 @@
-"""Search in the shop: BM25 over everything that a product's pages say.
+"""Search in the shop: BM25 over all texts of a product's pages.
 
-The original searches with Lucene through Java; this is BM25 with the same
-constants (k1 = 0.9, b = 0.4) through `bm25s`, over title, description,
-bullets, attributes and options, with English stemming. An index is saved to a
-directory and memory-mapped from there, so that many workers share one copy.
-Equal scores are ordered by position in the catalogue, so that results are the
-same on every machine.
+The original uses Lucene in Java; this is BM25 with the same constants (k1 =
+0.9, b = 0.4) from `bm25s`, over title, description, bullets, attributes and
+options, with English stemming. An index is saved to a directory and
+memory-mapped from there, so that many workers share one copy. Ties are ordered
+by position in the catalogue, so that results are the same on every machine.
 """
 
 import array
@@ -26,13 +25,13 @@ from t2po_jax.envs.webshop import data
 
 K1 = 0.9
 B = 0.4
-FORMAT = 1  # Of what is indexed; a change makes saved indexes stale.
+FORMAT = 1  # Version of the index; a change makes saved indexes stale.
 
 _STOP_WORDS = frozenset(sparse.bm25s.stopwords.STOPWORDS_EN)
 
 
 class _Local(threading.local):
-  """Every thread has its own stemmer: one must not be used by two."""
+  """Every thread's own stemmer: stemmers are not thread-safe."""
 
   def __init__(self) -> None:
     self.stemmer = Stemmer.Stemmer("english")
@@ -56,7 +55,7 @@ def analyse(text: str) -> list[str]:
 
 
 def document(product: data.Product) -> str:
-  """Everything about a product that can be searched."""
+  """The searchable text of a product."""
   options = [
     word for name, values in product.options.items() for word in (name, *values)
   ]
@@ -126,7 +125,7 @@ class Index:
 
     Args:
       query: words.
-      most: largest number of results.
+      most: the most results to return.
 
     Returns:
       Positions in the catalogue, best first; only products that share a word
@@ -137,7 +136,7 @@ class Index:
       return []
     scores = self._scores.get_scores_from_ids(tokens)
     if len(scores) > most:
-      # All that reach the last place, so that ties are cut by position.
+      # All that tie for the last place, so that ties are broken by position.
       least = np.partition(scores, -most)[-most]
       best = np.flatnonzero(scores >= max(least, np.finfo(np.float32).tiny))
     else:

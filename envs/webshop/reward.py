@@ -1,10 +1,10 @@
-"""What a purchase is worth: WebShop's score (arXiv 2207.01206, section 3.2).
+"""The value of a purchase: WebShop's score (arXiv 2207.01206, section 3.2).
 
   score = type * (attributes + options + price) / (|A| + |O| + 1)
 
-with the number of goal attributes and goal options that the bought product
+with the number of goal attributes and goal options that the purchased product
 and the chosen values match, 1 if the price is within the limit, and a type
-factor that compares the kinds of the two products. A success is a score of 1.
+factor that compares the types of the two products. A success is a score of 1.
 
 The similarity of strings is the token set ratio of thefuzz 0.19, computed on
 rapidfuzz. The list of colour names is the benchmark's own table.
@@ -19,7 +19,7 @@ from rapidfuzz import fuzz
 
 from t2po_jax.envs.webshop import data, goals
 
-MATCH = 85  # Ratios above this count as equal.
+MATCH = 85  # Ratios above this count as a match.
 
 # WebShop's colour names, in its order: the first that a value contains wins.
 COLOURS = tuple(
@@ -40,16 +40,16 @@ COLOURS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A score and what it is made of.
+  """A score and its components.
 
   Attributes:
     total: the score, in [0, 1].
     type_factor: 0, 0.1, 0.5 or 1.
-    query_match: whether both products were found with the same search.
-    category_match: whether two category segments are shared.
-    title_score: share of the goal title's nouns that the bought title has.
-    attributes: number of goal attributes that are matched.
-    options: number of goal options that are matched.
+    query_match: whether both products were found by the same search.
+    category_match: whether they share two category segments.
+    title_score: fraction of the goal title's nouns in the purchased title.
+    attributes: number of goal attributes matched.
+    options: number of goal options matched.
     price: whether the price is within the limit.
   """
 
@@ -70,7 +70,7 @@ def _normalize(text: str) -> str:
 
 
 def _percent(first: str, second: str) -> int:
-  """Similarity of two strings; nothing is similar to an empty one."""
+  """Similarity of two strings; 0 if one of them is empty."""
   return round(fuzz.ratio(first, second)) if first and second else 0
 
 
@@ -111,7 +111,7 @@ def normalize_colour(
 
 
 def match_option(goal_option: str | tuple[str, str], chosen: str) -> bool:
-  """Whether a chosen option value fulfils an option of a goal."""
+  """Whether a chosen option value matches an option of a goal."""
   wanted = normalize_colour(goal_option)
   # A pair is compared with its name, and as the original prints it.
   return token_set_ratio(normalize_colour(chosen), str(wanted)) > MATCH
@@ -132,7 +132,7 @@ def match_attribute(product: data.Product, attribute: str) -> bool:
 
 
 def compare_titles(bought: Sequence[str], wanted: Sequence[str]) -> float:
-  """Share of the wanted title's nouns in the bought one; 0.2 without any."""
+  """Fraction of the wanted title's nouns in the other; 0.2 without any."""
   if not wanted:
     return 0.2
   return len(set(bought) & set(wanted)) / len(wanted)
@@ -142,7 +142,7 @@ def type_factor(match: bool, title_score: float) -> float:
   """The type factor.
 
   Args:
-    match: whether search or category agree.
+    match: whether the searches or the categories match.
     title_score: see `compare_titles`.
   """
   if title_score == 0.0:
@@ -163,11 +163,11 @@ def score(
   """Scores a purchase.
 
   Args:
-    product: what was bought.
-    goal: what was asked for.
+    product: the product bought.
+    goal: the goal.
     chosen: chosen value by option name.
-    nouns: lower-case nouns of the bought product's title.
-    goal_nouns: the same of the goal product's title.
+    nouns: lower-case nouns of the purchased product's title.
+    goal_nouns: those of the goal product's title.
   """
   query_match = product.query == goal.product.query
   shared = set(product.path) & set(goal.product.path)

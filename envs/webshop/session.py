@@ -1,9 +1,9 @@
 """One visit to the shop: from the instruction to the purchase.
 
 The state machine of WebShop's text environment. A search is possible
-everywhere; a click needs its target on the page. A new search, and the way
-back from a product to the results, forget the chosen options; looking at a
-description does not. An action that is not possible changes nothing.
+everywhere; a click needs its target on the page. A new search and returning
+from a product to the results discard the chosen options; looking at a
+description does not. An invalid action changes nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +13,17 @@ import re
 
 from t2po_jax.envs.webshop import data, goals, nouns, pages, reward
 
-RESULTS = 50  # Most results of a search.
+RESULTS = 50  # The most results of a search.
 
 
 @dataclasses.dataclass(frozen=True)
 class Shop:
-  """What all visits share.
+  """The part that all visits share.
 
   Attributes:
     catalogue: the products.
-    search: the positions of the best products for a query, best first.
-    nouns: the nouns of a product's title.
+    search: returns the positions of the best products for a query, best first.
+    nouns: returns the nouns of a product's title.
     show_attributes: whether product pages have a button for attributes.
   """
 
@@ -34,7 +34,7 @@ class Shop:
 
   @functools.cached_property
   def item_page(self) -> Callable[[str], pages.Page]:
-    """A product's page by its id; recent ones are kept."""
+    """Builds a product's page by its id; recent ones are cached."""
 
     @functools.lru_cache(4096)
     def build(asin: str) -> pages.Page:
@@ -61,7 +61,7 @@ class Shop:
     goal: goals.Goal,
     chosen: dict[str, str],
   ) -> reward.Score:
-    """What buying a product is worth."""
+    """The score of buying a product."""
     return reward.score(
       product,
       goal,
@@ -84,10 +84,10 @@ class Session:
   """A visit.
 
   Attributes:
-    goal: what is to be bought.
+    goal: the goal of the visit.
     page: the current page.
     query: the last search, or empty.
-    product: the product that is looked at, or None.
+    product: the product whose page is shown, or None.
     chosen: chosen value by option name.
     score: the score of the purchase, once there is one.
   """
@@ -110,10 +110,10 @@ class Session:
 
   @property
   def item(self) -> data.Product:
-    """The product that is looked at, or was bought.
+    """The product whose page is shown, or that was bought.
 
     Raises:
-      RuntimeError: on a page that is not about one product.
+      RuntimeError: on a page that is not about a single product.
     """
     if self.product is None:
       raise RuntimeError(f"webshop: page {self.page.name!r} has no product")
@@ -141,7 +141,7 @@ class Session:
       self._found = self._shop.search(argument)
       self._show_results(1)
       return True
-    # The search button is listed, but only typing a search presses it.
+    # The search button is listed, but only a search action presses it.
     possible = (
       name == "click"
       and argument in self.page.clickables

@@ -17,32 +17,32 @@ class Settings(base.PromptSettings):
   catalogue: str = keys.key(
     "embedded",
     "`embedded`, or the path of `items_shuffle*.json`; environment variables "
-    "in it are expanded. `items_ins_v2*.json` with the same ending and "
-    "`items_human_ins.json` belong next to it.",
+    "in it are expanded. `items_ins_v2*.json` with the same suffix and "
+    "`items_human_ins.json` are expected next to it.",
   )
   goals: str = keys.key(
     "synthetic",
-    "Where goals come from; `human` where people's instructions are there.",
+    "Where goals come from; `human` needs instructions written by people.",
     choices=goals.KINDS,
   )
   products: int = keys.key(
     0,
-    "Number of products, the first ones of a file; 0 takes all (300 embedded "
-    "ones).",
+    "Number of products, taken from the start of a file; 0 takes all (300 of "
+    "the embedded catalogue).",
     least=0,
   )
   seed: int = keys.key(
-    0, "Draws the embedded catalogue; tasks of a file do not depend on it."
+    0, "Seed of the embedded catalogue; tasks of a file do not depend on it."
   )
   nouns: str = keys.key(
     "auto",
     "Where nouns of real titles come from: `spacy`, `approximate`, the path of "
-    "a recorded table, or `auto`, the best of them that is there.",
+    "a recorded table, or `auto`, the best available one.",
   )
   storage: str = keys.key(
     "auto",
-    "Of a real catalogue: in memory, on disk (SQLite, shared by all workers), "
-    "or by its size.",
+    "Storage of a real catalogue: in memory, on disk (SQLite, shared by all "
+    "workers), or depending on its size.",
     choices=STORAGES,
   )
   cache_dir: str = keys.key(
@@ -56,7 +56,7 @@ class Settings(base.PromptSettings):
   wording: str = keys.key(
     "compact",
     "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models, `reference` in the form of the published trainings.",
+    "models, `reference` in the format of the published experiments.",
     choices=WORDINGS,
   )
   max_turns: int = keys.key(
@@ -67,11 +67,11 @@ class Settings(base.PromptSettings):
     0.0, "Reward per unit of score, for every purchase."
   )
   expert_hesitation: float = keys.key(
-    1.0, "Mean number of the expert's needless rounds per turn.", least=0.0
+    1.0, "Mean number of needless rounds per turn of the expert.", least=0.0
   )
   expert_doubt: float = keys.key(
     0.15,
-    "Probability per round that the expert goes wrong.",
+    "Probability per such round that the expert makes an error.",
     least=0.0,
     most=1.0,
   )

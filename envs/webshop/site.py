@@ -1,8 +1,8 @@
 """The shop as a web site for people, on the standard library's server.
 
-One visitor, one task at a time, on this machine only. A click on the page is
-the same action that an agent writes, so that every rule of the benchmark
-holds, the turn limit too; the bar at the side lists the actions so far, the
+It serves one visitor and one task at a time, on this machine only. A click on
+the page is the same action that an agent writes, so every rule of the benchmark
+applies, including the turn limit; the sidebar lists the actions so far, the
 score, and the prompt that a model would see.
 """
 
@@ -50,13 +50,13 @@ td { padding: .1rem .8rem .1rem 0; }
 
 @dataclasses.dataclass
 class Visitor:
-  """The running episode.
+  """The current episode.
 
   Attributes:
     env: the environment.
     task_id: its task.
     observation: the current observation.
-    results: what the environment answered so far.
+    results: the environment's answers so far.
     memory: (observation, action) pairs so far.
   """
 
@@ -200,7 +200,7 @@ def _show_page(visitor: Visitor) -> str:
 
 
 class Site:
-  """The web site of a shop; `handle` answers requests without a socket."""
+  """The web site of a shop; `handle` executes requests without a socket."""
 
   def __init__(
     self, benchmark: benchmarks.WebShop, *, split: str, memory: int, seed: int
@@ -209,9 +209,9 @@ class Site:
 
     Args:
       benchmark: the shop.
-      split: where tasks come from.
+      split: the split that tasks are drawn from.
       memory: (observation, action) pairs in the prompt that is shown.
-      seed: draws the tasks.
+      seed: seed of the task order.
     """
     self._benchmark = benchmark
     self._tasks = benchmark.splits[split]
@@ -225,14 +225,14 @@ class Site:
     return Visitor(env=env, task_id=task_id, observation=env.reset(task_id))
 
   def handle(self, path: str, fields: dict[str, str]) -> str | None:
-    """Executes what a form sent.
+    """Executes a submitted form.
 
     Args:
       path: `/act` for an action or a search, `/task` for another task.
       fields: the form: `action` or `words`; `task`, or empty for any.
 
     Returns:
-      None, or what was wrong.
+      None, or an error message.
     """
     if path == "/task":
       task_id = fields.get("task") or self._random.choice(self._tasks)
@@ -289,7 +289,7 @@ class Site:
     )
 
   def _show_prompt(self) -> str:
-    """The prompt that a model would get now."""
+    """The prompt that a model would see now."""
     visitor, benchmark = self.visitor, self._benchmark
     view = prompts.View(
       task=visitor.observation.task,
@@ -310,7 +310,7 @@ class Site:
 
 
 def make_server(site: Site, port: int) -> server.HTTPServer:
-  """A server of the site on this machine only.
+  """A server of the site, for this machine only.
 
   Args:
     site: the site.
@@ -318,7 +318,7 @@ def make_server(site: Site, port: int) -> server.HTTPServer:
   """
 
   class Handler(server.BaseHTTPRequestHandler):
-    """Shows the page; a form is executed and answered by the page again."""
+    """Serves the page; executes a form, then shows the page again."""
 
     def do_GET(self) -> None:
       if self.path != "/":
@@ -345,7 +345,7 @@ def make_server(site: Site, port: int) -> server.HTTPServer:
       self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-      """Quiet: the page itself shows the history."""
+      """Logs nothing: the page itself shows the history."""
 
   # One request at a time: the site has one visitor.
   return server.HTTPServer(("127.0.0.1", port), Handler)

@@ -1,12 +1,12 @@
 """The embedded catalogue: a small shop that needs no download.
 
-Products are drawn from one seed in the form of the published files, so that
-the same loader, index, pages and score serve them. A title is two attributes
-and a noun ("Steel Insulated Mug"), everything that a goal asks for is one
-word, and all products of a noun come in the same options: whether a product
-will do can be read off a page of results. About a third of the products have
-a twin, equal but too expensive for the other's price limits. Every goal can
-be scored in full, by its own product. Titles carry their nouns.
+Products are drawn from one seed in the format of the published files, so that
+the same loader, index, pages and score apply. A title is two attributes and a
+noun ("Steel Insulated Mug"), everything that a goal asks for is a single word,
+and all products of a noun have the same options: a page of results shows
+whether a product meets a goal. About a third of the products have a twin that
+differs only in being too expensive for the other's price limits. Every goal can
+be satisfied in full, by its own product. Products include their nouns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from t2po_jax.envs.webshop import data
 
 @dataclasses.dataclass(frozen=True)
 class _Department:
-  """What a department sells: nouns, attributes, and options of every noun."""
+  """A department's nouns, attributes, and the options of every noun."""
 
   nouns: Sequence[str]
   attributes: Sequence[str]
@@ -56,7 +56,7 @@ _DEPARTMENTS = {
     {"scent": _SCENTS, "size": _SIZES},
   ),
 }
-# Attributes that are nouns themselves, as a tagger would find.
+# Attributes that are nouns themselves, as a tagger would say.
 _NOUN_ATTRIBUTES = frozenset(
   """
   steel glass cotton leather silk fleece velvet bamboo marble cedar plastic
@@ -66,13 +66,13 @@ _NOUN_ATTRIBUTES = frozenset(
 _CONSONANTS = "bdfgklmnprstvz"
 _VOWELS = "aeiou"
 _PRICES = range(9, 50, 5)  # Dollars, without the twins.
-# Above every limit that the cheaper twin's price allows.
+# Above every price limit of the cheaper twin.
 _TWIN_SURCHARGE = 40
-_TWINS = 1 / 3  # Share of products that are a twin of the one before.
+_TWINS = 1 / 3  # Fraction of products that are a twin of the previous one.
 
 
 def _draw_ids(count: int, draw: random.Random) -> list[str]:
-  """Distinct words of two syllables that no other word begins."""
+  """Distinct two-syllable words, none a prefix of a noun or attribute."""
   syllables = [c + v for c in _CONSONANTS for v in _VOWELS]
   words = [
     word
@@ -93,7 +93,7 @@ def _draw_ids(count: int, draw: random.Random) -> list[str]:
 def _draw_options(
   department: _Department, draw: random.Random
 ) -> dict[str, list[str]]:
-  """The options that all products of a noun come in."""
+  """The options that all products of a noun have."""
   names = list(department.options)
   kept = draw.choice((names, names, names, names[:1], names[1:]))
   options = {}
@@ -112,7 +112,7 @@ def _record(
   price: int,
   options: Mapping[str, Sequence[str]],
 ) -> tuple[dict, dict]:
-  """A product and its annotation in the form of the published files."""
+  """A product and its annotation in the format of the published files."""
   title = " ".join((*attributes, noun))
   raw = {
     "asin": asin.upper(),
@@ -147,7 +147,7 @@ def build(seed: int, *, products: int) -> list[data.Product]:
   """Draws the embedded catalogue.
 
   Args:
-    seed: draws everything.
+    seed: seed of everything.
     products: number of products, at least one per noun.
 
   Raises:
@@ -169,7 +169,7 @@ def build(seed: int, *, products: int) -> list[data.Product]:
   wares: list[tuple[str, str, tuple[str, ...], int]] = []
   for index in range(products):
     name, noun = nouns[index % len(nouns)]
-    # The product of the same noun before this one, if it can have a twin.
+    # The previous product of the same noun, if it can have a twin.
     before = wares[index - len(nouns)] if index >= len(nouns) else None
     if before and before[3] in _PRICES and draw.random() < _TWINS:
       wares.append((*before[:3], before[3] + _TWIN_SURCHARGE))

@@ -6,7 +6,7 @@ CLOSING = "</think><action>"
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The last actions and what is seen; a tiny model learns the rules."""
+  """The last actions and the observation; a tiny model learns the rules."""
   parts = [f"did {done or 'nothing'}" for _, done in view.memory]
   parts.append(view.observation)
   return [{"role": "user", "content": " ".join(parts)}]

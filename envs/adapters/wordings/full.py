@@ -15,7 +15,7 @@ action inside <action> and </action>, and nothing after it."""
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The rules, the last turns, what is seen, the possible actions."""
+  """The rules, the last turns, the observation, the admissible actions."""
   actions = "Possible actions: " + ", ".join(view.admissible) + "\n\n"
   content = _INSTRUCTION.format(
     task=view.task,

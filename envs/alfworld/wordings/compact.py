@@ -1,9 +1,9 @@
 """The compact wording: few words, for tiny models trained from scratch.
 
-Observations lose their filler words, and a thought is the command it leads to
-in short, so that each word of the agent is a copy or a continuation of what
-stands in the prompt. Every word follows a space and no tag does; with the
-tags as symbols of the vocabulary, a word is always the same token.
+Observations lose their filler words, and a thought is a short form of the
+command it leads to, so that each word of the agent copies or continues
+something in the prompt. Every word follows a space and no tag does; with the
+tags as tokens of their own, a word is always the same token.
 """
 
 from collections.abc import Sequence
@@ -26,10 +26,10 @@ _MIDDLE = "You are in the middle of a room."
 
 
 def look(seen: Sequence[str]) -> str:
-  """What could be taken or used here, said before a plan is made.
+  """What could be taken or used here, listed before a plan is made.
 
-  Whether the thing that is sought is among it is then a question of two words
-  that stand next to each other.
+  Whether the object of the task is in the list is then decided by two adjacent
+  words.
   """
   return f"{' '.join(seen) or 'nothing'} ."
 
@@ -37,7 +37,7 @@ def look(seen: Sequence[str]) -> str:
 def plan(aim: str, thing: str, command: str) -> str:
   """The thought behind a command, e.g. "find mug take 1 desk 1 .".
 
-  The thing stands first, so that the verb is decided after it was named.
+  The object comes first, so that the verb is chosen after it has been named.
   """
   words = _strip(command).removeprefix(f"{aim} ")
   return f"{aim} {thing} {words.replace(f'{thing} ', '')} ."
@@ -60,16 +60,16 @@ def act(command: str) -> str:
 
 
 def observe(text: str) -> str:
-  """An observation in few words; the room is listed by the actions anyway."""
+  """An observation in few words; the actions list the room anyway."""
   if text.startswith(_MIDDLE):
     return "start ."
-  # Arriving and opening are said again by what is seen then.
+  # What is then seen repeats the arriving and opening.
   text = re.sub(r"^You (?:arrive at|open the) [^.]*\. (?=.)", "", text)
   return f"{_strip(text)} ."
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The task, what was seen and done, and the possible actions."""
+  """The task, past observations and actions, and the admissible actions."""
   parts = [f"task {view.task} ."]
   for observation, done in view.memory:
     parts.append(f" {observe(observation)}{act(done)}")

@@ -60,7 +60,7 @@ def act(command: str) -> str:
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The instruction with the last turns and the possible actions."""
+  """The instruction with the last turns and the admissible actions."""
   content = _INSTRUCTION.format(
     task=view.task,
     history=prompts.history(view),

@@ -1,9 +1,9 @@
-"""The form of the published trainings: what stands where, in our own words.
+"""The format of the published experiments, in our own words.
 
-At the first turn the engine's whole opening, the task included, and the list of
-commands; later the task, the number of turns played, the history, and the same
-list. Commands stand in quotes, one per line. Whatever is not a prompt is worded
-as in `full`.
+At the first turn the engine's whole opening, including the task, and the list
+of commands; later the task, the number of turns played, the history, and the
+same list. Commands are in quotes, one per line. Everything that is not a prompt
+is worded as in `full`.
 """
 
 from t2po_jax.envs import prompts, templates

@@ -1,9 +1,9 @@
 """The compact wording: few words, for tiny models trained from scratch.
 
-Every sentence has the form "entity relation value", questions and queries are
-its beginning, so that each step of the agent continues or copies something
-that stands in the prompt. Every word follows a space and no tag does; with
-the tags as symbols of the vocabulary, a word is always the same token.
+Every sentence has the form "entity relation value", and questions and queries
+are its beginning, so that each step of the agent continues or copies something
+that is in the prompt. Every word follows a space and no tag does; with the
+tags as tokens of their own, a word is always the same token.
 """
 
 from collections.abc import Sequence
@@ -54,12 +54,12 @@ def think(thought: str) -> str:
 
 
 def show(passages: Sequence[retrieval.Passage]) -> str:
-  """What a search answers."""
+  """The results of a search."""
   return " ".join(passage.text for passage in passages) or NOTHING
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The question, then what was done and seen, without any further word."""
+  """The question, then actions and observations, and nothing else."""
   parts = [f"Q {view.task}"]
   for observation, done in view.memory:
     if observation != view.task:

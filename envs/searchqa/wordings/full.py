@@ -84,7 +84,7 @@ def think(thought: str) -> str:
 
 
 def show(passages: Sequence[retrieval.Passage]) -> str:
-  """What a search answers."""
+  """The results of a search."""
   if not passages:
     return NOTHING
   lines = [
@@ -95,7 +95,7 @@ def show(passages: Sequence[retrieval.Passage]) -> str:
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The instruction, what was done and seen, and the turn count."""
+  """The instruction, actions and observations so far, and the turn count."""
   lines = []
   first = view.turn - len(view.memory)
   for index, (observation, done) in enumerate(view.memory):

@@ -1,7 +1,7 @@
-"""The form of the published trainings: what stands where, in our own words.
+"""The format of the published experiments, in our own words.
 
 The question, then for every turn so far `Step n:`, the query or answer with its
-tags, and what came back. Whatever is not a prompt is worded as in `full`.
+tags, and the result. Everything that is not a prompt is worded as in `full`.
 """
 
 from t2po_jax.envs import prompts, templates
@@ -30,7 +30,7 @@ came back:
 
 
 def _history(view: prompts.View) -> str:
-  """Each action with what it brought, which is the next observation."""
+  """Each action with its result, which is the next observation."""
   first = view.turn - len(view.memory)
   seen = [observation for observation, _ in view.memory[1:]]
   answers = [*seen, view.observation]

@@ -1,7 +1,7 @@
 """The compact wording: few words, for tiny models trained from scratch.
 
-Cells are told by row and column. A thought names the next push, from where and
-which way, and then the step towards it.
+Cells are given by row and column. A thought names the next push, its cell and
+direction, and then the step towards it.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def _list(cells: frozenset[engine.Cell]) -> str:
 
 
 def show(level: engine.Level, state: engine.State) -> str:
-  """Where everything is; the walls around are not told."""
+  """Where everything is, except the outer walls."""
   inside = frozenset(
     (row, column)
     for row, column in level.walls
@@ -41,7 +41,7 @@ def plan(push: tuple[engine.Cell, str] | None, direction: str) -> str:
 
 
 def respond(thoughts: Sequence[str], direction: str) -> str:
-  """A strictly formed response; every word follows a space."""
+  """A well-formed response; every word follows a space."""
   words = " ".join(thoughts)
   return f"<think> {words}</think><action> {direction}</action>"
 

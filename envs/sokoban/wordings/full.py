@@ -27,7 +27,7 @@ inside <action> and </action>, and nothing after it."""
 
 
 def show(level: engine.Level, state: engine.State) -> str:
-  """The picture."""
+  """The level as a picture."""
   return "\n".join(" ".join(row) for row in engine.draw(level, state))
 
 
@@ -43,7 +43,7 @@ def plan(push: tuple[engine.Cell, str] | None, direction: str) -> str:
 
 
 def respond(thoughts: Sequence[str], direction: str) -> str:
-  """A strictly formed response."""
+  """A well-formed response."""
   words = " ".join(thoughts)
   return f"<think>{words}</think>\n<action>{direction}</action>"
 

@@ -1,14 +1,13 @@
 """The compact wording: few words, for tiny models trained from scratch.
 
-A page is named and then told in its plain words, without buttons, which never
-change; what an agent has to write stands in the prompt word for word. Every
-word follows a space and no tag does; with the tags as symbols of the
-vocabulary, a word is always the same token. Prices are plain numbers: a dollar
-sign would be one more token each time. What an action needs stands last in a
-product's row and in a thought, so that writing the thought finds it as a small
-model can: by going on as the text went on before. Deliberate difference from
-the original pages: the chosen options are shown, so that a page tells all
-there is to know.
+A page is its name and its plain words, without the buttons, which never change;
+what an agent has to write is in the prompt word for word. Every word follows a
+space and no tag does; with the tags as tokens of their own, a word is always
+the same token. Prices are plain numbers: a dollar sign would cost one more
+token each time. The words of an action come last in a product's row and in a
+thought, so that a small model can copy them by continuing the text as it
+continued before. Deliberate difference from the original pages: the chosen
+options are shown, so that a page contains the whole state.
 """
 
 from collections.abc import Iterable, Sequence
@@ -44,7 +43,7 @@ def _limit(goal: goals.Goal) -> str:
 
 
 def _row(product: data.Product) -> str:
-  """How a product is listed."""
+  """A product as listed in results."""
   return " ".join(
     (
       _plain(product.title),
@@ -94,12 +93,12 @@ def think_of_search(words: str) -> str:
 
 
 def think_of_product(product: data.Product, goal: goals.Goal) -> str:
-  """The thought that a listed product will do."""
+  """The thought that a listed product meets the request."""
   return " ".join(filter(None, (_limit(goal), _row(product))))
 
 
 def think_of_options(wanted: Sequence[str], chosen: Sequence[str]) -> str:
-  """The thought which options are chosen and which are still missing."""
+  """The thought about which options are chosen and which are missing."""
   missing = [value for value in wanted if value not in chosen]
   return f"have {_list(chosen)} need {_list(missing)}"
 
@@ -110,7 +109,7 @@ def action(name: str, argument: str) -> str:
 
 
 def respond(thoughts: Sequence[str], name: str, argument: str) -> str:
-  """A strictly formed response."""
+  """A well-formed response."""
   words = " ".join(thoughts)
   return f"<think> {words}</think><action> {action(name, argument)}</action>"
 

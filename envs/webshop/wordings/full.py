@@ -1,8 +1,8 @@
 """The full wording: an instruction prompt for pretrained language models.
 
 Pages are shown as the original's text, node by node, without the instruction,
-which stands above. A long node (a description, a list of features) is cut in
-its middle, and pages in the memory are cut shorter than the current one.
+which is given above. A long node (a description, a list of features) is
+shortened in the middle, and pages in the memory more than the current one.
 """
 
 from collections.abc import Sequence
@@ -72,7 +72,7 @@ def think_of_search(words: str) -> str:
 
 
 def think_of_product(product: data.Product, goal: goals.Goal) -> str:
-  """The thought that a listed product will do."""
+  """The thought that a listed product meets the request."""
   limit = (
     ""
     if goal.price_upper == goals.NO_LIMIT
@@ -86,7 +86,7 @@ def think_of_product(product: data.Product, goal: goals.Goal) -> str:
 
 
 def think_of_options(wanted: Sequence[str], chosen: Sequence[str]) -> str:
-  """The thought which options are wanted and which are chosen."""
+  """The thought about which options are wanted and which are chosen."""
   if not wanted:
     return "No options have to be chosen."
   done = ", ".join(chosen) or "nothing"
@@ -99,13 +99,13 @@ def action(name: str, argument: str) -> str:
 
 
 def respond(thoughts: Sequence[str], name: str, argument: str) -> str:
-  """A strictly formed response."""
+  """A well-formed response."""
   words = " ".join(thoughts)
   return f"<think>{words}</think>\n<action>{action(name, argument)}</action>"
 
 
 def render(view: prompts.View) -> list[prompts.Message]:
-  """The request, the last steps, the page, the possible actions."""
+  """The request, the last steps, the page, the admissible actions."""
   lines = []
   first = view.turn - len(view.memory)
   for step, (observation, done) in enumerate(view.memory, first):

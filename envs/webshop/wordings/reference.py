@@ -1,9 +1,9 @@
-"""The form of the published trainings: what stands where, in our own words.
+"""The format of the published experiments, in our own words.
 
 The request, then the number of turns played and the history, the page, and the
-actions, each in quotes with a comma, one per line. The nodes of a page stand in
-quotes between [SEP], none of them cut. Whatever is not a prompt is worded as in
-`full`.
+actions, each in quotes with a comma, one per line. The nodes of a page are in
+quotes between [SEP], none of them shortened. Everything that is not a prompt is
+worded as in `full`.
 """
 
 from t2po_jax.envs import prompts, templates
