@@ -3,19 +3,19 @@
   python experiments/ablate.py --config=configs/searchqa.py \
     --presets=t2po,gigpo,grpo --seeds=0,1,2 --workdir=runs/ablation
 
-trains every preset with every seed by `experiments/main.py`, `--jobs` of them
-at the same time, each on its share of the cores. Presets to combine are joined
-by a plus: `rft+t2po`. Flags that start with `--config.` are passed to every
-run. Run the same command again to resume: finished runs are kept, the others
-continue. At the end, and with `--jobs=0` at once, it prints a table and writes
+trains every preset with every seed using `experiments/main.py`, `--jobs` runs
+at a time, each on its share of the cores. Presets are combined with a plus:
+`rft+t2po`. Flags that start with `--config.` are passed to every run. Run the
+same command again to resume: finished runs are kept, the others continue. At
+the end, or immediately with `--jobs=0`, it prints a table and writes
 `ablation.json` (everything) and `ablation.svg` (learning curves and tokens
 saved; needs matplotlib, in the extra `dev`).
 
   --grid=optimizer.learning_rate=3e-4,1e-3,3e-3 --grid=train.mini_batches=1,4
 
-repeats this for every combination of values, for a map of where training is
-stable: a row per preset and setting, and `stability.svg`. `results.py` defines
-when a run has collapsed.
+repeats this for every combination of values and gives a map of where training
+is stable: one row per preset and setting, and `stability.svg`. `results.py`
+defines when a run has collapsed.
 """
 
 from collections.abc import Sequence
@@ -46,25 +46,25 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_list(
     "presets",
     None,
-    "What is compared; each is added to the configuration.",
+    "Presets to compare; each is added to the configuration.",
     **own,
   )
   flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of each preset.", **own)
   flags.DEFINE_multi_string(
-    "grid", [], "key=value,value,...: another axis; may be repeated.", **own
+    "grid", [], "An axis, key=value,value,...; may be repeated.", **own
   )
-  flags.DEFINE_string("workdir", "runs/ablation", "Folder of all.", **own)
+  flags.DEFINE_string("workdir", "runs/ablation", "Folder of all runs.", **own)
   flags.DEFINE_integer(
     "jobs",
     1,
-    "Runs at the same time; 0 only reports what there is.",
+    "Concurrent runs; 0 only reports on existing ones.",
     lower_bound=0,
     **own,
   )
   flags.DEFINE_string(
     "baseline",
     None,
-    "Preset that tokens are compared with; default the last.",
+    "Preset whose tokens the others are compared with; default: the last.",
     **own,
   )
   flags.mark_flags_as_required(["config", "presets"], given)
@@ -89,7 +89,7 @@ def _start(
 
 
 def _split_cores(jobs: int) -> list[set[int]]:
-  """The cores of each job; empty sets where they cannot be chosen."""
+  """The cores of each job; empty sets if they cannot be chosen."""
   if jobs == 1 or not hasattr(os, "sched_setaffinity"):
     return [set() for _ in range(jobs)]
   cores = sorted(os.sched_getaffinity(0))
@@ -98,7 +98,7 @@ def _split_cores(jobs: int) -> list[set[int]]:
   ]
 
 
-# What a value of a key is called in messages.
+# How messages describe the type of a value.
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -130,10 +130,11 @@ def parse_grid(axes: Sequence[str]) -> list[results.Setting]:
     axes: `key=value,value,...`; a leading `config.` of the key is dropped.
 
   Returns:
-    Every combination, the last axis fastest; one empty setting without axes.
+    Every combination, with the last axis varying fastest; a single empty
+    setting without axes.
 
   Raises:
-    ValueError: for an axis without values, or anything named twice.
+    ValueError: for an axis without values, or a duplicate key or value.
   """
   parsed: dict[str, list[str]] = {}
   for axis in axes:
@@ -179,7 +180,7 @@ def _name(preset: str, setting: results.Setting, seed: int) -> str:
 
 
 def _beside(folder: pathlib.Path, ending: str) -> pathlib.Path:
-  """The file next to a run's folder, whose name may contain dots."""
+  """A file next to a run's folder, whose name may contain dots."""
   return folder.with_name(folder.name + ending)
 
 
@@ -210,9 +211,9 @@ def check_plan(
 
   Args:
     config: path and presets, as on the command line.
-    presets: what is compared.
-    settings: of the grid.
-    options: `--config.key=value` of all runs.
+    presets: the presets to compare.
+    settings: the settings of the grid.
+    options: `--config.key=value` options of all runs.
 
   Raises:
     ValueError: for a configuration, preset, key or value that does not exist.
@@ -263,10 +264,10 @@ def _set(config: Any, key: str, text: str, *, flag: str) -> None:
 def check_commands(
   plan: Sequence[tuple[pathlib.Path, list[str]]],
 ) -> None:
-  """Records the command of a run; refuses to mix it with another.
+  """Records the command of a run; rejects a folder that another one used.
 
   Raises:
-    ValueError: if a folder holds a run of another command.
+    ValueError: if a folder contains a run of another command.
   """
   for folder, command in plan:
     note = _beside(folder, ".json")
@@ -283,11 +284,11 @@ def check_commands(
 def run_all(
   waiting: Sequence[tuple[pathlib.Path, list[str]]], *, jobs: int
 ) -> list[pathlib.Path]:
-  """Runs all unfinished trainings.
+  """Runs all unfinished training runs.
 
   Args:
     waiting: folder and command of each run, in order.
-    jobs: runs at the same time.
+    jobs: number of concurrent runs.
 
   Returns:
     The folders of the runs that failed.
@@ -322,7 +323,7 @@ def _was_stopped(folder: pathlib.Path) -> bool:
 
 
 def _print_end(folder: pathlib.Path, code: int, minutes: float) -> None:
-  """Prints how a run ended; with its last line if it did not end well."""
+  """Prints how a run ended, with its last line of output if it failed."""
   print(f"{folder.name}: {minutes:.1f} min", flush=True)
   if code:
     lines = _beside(folder, ".log").read_text().strip().splitlines()
@@ -342,7 +343,7 @@ def compare(given: flags.FlagValues, *options: str) -> None:
 
   Args:
     given: the flags.
-    *options: `--config.KEY=VALUE` of every run.
+    *options: `--config.KEY=VALUE` options of every run.
 
   Raises:
     ValueError: if flags, presets or an option are wrong.
@@ -392,7 +393,7 @@ def train_all(
   """Trains unfinished runs; returns the folders of those that failed.
 
   Raises:
-    ValueError: if a folder holds a run of another command.
+    ValueError: if a folder contains a run of another command.
   """
   commands = {
     entry.folder: plan_command(config, entry, options) for entry in plan

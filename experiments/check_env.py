@@ -2,8 +2,8 @@
 
 Is it deterministic, are its splits disjoint, do its prompts fit, can its listed
 actions be executed, does it reject invalid ones, is it as thread-safe as it
-claims, does it work in worker processes, is it fast, does it leak? One line per
-finding; the exit code is 1 if one of them is a fault.
+claims, does it work in worker processes, is it fast, does it leak? Prints one
+line per finding; the exit code is 1 if any of them is a fault.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,12 +25,12 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   own: dict[str, Any] = {"flag_values": given}
   config_flags.DEFINE_config_file("config", lock_config=True, **own)
   flags.DEFINE_integer(
-    "tasks", 8, "Tasks of each split that are played.", lower_bound=1, **own
+    "tasks", 8, "Tasks of each split to play.", lower_bound=1, **own
   )
   flags.DEFINE_integer(
     "resets",
     1000,
-    "Resets over which memory is watched.",
+    "Resets over which memory is measured.",
     lower_bound=100,
     **own,
   )
@@ -64,15 +64,15 @@ def check_workers(
 def run_checks(
   config: settings.Config, *, tasks: int, resets: int
 ) -> Iterator[checks.Finding]:
-  """Runs every check; a benchmark that cannot be played ends them.
+  """Runs every check; stops if the benchmark cannot be played.
 
   Args:
     config: a configuration.
-    tasks: the number of tasks played per split.
+    tasks: the number of tasks to play per split.
     resets: the number of resets over which memory is measured.
 
   Raises:
-    ValueError: if the configuration makes no benchmark.
+    ValueError: if the benchmark cannot be built from the configuration.
   """
   benchmark = build.benchmark(config)
   recipe = build.recipe(config)
@@ -120,7 +120,7 @@ def check(given: flags.FlagValues) -> None:
   """Prints all findings; exits with code 1 if one is a fault.
 
   Raises:
-    ValueError: if the configuration makes no benchmark.
+    ValueError: if the benchmark cannot be built from the configuration.
   """
   faults = 0
   config = validate.read(given.config)

@@ -1,7 +1,8 @@
-"""The frame shared by all programs. A program defines its flags in one function
-and does its work in another; `run` combines the two. Nothing is defined on
-import, so that any two programs can be imported together. Errors are reported
-in one line.
+"""The frame shared by all programs.
+
+A program defines its flags in one function and does its work in another; `run`
+combines the two. Nothing is defined on import, so that any two programs can be
+imported together. Errors are reported in one line.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from absl import app, flags, logging
 from t2po_jax import keys
 from t2po_jax.envs import base
 
-# Errors whose message says what is wrong; all others are bugs.
+# Errors whose message explains what is wrong; all others are bugs.
 REPORTED = (ValueError, OSError, base.EnvError)
 
 
@@ -35,7 +36,7 @@ def run(
     define_flags: defines the flags of this program.
     parse: parses the command line; `parse_flags` if None.
     positional: whether positional arguments are allowed.
-    verbosity: of absl's log.
+    verbosity: the verbosity of absl's log.
   """
 
   def main(argv: list[str]) -> None:
@@ -58,8 +59,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     argv: the command line.
 
   Returns:
-    The remaining arguments. Exits with one line if a flag or key is unknown, a
-    value has the wrong type, or the configuration cannot be read.
+    The remaining arguments. Exits with a one-line message if a flag or key is
+    unknown, a value has the wrong type, or the configuration cannot be read.
   """
   try:
     rest = flags.FLAGS(argv)
@@ -113,7 +114,7 @@ def _unknown_key(argv: list[str]) -> str:
           return f"unknown key {name!r}{keys.nearest(key, section)}"
         section = section[key]
   except (AttributeError, LookupError, TypeError, ValueError, flags.Error):
-    pass  # Something else is wrong.
+    pass  # Something else is wrong, and is reported elsewhere.
   finally:
     sys.argv = given
   return ""

@@ -1,8 +1,8 @@
 """Compares runs of several algorithms, settings and seeds.
 
-Runs of one preset in one setting of the grid are a *cell*. A table with one
-row per cell, means with deviations and intervals, and one JSON file with
-everything; `drawing` has the pictures.
+The runs of one preset in one setting of the grid are a *cell*. The results are
+a table with one row per cell (means with standard deviations and intervals) and
+a JSON file with everything; `drawing` makes the pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ import numpy as np
 from t2po_jax.experiments import drawing, results
 
 RESAMPLES = 10_000
-# Columns that compare at equal tokens: everything that was compared in one
-# setting is cut to the tokens of its cheapest run.
+# Columns that compare at equal tokens: all runs of one setting are truncated to
+# the tokens of the cheapest one.
 AT_BUDGET = ("area", "success_at_budget")
 COLUMNS = (*results.COLUMNS, *AT_BUDGET)
-# Columns of the table: the rest is in the JSON file.
+# Columns of the table; the others are only in the JSON file.
 SHOWN = ("success", "best", "tokens", "turns", "area", "yield", "sampled")
 SHOWN = (*SHOWN, "minutes")
 _RATES = ("success", "return", "best", "area", "success_at_budget")
@@ -31,11 +31,11 @@ def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
 
   Args:
     values: one per seed.
-    seed: of the resampling.
+    seed: seed of the resampling.
 
   Returns:
-    Its ends; equal for a single value. With few seeds it is too narrow: three
-    values can only be drawn in ten ways.
+    Its ends; equal for a single value. With few seeds the interval is too
+    narrow: three values have only ten distinct resamples.
   """
   numbers = np.asarray(values, float)
   drawn = np.random.default_rng(seed).choice(numbers, (RESAMPLES, len(numbers)))
@@ -46,15 +46,15 @@ def interval(values: Sequence[float], *, seed: int = 0) -> tuple[float, float]:
 def difference(
   values: Sequence[float], others: Sequence[float], *, seed: int = 0
 ) -> tuple[float, float, float]:
-  """How much larger one mean is, with its 95 % bootstrap interval.
+  """The difference of two means, with its 95 % bootstrap interval.
 
-  Both sides are resampled independently: runs of equal seed share their cold
-  start only.
+  Both sides are resampled independently: runs with equal seeds share only their
+  cold start.
 
   Args:
     values: one per seed.
-    others: likewise, of what it is compared with.
-    seed: of the resampling.
+    others: one per seed, to compare with.
+    seed: seed of the resampling.
 
   Returns:
     The difference of the means and the ends of its interval.
@@ -72,10 +72,11 @@ class Cell:
   """All runs of one preset in one setting.
 
   Attributes:
-    preset: what was compared.
-    setting: where in the grid.
+    preset: the preset.
+    setting: the point in the grid.
     runs: one per seed.
-    budget: thousands of sampled tokens that columns `AT_BUDGET` are cut to.
+    budget: thousands of sampled tokens to which columns `AT_BUDGET` are
+      truncated.
     columns: column -> `mean`, `std` (ddof 1, 0 for one seed), `low`, `high`.
   """
 
@@ -86,11 +87,11 @@ class Cell:
   columns: Mapping[str, Mapping[str, float]]
 
   def count(self, attribute: str) -> int:
-    """Runs of which something is true, e.g. `collapsed` or `alarms`."""
+    """Number of runs with a true attribute, e.g. `collapsed` or `alarms`."""
     return sum(bool(getattr(run, attribute)) for run in self.runs)
 
   def record(self) -> dict[str, Any]:
-    """Everything but the runs, for JSON."""
+    """Everything except the runs, for JSON."""
     return {
       "preset": self.preset,
       "setting": dict(self.setting),
@@ -131,7 +132,7 @@ def cells(runs: Sequence[results.Result]) -> list[Cell]:
 def _describe(
   runs: Sequence[results.Result], budget: float
 ) -> dict[str, dict[str, float]]:
-  """Mean, deviation and interval of every column."""
+  """Mean, standard deviation and interval of every column."""
   described = {}
   for column in COLUMNS:
     if column == "area":
@@ -151,13 +152,13 @@ def _describe(
 
 
 def table(cells: Sequence[Cell], baseline: str) -> str:
-  """One row per cell as a Markdown table: mean ± deviation [interval].
+  """One row per cell as a Markdown table: mean ± standard deviation [interval].
 
-  `collapsed` counts runs, and says in brackets how many of them fell and how
-  many the guard stopped; `alarms` counts runs with an alarm of the guard.
+  `collapsed` counts runs, with the numbers that fell and that the guard stopped
+  in parentheses; `alarms` counts runs with an alarm of the guard.
 
   Args:
-    found: the cells.
+    cells: the cells to compare.
     baseline: the preset whose tokens the others are compared with.
   """
   keys = [key for key, _ in cells[0].setting] if cells else []
@@ -194,15 +195,15 @@ def _short(key: str) -> str:
 
 
 def differences(cells: Sequence[Cell], baseline: str) -> list[dict[str, Any]]:
-  """Every cell against the baseline's in the same setting.
+  """Compares every cell with the baseline's in the same setting.
 
   Args:
-    found: the cells.
+    cells: the cells to compare.
     baseline: the preset to compare with.
 
   Returns:
-    Per cell of another preset the differences of `success`, `area` (at equal
-    tokens) and `sampled`, each with its interval.
+    For each cell of another preset, the differences of `success`, `area` (at
+    equal tokens) and `sampled`, each with its interval.
   """
   base = {cell.setting: cell for cell in cells if cell.preset == baseline}
   compared = []

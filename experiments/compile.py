@@ -4,9 +4,9 @@
     --topology=v5e:4x4
 
 reports for each program the memory, FLOPs and communication of a device, and a
-lower bound on its time from the chip's peak rates; refuses what does not fit.
-TPU topologies need libtpu, but no TPU; `--topology=gpu` and `cpu` mean the
-devices present. No weights are read.
+lower bound on its time from the chip's peak rates; it fails if a program does
+not fit. TPU topologies need libtpu, but no TPU; `--topology=gpu` and `cpu` mean
+the local devices. No weights are read.
 """
 
 import json
@@ -30,7 +30,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_string(
     "topology",
     "v5e:2x2",
-    "E.g. v5e:4x4 or v5p:2x2x2; cpu or gpu: what is here.",
+    "E.g. v5e:4x4 or v5p:2x2x2; cpu or gpu: the local devices.",
     **own,
   )
   flags.DEFINE_enum(
@@ -43,24 +43,24 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_list(
     "kinds",
     [],
-    "Kinds of programs, as their names begin; all by default.",
+    "Kinds of programs, by the beginning of their names; default: all.",
     **own,
   )
-  flags.DEFINE_string("json", None, "File for everything found.", **own)
+  flags.DEFINE_string("json", None, "File for all results.", **own)
   flags.mark_flag_as_required("config", given)
 
 
 def compile_run(given: flags.FlagValues) -> None:
-  """Compiles, and prints what the programs need.
+  """Compiles, and prints what the programs require.
 
   Raises:
     ValueError: if the configuration is wrong, or there is no such device.
   """
   if given.topology not in ("cpu", "gpu"):
-    # A host with other devices must not initialise them.
+    # Other devices of this host must not be initialised.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     jax.config.update("jax_platforms", os.environ["JAX_PLATFORMS"])
-    # Programs for devices that are not here cannot be read back from it.
+    # Programs for absent devices cannot be read back from the cache.
     jax.config.update("jax_enable_compilation_cache", False)
   config = validate.read(given.config)
   plan = compile_plan.Plan(config, compile_plan.target(given.topology))

@@ -18,14 +18,14 @@ def _settings(runs: Sequence[results.Result]) -> list[results.Setting]:
 
 
 def words(setting: results.Setting) -> str:
-  """A setting as it stands above a picture, e.g. `mini_batches=4`."""
+  """A setting as the title of a picture, e.g. `mini_batches=4`."""
   return " ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in setting)
 
 
 def savings(
   runs: Sequence[results.Result], baseline: str
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-  """Response tokens that each preset saves against another, by update.
+  """Response tokens that each preset saves relative to another, by update.
 
   Args:
     runs: finished runs of one setting.
@@ -33,8 +33,8 @@ def savings(
 
   Returns:
     preset -> updates [n] and saved fraction [n] of the baseline's tokens, both
-    means over seeds; only updates that every run of both has evaluated.
-    Without the baseline: nothing. Negative where more tokens are used.
+    means over seeds; only updates at which every run of both was evaluated.
+    Empty without the baseline; negative where more tokens are used.
   """
   tokens = {
     preset: [
@@ -61,10 +61,10 @@ def savings(
 def curves(
   runs: Sequence[results.Result], path: pathlib.Path, baseline: str
 ) -> None:
-  """Learning curves and saved tokens, a row of pictures per setting.
+  """Learning curves and saved tokens, one row of pictures per setting.
 
-  Success and tokens are means over seeds in the band of all seeds; the second
-  picture shows success against the tokens that training has sampled.
+  Success and tokens are means over seeds, with a band from the least to the
+  greatest; the second picture shows success against tokens sampled in training.
 
   Raises:
     ImportError: without matplotlib.
@@ -130,9 +130,9 @@ def _row(runs: Sequence[results.Result], axes: Any, baseline: str) -> None:
 def stability(runs: Sequence[results.Result], path: pathlib.Path) -> None:
   """A map per preset: how runs end over the grid.
 
-  The last key of the grid runs along x, all others together along y. Colour
-  and number are the mean of the last held-out success; below it stands how
-  many runs of how many collapsed.
+  The last key of the grid varies along x, all others together along y. Colour
+  and number show the mean of the last held-out success, and below it the number
+  of collapsed runs out of all.
 
   Raises:
     ImportError: without matplotlib.

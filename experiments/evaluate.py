@@ -7,10 +7,11 @@
   python experiments/evaluate.py --config=configs/webshop.py \
     --endpoint=https://host/v1 --model=NAME --concurrency=8 --out=results/name
 
-`--workdir` takes the settings of a run, `--config` those of a configuration.
-Prints a table; the folder `--out` gets numbers, one line per episode and traces
-for `experiments/view.py`. An interrupted evaluation of an endpoint resumes. Its
-key comes from the environment (`--key_variable`).
+`--workdir` uses the settings of a run, `--config` those of a configuration.
+Prints a table, and writes to the folder `--out` the scores, one line per
+episode, and traces for `experiments/view.py`. An interrupted evaluation of an
+endpoint resumes. The endpoint's key is read from the environment
+(`--key_variable`).
 """
 
 import dataclasses
@@ -42,7 +43,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
   config_flags.DEFINE_config_file("config", lock_config=True, **own)
-  flags.DEFINE_string("workdir", None, "Folder of a run to score.", **own)
+  flags.DEFINE_string("workdir", None, "Folder of a run to evaluate.", **own)
   flags.DEFINE_string(
     "step",
     None,
@@ -50,7 +51,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     "configuration: start (after its cold start) or base (before it).",
     **own,
   )
-  flags.DEFINE_enum("policy", None, PLAYERS, "A policy without weights.", **own)
+  flags.DEFINE_enum("policy", None, PLAYERS, "Policy without weights.", **own)
   flags.DEFINE_string(
     "endpoint", None, "URL of an OpenAI-compatible API.", **own
   )
@@ -60,19 +61,19 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_string(
     "key_variable",
     "OPENAI_API_KEY",
-    "Environment variable with its key.",
+    "Environment variable with the endpoint's key.",
     **own,
   )
   flags.DEFINE_integer(
-    "concurrency", 4, "Episodes at the same time, of an endpoint.", 1, **own
+    "concurrency", 4, "Concurrent episodes at an endpoint.", 1, **own
   )
   flags.DEFINE_float(
-    "per_minute", 0.0, "Most calls per minute; 0 = any.", 0.0, **own
+    "per_minute", 0.0, "Most calls per minute; 0: no limit.", 0.0, **own
   )
-  flags.DEFINE_integer("retries", 6, "How often a call is repeated.", 0, **own)
-  flags.DEFINE_float("timeout", 120.0, "Seconds for one call.", 0.1, **own)
+  flags.DEFINE_integer("retries", 6, "Most retries of a call.", 0, **own)
+  flags.DEFINE_float("timeout", 120.0, "Seconds per call.", 0.1, **own)
   flags.DEFINE_list(
-    "splits", None, "Splits to score; default: eval.split.", **own
+    "splits", None, "Splits to evaluate on; default: eval.split.", **own
   )
   flags.DEFINE_integer(
     "tasks", None, "Tasks per split; default: eval.tasks.", 1, **own
@@ -91,8 +92,8 @@ class Panel:
 
   Attributes:
     config: the settings.
-    benchmark: what is played.
-    tasks: (split, task ids) of every panel.
+    benchmark: the benchmark.
+    tasks: (split, task ids) of every split.
     repeats: episodes per task.
   """
 
@@ -112,10 +113,10 @@ class Panel:
 
 
 def read_config(given: flags.FlagValues) -> settings.Config:
-  """The settings, from a run or a configuration.
+  """The settings of a run or a configuration.
 
   Raises:
-    ValueError: if flags contradict each other, or there are no settings.
+    ValueError: if flags contradict each other, or none names the settings.
   """
   if (given.workdir is None) == (given.config is None):
     raise ValueError("give either --workdir or --config")
@@ -160,7 +161,7 @@ def make_panel(config: settings.Config, given: flags.FlagValues) -> Panel:
 def play_weights(
   panel: Panel, given: flags.FlagValues, store: results.Results
 ) -> None:
-  """Evaluates checkpoints or a model, for every decoding and control."""
+  """Evaluates checkpoints or a model, with every decoding and control."""
   agent = build.agent(panel.config, panel.benchmark)
   workdir = pathlib.Path(given.workdir) if given.workdir else None
   step = given.step or ("best" if workdir else "base")
@@ -225,7 +226,7 @@ def make_endpoint(
 def play_text(
   panel: Panel, given: flags.FlagValues, store: results.Results
 ) -> dict[str, dict[str, int]]:
-  """Evaluates policies that answer in text; returns an endpoint's counts."""
+  """Evaluates policies that return text; returns an endpoint's call counts."""
   config = panel.config
   counts: dict[str, dict[str, int]] = {}
   tokenizer = build.tokenizer_of(config, panel.benchmark)
@@ -284,7 +285,7 @@ def play_text(
 
 
 def evaluate(given: flags.FlagValues) -> None:
-  """Runs the evaluation that the flags describe.
+  """Runs the evaluation that the flags ask for.
 
   Raises:
     ValueError: if the flags are invalid.

@@ -6,10 +6,10 @@
 
 The result is a Hugging Face directory (config, safetensors, tokenizer,
 generation config) for transformers, or for `--config.model.source` here. With
-`--kind=adapter` a run with `lora.rank` gives its adapters alone, as the PEFT
-library stores them. `--push` uploads it to the Hugging Face hub, as a private
-repository unless `--public` is given; the token is read from HF_TOKEN. Without
-`--workdir` a folder that was written before is uploaded.
+`--kind=adapter`, only the adapters of a run with `lora.rank` are written, in
+the format of the PEFT library. `--push` uploads the folder to the Hugging Face
+hub, as a private repository unless `--public` is given; the token is read from
+HF_TOKEN. Without `--workdir`, an existing folder is uploaded.
 """
 
 import pathlib
@@ -25,7 +25,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
   flags.DEFINE_string(
-    "workdir", None, "Folder of the run; left out to push --out alone.", **own
+    "workdir", None, "Folder of the run; omit it to only push --out.", **own
   )
   flags.DEFINE_string("out", None, "New folder for the model.", **own)
   flags.DEFINE_string(
@@ -34,28 +34,26 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     "Checkpoint: best, latest, or the number of an update.",
     **own,
   )
-  flags.DEFINE_string("kind", "merged", "merged, or adapter.", **own)
+  flags.DEFINE_string("kind", "merged", "merged or adapter.", **own)
   flags.DEFINE_string(
-    "dtype", "", "float32 or bfloat16; default: as the run computed.", **own
+    "dtype", "", "float32 or bfloat16; default: that of the run.", **own
   )
   flags.DEFINE_string(
     "push",
     "",
-    "OWNER/NAME of a repository of the Hugging Face hub to upload to.",
+    "OWNER/NAME of a repository on the Hugging Face hub to upload to.",
     **own,
   )
-  flags.DEFINE_bool(
-    "public", False, "Whether everybody may read that repository.", **own
-  )
+  flags.DEFINE_bool("public", False, "Whether the repository is public.", **own)
   flags.mark_flag_as_required("out", given)
 
 
 def write(given: flags.FlagValues) -> None:
-  """Writes the model, and uploads it if it is asked for.
+  """Writes the model, and uploads it if requested.
 
   Raises:
     ValueError: if there is no such run or checkpoint, the folder exists, or
-      the hub refuses.
+      the hub rejects the upload.
     OSError: if the folder cannot be written.
   """
   out = pathlib.Path(given.out)

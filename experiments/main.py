@@ -33,26 +33,27 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_string(
     "coordinator",
     os.environ.get("JAX_COORDINATOR_ADDRESS"),
-    "host:port where process 0 listens for the others.",
+    "host:port at which process 0 listens for the others.",
     **own,
   )
   flags.DEFINE_string(
     "processes",
     os.environ.get("JAX_NUM_PROCESSES", "1"),
-    "How many processes train together, or `auto` on a cluster that JAX knows: "
-    "Cloud TPU, SLURM, Open MPI, Kubernetes.",
+    "Number of processes that train together, or `auto` on a cluster that JAX "
+    "detects: Cloud TPU, SLURM, Open MPI, Kubernetes.",
     **own,
   )
   flags.DEFINE_integer(
     "process_id",
     os.environ.get("JAX_PROCESS_ID"),
-    "Which of them this one is, from 0.",
+    "The index of this process, from 0.",
     **own,
   )
   flags.DEFINE_integer(
     "heartbeat",
     100,
-    "Seconds without a sign of life after which all end for a dead process.",
+    "Seconds without a heartbeat after which a process counts as dead and all "
+    "others exit.",
     lower_bound=1,
     **own,
   )
@@ -60,7 +61,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def train(given: flags.FlagValues) -> None:
-  """Trains; on failure, processes exit so that the others notice."""
+  """Trains; a process that fails exits in a way that the others notice."""
   name = given.config.name
   workdir = given.workdir or str(
     pathlib.Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -81,8 +82,8 @@ def train(given: flags.FlagValues) -> None:
   except jax.errors.JaxRuntimeError as error:
     if processes.count() == 1:
       raise
-    # The error does not tell whether another process died or this one failed;
-    # finding the cause needs all of it.
+    # The error does not tell whether another process died or this one failed,
+    # so all of it is logged.
     traceback.print_exc()
     reason = processes.first_line(error)
     processes.end(

@@ -3,9 +3,9 @@
 Reads the episodes written by runs (all of every evaluation, and the first
 `log.trajectories` of every rollout) and predicts, without another training run,
 how well turn-level resampling can work: the area under the ROC curve with which
-|dPhi| < eta and simpler signs detect useless, repeated and losing turns. At 0.5
-a sign is uninformative. A simulation with a tabular policy needed about 0.8 for
-resampling to pay off (docs/study.md).
+|dPhi| < eta and simpler signs detect useless, repeated and losing turns. An
+area of 0.5 means that a sign is uninformative. In a simulation with a tabular
+policy, resampling paid off from about 0.8 on (docs/study.md).
 
   python experiments/mechanism.py runs/gigpo --update=0 --kind=eval
 
@@ -13,8 +13,9 @@ With `--replay=CONFIG`, the configuration of the runs, it replays every
 resampled turn in the environment, once with the kept response and once with the
 first discarded one, and counts which of the two led further.
 
-It also shows the uncertainty M over the positions of a thought, where the
-thinking intervention looks for a hump. `--out=FILE` writes everything as JSON.
+It also shows the uncertainty M over the positions of a thought, which the
+thinking intervention expects to rise and fall. `--out=FILE` writes everything
+as JSON.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -54,14 +55,14 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   config_flags.DEFINE_config_file(
     "replay",
     lock_config=True,
-    help_string="Plays resampled turns again.",
+    help_string="Configuration with which to replay resampled turns.",
     **own,
   )
   flags.DEFINE_string("out", None, "JSON file to write.", **own)
 
 
 def restore(record: Mapping[str, Any]) -> types.Trajectory:
-  """A trajectory from its record; prompts are kept as text only: empty here."""
+  """A trajectory from its record; prompts, recorded only as text, are empty."""
 
   def attempt(entry: Mapping[str, Any]) -> types.Attempt:
     size = len(entry["tokens"])
@@ -145,7 +146,7 @@ def detect(
     trajectories: episodes that were not aborted.
 
   Returns:
-    sign -> label -> area; under `share` the share of turns with the label.
+    sign -> label -> area; under `share`, the fraction of turns with the label.
     A turn is `losing` if its episode failed.
   """
   pairs = [
@@ -185,7 +186,7 @@ def _worth(
 ) -> float:
   """How far a response leads at a turn, after the same previous turns.
 
-  2 for success, 1 for an observation that was not seen before, 0 for neither.
+  2 for success, 1 for an observation not seen before, 0 otherwise.
   """
   env = benchmark.env()
   try:
@@ -207,13 +208,13 @@ def second_tries(
   """The effect of resampling, by playing both responses.
 
   Args:
-    benchmark: deterministic: the same responses lead to the same place.
+    benchmark: must be deterministic.
     trajectories: episodes that were not aborted.
 
   Returns:
-    `turns`, how many were resampled, and the fractions in which the kept
+    `turns`, the number of resampled turns, and the fractions in which the kept
     response led further than the first discarded one (`better`), equally far
-    (`equal`) or less far (`worse`); NaN without such turns.
+    (`equal`) or less far (`worse`); NaN if there are none.
   """
   gains = [
     _worth(benchmark, trajectory, number, turn.response.text)
@@ -281,7 +282,7 @@ def analyse(given: flags.FlagValues, *folders: str) -> None:
   """Prints the diagnostics of runs; writes them if requested.
 
   Raises:
-    ValueError: if no folder is named, or one holds no episodes.
+    ValueError: if no folder is given, or one contains no episodes.
   """
   if not folders:
     raise ValueError("name the folder of a run")

@@ -3,8 +3,8 @@
 You see exactly the prompts that a model sees, before any truncation. Type an
 action, or a whole response with its tags; an empty line ends the game.
 `--expert` shows the scripted expert instead, `--config=configs/webshop.py`
-takes an environment's settings from a configuration, `--task` and `--split`
-choose what is played. `--web` opens WebShop as a web site.
+uses an environment's settings from a configuration, `--task` and `--split`
+choose the task. `--web` opens WebShop as a web site.
 """
 
 from collections.abc import Callable
@@ -25,18 +25,18 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_string(
     "env",
     None,
-    "Environment with its default settings, instead of a config.",
+    "Environment to play with its default settings, instead of --config.",
     **own,
   )
-  flags.DEFINE_string("split", "train", "Where tasks come from.", **own)
-  flags.DEFINE_string("task", None, "Task id; default: one after other.", **own)
+  flags.DEFINE_string("split", "train", "Split of the tasks.", **own)
+  flags.DEFINE_string("task", None, "Task id; default: the first tasks.", **own)
   flags.DEFINE_integer("episodes", 1, "Episodes to play.", **own)
   flags.DEFINE_bool("expert", False, "Watch the scripted expert.", **own)
   flags.DEFINE_integer("seed", 0, "Seed of the expert and of web tasks.", **own)
   flags.DEFINE_integer(
     "memory",
     2,
-    "Past turns in a prompt; a config brings its own number.",
+    "Past turns in a prompt; a configuration sets its own number.",
     **own,
   )
   flags.DEFINE_bool("web", False, "Open WebShop as a web site.", **own)
@@ -44,7 +44,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def complete(text: str, grammar: prompts.Grammar) -> str:
-  """Completes typed text to a whole response.
+  """Completes typed text to a full response.
 
   Text with tags is unchanged. Otherwise it is the action; if there are several
   kinds, the first word is the kind: `search red mug`.
@@ -93,10 +93,10 @@ def play(
   """Plays one episode.
 
   Args:
-    benchmark: what is played.
+    benchmark: the benchmark.
     task_id: the task.
     memory: (observation, action) pairs in a prompt.
-    start: returns, for an environment, the function that answers a prompt.
+    start: given an environment, returns the function that gives responses.
 
   Returns:
     Whether the episode was played to its end.
@@ -170,7 +170,7 @@ def open_benchmark(
   """The benchmark and the length of its memory, from the flags.
 
   Raises:
-    ValueError: if flags or settings make no benchmark.
+    ValueError: if flags or settings are invalid.
   """
   config = given.config
   if (config is None) == (given.env is None):
@@ -193,10 +193,10 @@ def open_benchmark(
 
 
 def run_episodes(given: flags.FlagValues) -> None:
-  """Plays the episodes that the flags name, or serves a web site.
+  """Plays the episodes that the flags ask for, or serves a web site.
 
   Raises:
-    ValueError: if flags or settings make no benchmark, or there is no task.
+    ValueError: if flags or settings are invalid, or there is no such task.
   """
   benchmark, memory = open_benchmark(given)
   if given.web:

@@ -1,12 +1,12 @@
 """Reports on runs: `experiments/report.py RUN [RUN ...]`.
 
-Reads `metrics.jsonl` of each run's folder (or `label=folder`) and prints a
-table of its evaluations. `--out=FILE.md` or `FILE.html` writes a whole report:
+Reads `metrics.jsonl` in each run's folder (or `label=folder`) and prints a
+table of its evaluations. `--out=FILE.md` or `FILE.html` writes a full report:
 settings that differ from the default, results with intervals over the runs of
-one label, categories, curves, stage times, tokens, where the exploration
-control acted, alarms, commit and hardware. `--plot=FILE` draws held-out success
-and tokens per episode over updates (needs matplotlib, in the extra `dev`). For
-an ablation's folder, all its runs are used, with one label per preset.
+one label, categories, curves, stage times, tokens, where exploration control
+acted, alarms, commit and hardware. `--plot=FILE` draws held-out success and
+tokens per episode over updates (needs matplotlib, in the extra `dev`). For an
+ablation's folder, all its runs are used, with one label per preset.
 """
 
 from collections.abc import Sequence
@@ -33,10 +33,10 @@ COLUMNS = ("eval/success", "eval/tokens", "eval/turns", "elapsed")
 
 
 def read_run(argument: str) -> tuple[str, list[dict[str, float]]]:
-  """The label of a run and its lines with an evaluation.
+  """The label of a run and its metric lines that include an evaluation.
 
   Raises:
-    ValueError: if there is no such run, or it holds no evaluation.
+    ValueError: if there is no such run, or it has no evaluation.
   """
   label, _, folder = argument.rpartition("=")
   path = pathlib.Path(folder)
@@ -56,8 +56,8 @@ def find_runs(arguments: Sequence[str]) -> list[str]:
   """Finds the runs that arguments name; an ablation's folder names several.
 
   Args:
-    arguments: folders, each perhaps as `label=folder`. An ablation's folder
-      holds runs named `preset-seed0`.
+    arguments: folders, optionally as `label=folder`. An ablation's folder
+      contains runs named `preset-seed0`.
 
   Returns:
     `label=folder` for every run.
@@ -77,10 +77,10 @@ def find_runs(arguments: Sequence[str]) -> list[str]:
 
 
 def write_report(arguments: Sequence[str], path: pathlib.Path) -> None:
-  """Writes a whole report.
+  """Writes a full report.
 
   Raises:
-    ValueError: if the file's ending is unknown, or there is no run.
+    ValueError: if the file's suffix is unknown, or there is no run.
   """
   if path.suffix not in (".md", ".html"):
     raise ValueError(f"--out: found {path.name!r}, expected .md or .html")
@@ -125,10 +125,10 @@ def print_report(given: flags.FlagValues, *folders: str) -> None:
 
   Args:
     given: the flags.
-    *folders: of runs or ablations, each perhaps as `label=folder`.
+    *folders: of runs or ablations, optionally as `label=folder`.
 
   Raises:
-    ValueError: if no folder is named, or one holds no run.
+    ValueError: if no folder is given, or one contains no run.
   """
   if not folders:
     raise app.UsageError("name at least one run's folder")

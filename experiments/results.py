@@ -1,8 +1,8 @@
 """The result of a training run: its curve, its cost, its outcome.
 
-A run has *collapsed* if it `fell`, its last held-out success being below
+A run has *collapsed* if it `fell`, that is, its last held-out success is below
 `COLLAPSE` times its own best, or if the collapse guard `stopped` it. Alarms of
-the guard are counted separately and are not a collapse by themselves: a run
+the guard are counted separately and are not in themselves a collapse: a run
 that was rolled back and recovered has had an alarm but has not collapsed.
 """
 
@@ -27,7 +27,7 @@ COLUMNS = (*SCORES, "best", "yield", "sampled", "minutes")
 # A run fell if it ends below this fraction of its own best score.
 COLLAPSE = 0.5
 
-# Values of the grid's keys, as they were given; empty without a grid.
+# Values of the grid's keys, as given; empty without a grid.
 Setting = tuple[tuple[str, str], ...]
 
 
@@ -36,10 +36,10 @@ class Point:
   """One evaluation of a run.
 
   Attributes:
-    update: after which it was made.
-    success: held-out.
+    update: the update after which it was made.
+    success: held-out success.
     tokens: response tokens per episode.
-    sampled: thousands of tokens sampled in training until then.
+    sampled: thousands of tokens sampled in training up to then.
   """
 
   update: int
@@ -53,19 +53,19 @@ class Result:
   """One run.
 
   Attributes:
-    preset: what was compared.
-    seed: of the run.
-    scores: a number per entry of `COLUMNS`: the last evaluation; `best`, the
-      largest held-out success of all evaluations, which is biased upwards
-      because it was chosen; `yield`, successful training episodes per thousand
-      sampled tokens; thousands of tokens sampled in training, whatever became
-      of them; minutes without the cold start.
+    preset: the preset.
+    seed: seed of the run.
+    scores: one number per entry of `COLUMNS`: the last evaluation; `best`, the
+      largest held-out success of all evaluations, which is biased upwards by
+      selection; `yield`, successful training episodes per thousand sampled
+      tokens; thousands of tokens sampled in training, including discarded ones;
+      minutes without the cold start.
     curve: the evaluations.
     alarms: alarms of the collapse guard.
-    rollbacks: how often it went back to a checkpoint.
+    rollbacks: how often it was rolled back to a checkpoint.
     stopped: whether the guard ended the run.
     finished: whether all updates were made, or the guard stopped it.
-    setting: where in the grid the run stands.
+    setting: the run's point in the grid.
   """
 
   preset: str
@@ -93,7 +93,7 @@ def has_fallen(successes: Sequence[float]) -> bool:
   """Whether the last of a run's held-out scores is below half of the best.
 
   Args:
-    successes: of the run's evaluations in order, at least one.
+    successes: of the run's evaluations, in order; at least one.
   """
   return successes[-1] < COLLAPSE * max(successes)
 

@@ -45,19 +45,19 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     **own,
   )
   flags.DEFINE_string(
-    "name", None, "Of the model; default: the run's folder.", **own
+    "name", None, "Name of the model; default: the run's folder.", **own
   )
   flags.DEFINE_string("host", "127.0.0.1", "Address to listen on.", **own)
   flags.DEFINE_integer(
     "port", 8000, "Port; 0 takes a free one.", 0, 65535, **own
   )
   flags.DEFINE_string(
-    "key_variable", None, "Variable with the clients' key.", **own
+    "key_variable", None, "Environment variable with the key.", **own
   )
   flags.DEFINE_bool(
-    "control", True, "Exploration control where a request does not say.", **own
+    "control", True, "Exploration control unless a request sets it.", **own
   )
-  flags.DEFINE_integer("slots", None, "Responses at the same time.", 1, **own)
+  flags.DEFINE_integer("slots", None, "Concurrent responses.", 1, **own)
 
 
 def make_server(given: flags.FlagValues) -> "applications.Starlette":

@@ -4,7 +4,7 @@
     --data=chats.jsonl --out=models/mine
 
 Each line of the file is `{"messages": [{"role": ..., "content": ...}, ...]}`;
-every message of the assistant is a training target. The settings are those of
+every assistant message is a training target. The settings are those of
 `cold_start` (epochs, learning_rate, batch_size, micro_rows) and
 `train.row_tokens`. The result is a Hugging Face directory: give it as
 `--config.model.source` to train it further by reinforcement learning, or load

@@ -6,9 +6,9 @@
 
 A local page for the episodes and metrics of runs or evaluations: a list with
 filters, every episode as a dialogue with tokens coloured by a measurement, two
-episodes of a task side by side, learning curves. A run may still be in
-progress. It listens on 127.0.0.1 only. `--export` writes a single
-self-contained HTML file instead.
+episodes of a task side by side, learning curves. Runs may still be in progress.
+It listens on 127.0.0.1 only. `--export` writes a single self-contained HTML
+file instead.
 """
 
 import pathlib
@@ -36,10 +36,10 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   flags.DEFINE_bool("browser", False, "Open a browser.", **own)
   flags.DEFINE_string("export", None, "Write this HTML file instead.", **own)
   flags.DEFINE_list(
-    "filter", [], "Exported: filters of the list, key=value.", **own
+    "filter", [], "For --export: filters of the list, key=value.", **own
   )
   flags.DEFINE_integer(
-    "limit", 100, "Exported: most episodes of a run.", 1, **own
+    "limit", 100, "For --export: most episodes of a run.", 1, **own
   )
   flags.mark_flag_as_required("workdir", given)
 
@@ -64,10 +64,10 @@ def read_filters(given: list[str]) -> dict[str, str]:
 
 
 def view(given: flags.FlagValues) -> None:
-  """Serves the page, or writes it.
+  """Serves the page, or writes it to a file.
 
   Raises:
-    ValueError: if flags or folders are wrong.
+    ValueError: if flags or folders are invalid.
   """
   page = site.Site(runs.open_runs(given.workdir))
   if given.export:

@@ -1,18 +1,18 @@
-"""Everything worth measuring on a lent or rented accelerator, in a few minutes.
+"""Everything worth measuring on a borrowed accelerator, in a few minutes.
 
   python experiments/benchmarks/accelerator.py --minutes=8 --json=FILE
 
-runs its parts one after the other, each in a process of its own and within its
-share of the time: what the device is and reaches (`facts`), whether it computes
-what a CPU does (`parity`), decoding (`sampler`), the update (`learner`),
-PyTorch and vLLM on the same work (`torch`, `vllm`), and with the minutes that
-are left training (`train`). The file is written after each measurement, a run
-cut off keeps what it has; `--parts` chooses. Weights are random and
-nothing is downloaded. It is long because it is one file to take along.
+runs its parts one after the other, each in a separate process and within its
+share of the time: the device and its peak rates (`facts`), agreement with a CPU
+(`parity`), decoding (`sampler`), the update (`learner`), PyTorch and vLLM on
+the same work (`torch`, `vllm`), and training for the remaining minutes
+(`train`). The file is written after each measurement, so an interrupted run
+keeps its results; `--parts` selects parts. Weights are random and nothing is
+downloaded. It is long because it is meant to be copied as a single file.
 
 Besides a stock image with jax, flax, optax, transformers, sentencepiece and
-absl it needs wheels of 2.8 MB in all: ml-collections, gguf, tensorboardX,
-PyStemmer and rich (with markdown-it-py, mdurl and pygments); flax brings
+absl it needs wheels of 2.8 MB in total: ml-collections, gguf, tensorboardX,
+PyStemmer and rich (with markdown-it-py, mdurl and pygments); flax includes
 orbax-checkpoint.
 """
 
@@ -32,7 +32,7 @@ from typing import Any
 
 from t2po_jax import types
 
-# Parts follow each other, and PyTorch wants memory as well.
+# Parts run one after the other, and PyTorch needs memory as well.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from absl import flags  # noqa: E402
@@ -57,7 +57,7 @@ from t2po_jax.setup import roofline  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-# Part -> its share of the time; training takes what the others leave.
+# Part -> its share of the time; training takes what remains.
 SHARES = {
   "facts": 0.06,
   "parity": 0.14,
@@ -72,11 +72,13 @@ SHARES = {
 def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
-  flags.DEFINE_float("minutes", 8.0, "Most minutes in all.", **own)
-  flags.DEFINE_string("json", None, "File for everything measured.", **own)
+  flags.DEFINE_float("minutes", 8.0, "Most minutes in total.", **own)
+  flags.DEFINE_string("json", None, "File for all measurements.", **own)
   flags.DEFINE_list("parts", list(SHARES), "What to measure.", **own)
-  flags.DEFINE_bool("tiny", False, "Sizes for a CPU, to try it out.", **own)
-  flags.DEFINE_string("only", "", "Run this part here, for --seconds.", **own)
+  flags.DEFINE_bool("tiny", False, "Tiny sizes, to try it on a CPU.", **own)
+  flags.DEFINE_string(
+    "only", "", "Run this part in this process, for --seconds.", **own
+  )
   flags.DEFINE_float("seconds", 60.0, "Time for --only.", **own)
   flags.mark_flag_as_required("json", given)
 
@@ -85,7 +87,7 @@ Write = Callable[[dict[str, Any]], None]
 
 
 class Clock:
-  """Time that is left, and how long the last thing took."""
+  """The remaining time, and the longest measurement so far."""
 
   def __init__(self, seconds: float) -> None:
     self._end = time.perf_counter() + seconds
@@ -95,7 +97,7 @@ class Clock:
     return self._end - time.perf_counter()
 
   def each(self, items: Iterable[Any]) -> Iterator[Any]:
-    """Items as long as the longest so far fits into what is left."""
+    """Yields items while the longest so far fits the remaining time."""
     for item in items:
       if self.left() < max(self._longest, 1.0):
         return
@@ -105,7 +107,7 @@ class Clock:
 
 
 def sizes(tiny: bool) -> dict[str, model_config.ModelConfig]:
-  """The models that are measured."""
+  """The models to measure."""
   if tiny:
     return {"nano": model_config.named("nano")}
   return {n: model_config.named(n) for n in ("smollm2-135m", "qwen3-4b")}
@@ -114,7 +116,7 @@ def sizes(tiny: bool) -> dict[str, model_config.ModelConfig]:
 def random_params(
   shape: model_config.ModelConfig, dtype: jnp.dtype
 ) -> dict[str, Any]:
-  """Random parameters, leaf by leaf: no array is larger than it must be."""
+  """Random parameters, leaf by leaf, to limit memory."""
 
   def fill(number: int, path: Any, leaf: Any) -> jax.Array:
     if path[-1].key not in ("kernel", "table"):
@@ -131,7 +133,7 @@ def random_params(
 
 
 def seconds_of(run: Callable[[], Any], times: int = 5) -> float:
-  """The median of a call's seconds after a first, untimed one."""
+  """The median seconds of a call after a first, untimed one."""
   jax.block_until_ready(run())
   seconds = []
   for _ in range(times):
@@ -142,7 +144,7 @@ def seconds_of(run: Callable[[], Any], times: int = 5) -> float:
 
 
 def facts(clock: Clock, write: Write, tiny: bool) -> None:
-  """Name, memory, matrix and copy rates of the first device."""
+  """Name, memory, matrix-product and copy rates of the first device."""
   del clock
   device = jax.devices()[0]
   chip = roofline.of_device(device)
@@ -256,7 +258,7 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
 def rollout(
   policy: decoder.Policy, params: dict[str, Any], slots: int
 ) -> list[np.ndarray]:
-  """Eight responses, decoded on some slots."""
+  """Eight responses, decoded on a given number of slots."""
   device = make_sampler(policy, slots, prompt=16, tokens=24)
   device.load(params)
   prompts = np.random.default_rng(0).integers(1, 500, (8, 16), np.int32)
@@ -273,7 +275,7 @@ def rollout(
 
 
 def request(number: int, prompt: np.ndarray, limit: int) -> samplers.Request:
-  """What a slot is asked; its randomness is its number's."""
+  """A request, with a random key derived from its number."""
   return samplers.Request(
     ticket=number,
     prompt=prompt,
@@ -290,7 +292,7 @@ def make_sampler(
   tokens: int,
   signal: str = "calibrated",
 ) -> samplers.Sampler:
-  """A sampler whose responses end only at their limit."""
+  """A sampler whose responses end only at their length limit."""
   return samplers.Sampler(
     policy,
     samplers.Vocabulary(
@@ -355,7 +357,7 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
       "tokens_per_s": batch / step,
       "step_ms": 1e3 * step,
       "bytes": least,
-      # Of what the data sheet promises; None on an unknown device.
+      # Relative to the data sheet; None on an unknown device.
       "roofline_fraction": chip and least / chip.bandwidth / step,
     }
     for one in batches:
@@ -369,7 +371,7 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
 
 
 def dialogues(turns: int, row: int) -> list[tuple[int, int]]:
-  """Lengths of prompts and responses, spread as in episodes."""
+  """Lengths of prompts and responses, distributed as in episodes."""
   rng = np.random.default_rng(0)
   pairs = []
   for _ in range(turns):
@@ -382,7 +384,7 @@ def dialogues(turns: int, row: int) -> list[tuple[int, int]]:
 def useful_flops(
   shape: model_config.ModelConfig, pairs: list[tuple[int, int]]
 ) -> float:
-  """FLOPs that turns need: 6 per weight and token, responses projected."""
+  """FLOPs that turns require: 6 per weight and token, responses projected."""
   layers = jax.tree.leaves(decoder.shapes(shape)["layers"])
   matrices = sum(leaf.size for leaf in layers if len(leaf.shape) == 3)
   tokens, said = (sum(map(f, pairs)) for f in (sum, lambda p: p[1]))
@@ -394,7 +396,7 @@ def useful_flops(
 
 
 def work(tiny: bool) -> tuple[model_config.ModelConfig, str, int, int, int]:
-  """Model, its name, tokens of a row, rows of a part, turns of a step."""
+  """Model, its name, tokens per row, rows per micro-batch, turns per step."""
   if tiny:
     return model_config.named("nano"), "nano", 64, 2, 6
   return model_config.named("smollm2-135m"), "smollm2-135m", 2048, 16, 256
@@ -530,7 +532,7 @@ def torch_part(clock: Clock, write: Write, tiny: bool) -> None:
       return time.perf_counter() - start
 
     generate(1)
-    # Without the prompt's share.
+    # Without the time of the prompt.
     taken = (generate(tokens) - generate(1)) / (tokens - 1)
     measured[f"decode batch {batch}"] = {
       "tokens_per_s": batch / taken,
@@ -554,7 +556,7 @@ def llama_keys(shape: model_config.ModelConfig) -> dict[str, Any]:
 
 
 def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
-  """vLLM's decoding with random weights of the same sizes. Never run so far."""
+  """vLLM's decoding with random weights of the same sizes; never run so far."""
   del clock
   try:
     import vllm
@@ -628,7 +630,7 @@ def train(clock: Clock, write: Write, tiny: bool) -> None:
 
 
 def run_for(command: list[str], seconds: float) -> str:
-  """Runs a program for some time at most; how it ended, in words."""
+  """Runs a program with a time limit; returns how it ended, in words."""
   try:
     done = subprocess.run(
       command,
@@ -654,14 +656,14 @@ PARTS: dict[str, Callable[[Clock, Write, bool], None]] = {
 
 
 def write_json(path: pathlib.Path, content: dict[str, Any]) -> None:
-  """Replaces a file at once: a reader never finds half of it."""
+  """Replaces a file atomically, so that a reader never sees half of it."""
   part = path.with_suffix(path.suffix + ".part")
   part.write_text(json.dumps(content, indent=2))
   part.replace(path)
 
 
 def measure(given: flags.FlagValues) -> None:
-  """Measures every part in a process of its own, or one part here.
+  """Measures every part in a separate process, or one part in this one.
 
   Raises:
     ValueError: if there is no such part.

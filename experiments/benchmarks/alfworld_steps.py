@@ -1,15 +1,15 @@
-"""How fast ALFWorld plays on one core, and whether it leaks.
+"""Speed of ALFWorld on one core, and whether it leaks.
 
   python experiments/benchmarks/alfworld_steps.py
   python experiments/benchmarks/alfworld_steps.py --data_dir='$ALFWORLD_DATA'
   python experiments/benchmarks/alfworld_steps.py --workers=2 --engine=cached
 
-Episodes with random possible actions are played through the environment that
-training uses, parsing and all: `steps_per_second` is of the steps alone,
-`rollout_steps_per_second` counts the resets too, as a rollout does. Then the
-soak resets many times and compares the memory of the process. With `--workers`
-both are done by worker processes, many episodes side by side, and memory is
-theirs. The line at the end is JSON.
+Episodes with random admissible actions are played through the environment that
+training uses, including parsing: `steps_per_second` counts only the steps,
+`rollout_steps_per_second` includes the resets, as in a rollout. Then the soak
+test resets many times and compares the memory of the process. With `--workers`,
+worker processes do both, with many concurrent episodes, and the memory is
+theirs. The last line is JSON.
 """
 
 import functools
@@ -32,7 +32,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
   flags.DEFINE_enum(
-    "engine", "twin", settings_lib.ENGINES, "Which engine plays.", **own
+    "engine", "twin", settings_lib.ENGINES, "The engine.", **own
   )
   flags.DEFINE_string(
     "data_dir",
@@ -42,8 +42,8 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   )
   flags.DEFINE_string("size", "full", "Size of embedded scenes.", **own)
   flags.DEFINE_integer("steps", 20_000, "Steps to time.", lower_bound=1, **own)
-  flags.DEFINE_integer("resets", 10_000, "Resets of the soak.", **own)
-  flags.DEFINE_integer("games", 0, "Different games; 0 = all.", **own)
+  flags.DEFINE_integer("resets", 10_000, "Resets of the soak test.", **own)
+  flags.DEFINE_integer("games", 0, "Different games; 0: all.", **own)
   flags.DEFINE_integer(
     "workers",
     0,
@@ -52,24 +52,24 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     **own,
   )
   flags.DEFINE_integer(
-    "episodes", 16, "Episodes side by side in workers.", lower_bound=1, **own
+    "episodes", 16, "Concurrent episodes in workers.", lower_bound=1, **own
   )
   flags.DEFINE_integer("turns", 50, "Turns per episode.", lower_bound=1, **own)
 
 
-# Resets before memory is first read: caches fill, the allocator settles.
+# Resets before memory is first read: until then caches fill up.
 _WARM_UP = 500
 
 
 def time_steps(
   benchmark: benchmark_lib.ALFWorld, ids: tuple[str, ...], steps: int
 ) -> dict:
-  """Plays random episodes; seconds are CPU seconds of this process.
+  """Plays random episodes; times are CPU seconds of this process.
 
   Args:
-    benchmark: what is played.
-    ids: the tasks, in turns.
-    steps: how many steps to play.
+    benchmark: the benchmark.
+    ids: the tasks, played in rotation.
+    steps: number of steps to play.
 
   Returns:
     Steps and resets per CPU second, and the mean number of actions.
@@ -104,12 +104,12 @@ def time_steps(
 def soak(
   benchmark: benchmark_lib.ALFWorld, ids: tuple[str, ...], resets: int
 ) -> dict:
-  """Resets again and again, a few steps in between.
+  """Resets many times, with a few steps in between.
 
   Args:
-    benchmark: what is played.
-    ids: the tasks, in turns.
-    resets: how often, after a warm-up.
+    benchmark: the benchmark.
+    ids: the tasks, played in rotation.
+    resets: number of resets after a warm-up.
 
   Returns:
     Memory before and after in MB, and its growth.
@@ -135,7 +135,7 @@ def soak(
 
 
 class Crowd:
-  """Random episodes side by side in worker processes."""
+  """Concurrent random episodes in worker processes."""
 
   def __init__(self, pool: workers.WorkerPool, ids: tuple[str, ...]) -> None:
     self._pool = pool
@@ -144,7 +144,7 @@ class Crowd:
     self.resets = 0
 
   def play(self, episodes: int, side_by_side: int, turns: int) -> int:
-    """Plays episodes in rounds of so many at once; returns the steps."""
+    """Plays episodes, `side_by_side` at a time; returns the number of steps."""
     steps = 0
     for _ in range(0, episodes, side_by_side):
       tasks = [
@@ -180,12 +180,12 @@ def measure_workers(
 
   Args:
     given: the flags.
-    settings: of the environment.
+    settings: settings of the environment.
     ids: the tasks.
 
   Returns:
-    Steps per second of all workers together, resets included, by the clock on
-    the wall; how much the processes grew together during the soak, in MB.
+    Steps per second of wall time of all workers together, including resets; the
+    total growth of the processes during the soak test, in MB.
   """
   pool = workers.WorkerPool(
     functools.partial(envs.make, "alfworld", **settings),
@@ -213,7 +213,7 @@ def measure_workers(
 
 
 def measure(given: flags.FlagValues) -> None:
-  """Measures and prints."""
+  """Measures, and prints the results."""
   settings = {
     "engine": given.engine,
     "data_dir": given.data_dir,

@@ -3,14 +3,14 @@
   python experiments/benchmarks/anchors.py --data_dir=DIR
 
 GiGPO compares turns that start from similar observations: those whose `difflib`
-ratio reaches `advantage.similarity`. The reference code leaves difflib's
-shortcut for texts of 200 characters and more on (`advantage.autojunk`). Here
-every question of `DIR/eval.jsonl` is searched with `--queries` queries, the
-question itself and the question without a few random words, as episodes of one
-task group would search it. Two observations belong together if they show the
-same passages but for at most one. The table tells, per threshold, how many
-pairs each grouping joins, the precision and recall of the joined pairs, and the
-seconds that it takes.
+ratio reaches `advantage.similarity`. The reference code leaves on difflib's
+shortcut for texts of 200 characters or more (`advantage.autojunk`). Here every
+question of `DIR/eval.jsonl` is searched with `--queries` queries, the question
+itself and the question without a few random words, as the episodes of a task
+group would search. Two observations belong together if they show the same
+passages with at most one exception. For each threshold, the table shows how
+many pairs each grouping joins, the precision and recall of the joined pairs,
+and the time in seconds.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
   flags.DEFINE_string(
-    "data_dir", None, "Folder of eval.jsonl and the corpus.", **own
+    "data_dir", None, "Folder with eval.jsonl and the corpus.", **own
   )
   flags.DEFINE_integer("queries", 8, "Queries per question.", 2, **own)
   flags.DEFINE_integer("questions", 200, "The most questions.", 1, **own)
@@ -46,7 +46,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def shorten(question: str, draw: random.Random) -> str:
-  """A question without one to three of its words, at least one word long."""
+  """A question without one to three of its words; at least one word is left."""
   words = question.split()
   kept = max(1, len(words) - draw.randint(1, 3))
   return " ".join(
@@ -57,13 +57,13 @@ def shorten(question: str, draw: random.Random) -> str:
 def observe(
   suite: benchmark.SearchQA, question: str, queries: int, seed: int
 ) -> tuple[list[str], list[frozenset[str]]]:
-  """What the searches of one task group show.
+  """The observations of the searches of one task group.
 
   Args:
-    suite: searches and words its results.
-    question: the task.
-    queries: how many.
-    seed: of the words left out.
+    suite: the benchmark, which searches and words the results.
+    question: the question.
+    queries: number of queries.
+    seed: seed of the words left out.
 
   Returns:
     The observations, and the passages in each.
@@ -85,11 +85,11 @@ def score(
 
   Args:
     groups: observations and passages per question.
-    similarity: least ratio.
-    autojunk: difflib's shortcut.
+    similarity: the least ratio.
+    autojunk: whether difflib's shortcut is on.
 
   Returns:
-    Numbers by name; shares of all pairs, or of the joined or true ones.
+    Values by name: fractions of all pairs, or of the joined or true ones.
   """
   joined, true, both, pairs = 0, 0, 0, 0
   begin = time.perf_counter()

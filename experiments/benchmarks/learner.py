@@ -1,21 +1,21 @@
-"""Speed and memory of the update, beside other libraries on the same work.
+"""Speed and memory of the update, compared with other libraries.
 
   python experiments/benchmarks/learner.py --json=learner.json
   python experiments/benchmarks/learner.py --peers=ours,torch,tunix \\
     --tunix_python=OTHER_VENV/bin/python
 
-Two workloads. `padded`: rows of equal length without padding, every position
-projected to the vocabulary: the same matrix products for everyone. `dialogue`:
-turns as an agent has them, long prompts and short responses; we pack them into
-rows and project response positions only, the others pad every turn to the
-longest. Each contestant is a process of its own; they take turns, step by
-step, so that a machine that slows down slows all of them. Medians of `--steps`
-steps; ratios are of the steps taken next to each other.
+There are two workloads. `padded`: rows of equal length without padding, every
+position projected to the vocabulary, so that all contestants do the same matrix
+products. `dialogue`: turns of an agent, with long prompts and short responses;
+we pack them into rows and project only response positions, the others pad every
+turn to the longest. Each contestant is a separate process; they take turns,
+step by step, so that a slowdown of the machine affects all of them. Reported
+are medians of `--steps` steps, and ratios of adjacent steps.
 
-FLOPs are those that the turns need, three passes through the layers for every
-token and through the vocabulary projection for response tokens: padding is no
-work. Their rate is divided by the device's, from its data sheet if it is
-known, else that of a large matrix product measured in the same run.
+FLOPs are those that the turns require, three passes through the layers for
+every token and through the vocabulary projection for response tokens: padding
+does not count as work. Their rate is divided by the device's peak, from its
+data sheet if known, else from a large matrix product measured in the same run.
 """
 
 from collections.abc import Sequence
@@ -40,14 +40,16 @@ from t2po_jax.models import decoder, weights
 def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
-  flags.DEFINE_string("model", "smollm2-135m", "Named size.", **own)
+  flags.DEFINE_string("model", "smollm2-135m", "Named model size.", **own)
   flags.DEFINE_string("dtype", "float32", "float32 or bfloat16.", **own)
   flags.DEFINE_integer("rows", 2, "Rows of a micro-batch.", **own)
-  flags.DEFINE_integer("length", 512, "Tokens of a row, `padded`.", **own)
-  flags.DEFINE_integer("turns", 16, "Turns of `dialogue`.", **own)
+  flags.DEFINE_integer("length", 512, "Tokens of a row in `padded`.", **own)
+  flags.DEFINE_integer("turns", 16, "Turns in `dialogue`.", **own)
   flags.DEFINE_integer("prompt", 384, "Median prompt of a turn, tokens.", **own)
   flags.DEFINE_integer("response", 48, "Median response, tokens.", **own)
-  flags.DEFINE_integer("row_tokens", 1024, "Our rows, `dialogue`.", **own)
+  flags.DEFINE_integer(
+    "row_tokens", 1024, "Ours: tokens of a row in `dialogue`.", **own
+  )
   flags.DEFINE_string("remat", "dots", "Ours: none, dots or full.", **own)
   flags.DEFINE_integer(
     "chunk",
@@ -56,16 +58,20 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     **own,
   )
   flags.DEFINE_integer("steps", 5, "Timed steps of each workload.", **own)
-  flags.DEFINE_list("peers", ["ours", "torch"], "Who takes part.", **own)
-  flags.DEFINE_string("tunix_python", sys.executable, "Has tunix.", **own)
+  flags.DEFINE_list("peers", ["ours", "torch"], "The contestants.", **own)
+  flags.DEFINE_string(
+    "tunix_python", sys.executable, "Python with Tunix installed.", **own
+  )
   flags.DEFINE_list(
     "memory_at",
     ["8", "512"],
-    "Rows and tokens to ask XLA for memory at.",
+    "Rows and tokens for which to ask XLA about memory.",
     **own,
   )
-  flags.DEFINE_integer("peak_size", 2048, "Side of the product.", **own)
-  flags.DEFINE_string("json", "", "File for all numbers.", **own)
+  flags.DEFINE_integer(
+    "peak_size", 2048, "Size of the matrices of the peak rate.", **own
+  )
+  flags.DEFINE_string("json", "", "File for all results.", **own)
 
 
 # bfloat16 FLOP/s without sparsity, from data sheets.
@@ -83,16 +89,16 @@ DATA_SHEETS = {
 def dialogue_lengths(
   turns: int, prompt: int, response: int, limit: int
 ) -> list[tuple[int, int]]:
-  """Prompt and response lengths of turns, spread as in episodes.
+  """Prompt and response lengths of turns, distributed as in episodes.
 
   Args:
-    turns: how many.
+    turns: number of turns.
     prompt: median length.
     response: median length.
-    limit: of both together.
+    limit: the most tokens of both together.
 
   Returns:
-    Pairs; lengths are lognormal with deviations 0.5 and 0.6.
+    Pairs; lengths are lognormal with standard deviations 0.5 and 0.6.
   """
   rng = np.random.default_rng(0)
   pairs = []
@@ -135,8 +141,8 @@ class Contestant:
     self.process = subprocess.Popen(
       [python, str(worker), name, json.dumps(settings)],
       env={
-        # Gigabytes that every step asks for anew; in small pages the kernel
-        # needs a fifth of a step to hand them out.
+        # Every step allocates gigabytes; with small pages, the kernel takes a
+        # fifth of a step to provide them.
         "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
         **os.environ,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
@@ -189,7 +195,7 @@ def summarise(
   flops: float,
   rate: float,
 ) -> dict[str, float]:
-  """The numbers of one contestant on one workload."""
+  """The results of one contestant on one workload."""
   median = statistics.median(seconds)
   tokens = sum(prompt + response for prompt, response in turns)
   return {
@@ -205,7 +211,7 @@ def summarise(
 
 
 def measure(given: flags.FlagValues, folder: pathlib.Path) -> dict:
-  """Runs everything; returns what goes into the JSON file."""
+  """Runs everything; returns the contents of the JSON file."""
   config = model_config.named(given.model)
   params = jax.jit(decoder.Policy(config).init)(jax.random.key(0))
   weights.save(params, config, folder)
@@ -238,7 +244,7 @@ def measure(given: flags.FlagValues, folder: pathlib.Path) -> dict:
 
 
 def print_progress(text: str) -> None:
-  """Progress, where it does not mix with the table."""
+  """Prints progress to stderr, apart from the table."""
   print(text, file=sys.stderr, flush=True)
 
 
@@ -291,7 +297,7 @@ def race(
 
 
 def table(measured: dict) -> str:
-  """The numbers for people, as Markdown."""
+  """The results as a Markdown table."""
   lines = [
     f"{measured['model']}, {measured['dtype']}, {measured['device']}, peak "
     f"{measured['peak_flops'] / 1e9:.0f} GFLOP/s",
@@ -317,7 +323,7 @@ def table(measured: dict) -> str:
 
 
 def compare(given: flags.FlagValues) -> None:
-  """Measures everybody and prints the table.
+  """Measures all contestants and prints the table.
 
   Raises:
     ValueError: if a contestant is unknown or ends early.

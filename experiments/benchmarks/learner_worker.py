@@ -1,9 +1,9 @@
-"""One contestant of `learner.py`, in a process of its own.
+"""One contestant of `learner.py`, in a separate process.
 
 Started as `learner_worker.py NAME SETTINGS`, it builds the model, then answers
 lines on its input with one JSON object each: a workload's name runs one
 optimizer step on it, `peak` measures matrix products, `memory` asks XLA for
-the temporaries of an update, and `quit` tells the most memory it ever held.
+the temporaries of an update, and `quit` reports the peak memory.
 All contestants compute the same loss on the same turns: the clipped surrogate,
 averaged over the response tokens of all turns.
 """
@@ -23,7 +23,7 @@ NORM = 1.0
 
 
 def turns_of(workload: dict[str, Any], vocab: int) -> list[dict[str, Any]]:
-  """The turns of a workload: the same for everyone.
+  """The turns of a workload, the same for all contestants.
 
   Args:
     workload: `turns`, pairs of prompt and response length, and a `seed`.
@@ -54,7 +54,7 @@ def padded_rows(
 ) -> list[dict[str, np.ndarray]]:
   """Micro-batches of one turn per row, padded to the longest of all.
 
-  Position t predicts token t + 1; the mask is 1 where that is of a response.
+  Position t predicts token t + 1; the mask is 1 if that belongs to a response.
   """
   length = max(len(turn["tokens"]) for turn in turns)
   batches = []
@@ -156,7 +156,7 @@ class Ours:
     return float(metrics["loss"])
 
   def memory(self) -> dict[str, int | None]:
-    """XLA's temporaries at a given size: ours, and with all logits."""
+    """XLA's temporaries at a given size: ours, and keeping all logits."""
     rows, length = self.settings["memory_shape"]
     plain = self.jax.ShapeDtypeStruct((rows, length), np.int32)
     real = self.jax.ShapeDtypeStruct((rows, length), np.float32)
@@ -174,7 +174,7 @@ class Ours:
     }
 
   def peak(self) -> float:
-    """FLOP/s of a large matrix product, the best of some."""
+    """FLOP/s of a large matrix product, the best of several."""
     jnp, size = self.jax.numpy, self.settings["peak_size"]
     x = jnp.ones((size, size), self.settings["dtype"])
     product = self.jax.jit(lambda x: x @ x)
@@ -192,7 +192,7 @@ class Ours:
 
 
 class Torch:
-  """Transformers' model and PyTorch's AdamW, written as one would."""
+  """Transformers' model and PyTorch's AdamW, in a straightforward loop."""
 
   def __init__(self, settings: dict[str, Any]) -> None:
     import torch
@@ -342,7 +342,7 @@ CONTESTANTS = {"ours": Ours, "torch": Torch, "tunix": Tunix}
 
 
 def main(name: str, settings: dict[str, Any]) -> None:
-  # Libraries print; the answers go where they cannot.
+  # Libraries print: their output goes to stderr, the answers to stdout.
   answers, sys.stdout = sys.stdout, sys.stderr
 
   def answer(**values: Any) -> None:

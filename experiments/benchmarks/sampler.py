@@ -1,19 +1,19 @@
-"""Decoding speed of the sampler beside its peers, all alternating in one run.
+"""Decoding speed of the sampler and other libraries, alternating in one run.
 
   python experiments/benchmarks/sampler.py --json=sampler.json
   python experiments/benchmarks/sampler.py --batches=8 --peers=hf_static
 
-All decode the same dimensions from prompts of the same length, drawing from
-the whole distribution at temperature 1; prefill is left out of the times. The
-Hugging Face model carries the same weights; Tunix and llama.cpp (through
+All decode the same model dimensions from prompts of the same length, sampling
+from the full distribution at temperature 1; times exclude prefill. The Hugging
+Face model has the same weights; Tunix and llama.cpp (through
 `llama-batched-bench` and a GGUF file of the same model) have the same sizes.
-Peers that are not installed are named and left out. On a shared machine only
-ratios within one run count, so every round runs each of them once.
+Peers that are not installed are named and skipped. On a shared machine only
+ratios within one run are meaningful, so every round runs each of them once.
 
 `control_overhead` is the time of a step with exploration control (entropy,
-top-j confidence, thinking intervention) over one without, less one. The floor
-is what reading weights and live cache once a step would take at the bandwidth
-that the same run measures.
+top-j confidence, thinking intervention) relative to one without, minus one. The
+floor is the time to read weights and live cache once per step at the bandwidth
+measured in the same run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -52,27 +52,27 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     "dtype",
     "float32",
     ["float32", "bfloat16"],
-    "Of weights and computation.",
+    "Dtype of weights and computation.",
     **own,
   )
   flags.DEFINE_list("batches", ["1", "8", "32"], "Batch sizes.", **own)
   flags.DEFINE_integer("prompt", 256, "Tokens of each prompt.", **own)
   flags.DEFINE_integer("tokens", 32, "Tokens decoded per run.", **own)
-  flags.DEFINE_integer("chunk", 16, "Tokens per device call, ours.", **own)
-  flags.DEFINE_integer("rounds", 5, "Rounds after a first, untimed.", **own)
+  flags.DEFINE_integer("chunk", 16, "Ours: tokens per device call.", **own)
+  flags.DEFINE_integer("rounds", 5, "Rounds after an untimed one.", **own)
   flags.DEFINE_list(
     "peers",
     ["hf_dynamic", "hf_static", "tunix", "llama_cpp"],
-    "Compared with.",
+    "Libraries to compare with.",
     **own,
   )
   flags.DEFINE_string("gguf", "", "llama_cpp: model file of this size.", **own)
-  flags.DEFINE_string("json", "", "File to write the numbers to.", **own)
+  flags.DEFINE_string("json", "", "File for all results.", **own)
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What everybody is asked to do.
+  """The work that all contestants do.
 
   Attributes:
     config: the model's sizes.
@@ -96,7 +96,7 @@ class Work:
 
 
 class Missing(Exception):
-  """A peer is not installed; says what would be needed."""
+  """A peer is not installed; the message says what is missing."""
 
 
 def ours(work: Work, control: slots.Control) -> Callable[[], float]:
@@ -184,7 +184,7 @@ def hugging_face(work: Work, cache: str | None) -> Callable[[], float]:
 
 
 class _Numbers:
-  """A tokenizer whose text is a list of ids, as Tunix asks for one."""
+  """A tokenizer whose text is a list of ids; Tunix needs one."""
 
   def encode(self, text: str) -> list[int]:
     return [int(word) for word in text.split()]
@@ -316,7 +316,7 @@ def bandwidth(size: int) -> Callable[[], float]:
 
 
 def step_bytes(work: Work) -> float:
-  """Bytes that a decode step must read: all weights, and the live cache."""
+  """Bytes that a decode step must read: all weights and the live cache."""
   config = work.config
   width = jnp.dtype(work.dtype).itemsize
   rows, length = work.prompts.shape
@@ -329,7 +329,7 @@ def step_bytes(work: Work) -> float:
 def alternate(
   runners: Mapping[str, Callable[[], float]], rounds: int
 ) -> dict[str, list[float]]:
-  """Runs everybody once per round; the first round only warms up."""
+  """Runs each contestant once per round; the first round is a warm-up."""
   seconds = {name: [] for name in runners}
   for number in range(rounds + 1):
     for name, run in runners.items():
@@ -340,7 +340,7 @@ def alternate(
 
 
 def measure(work: Work, peers: Sequence[str], rounds: int) -> dict:
-  """All numbers of one batch size; see `report`."""
+  """All results of one batch size; see `report`."""
   missing = {}
   runners = {
     "ours": ours(work, slots.Control()),
@@ -409,7 +409,7 @@ def report(batch: int, numbers: dict) -> str:
 
 
 def hardware() -> dict[str, str]:
-  """Where and with what this ran."""
+  """The hardware and the versions of the libraries."""
   device = jax.devices()[0]
   info = pathlib.Path("/proc/cpuinfo")
   model = platform.processor()
@@ -432,7 +432,7 @@ def hardware() -> dict[str, str]:
 
 
 def measure_all(given: flags.FlagValues) -> dict:
-  """Measures every batch size as the flags say, printing as it goes."""
+  """Measures every batch size and prints the tables as they become known."""
   unknown = sorted(set(given.peers) - set(PEERS))
   if unknown:
     raise ValueError(
@@ -478,7 +478,7 @@ def measure_all(given: flags.FlagValues) -> dict:
 
 
 def compare(given: flags.FlagValues) -> None:
-  """Measures everybody and prints the numbers.
+  """Measures all contestants and prints the results.
 
   Raises:
     ValueError: if a peer is unknown.

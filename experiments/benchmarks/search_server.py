@@ -1,13 +1,13 @@
-"""How many queries a second a search server answers, with many clients.
+"""Queries per second that a search server answers, with many clients.
 
   python experiments/benchmarks/search_server.py
   python experiments/benchmarks/search_server.py --clients=64 --passages=20000
   python experiments/benchmarks/search_server.py --url=http://host:8000/retrieve
 
-Starts the search server over passages of random words in a process of its own,
-and asks it as environments do: so many threads, one query at a time each,
-through the client that episodes use (one pool of connections). `--url` asks a
-server that is there already. The line at the end is JSON.
+Starts the search server on passages of random words in a separate process, and
+queries it as environments do: from many threads, each with one query at a time,
+through the client that episodes use (one pool of connections). `--url` queries
+a running server. The last line is JSON.
 """
 
 from collections.abc import Iterator
@@ -34,15 +34,15 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   """All flags of this program."""
   own: dict[str, Any] = {"flag_values": given}
   flags.DEFINE_integer(
-    "clients", 64, "Threads that ask at the same time.", lower_bound=1, **own
+    "clients", 64, "Concurrent client threads.", lower_bound=1, **own
   )
   flags.DEFINE_integer(
-    "queries", 4000, "Queries of all of them together.", lower_bound=1, **own
+    "queries", 4000, "Queries of all threads together.", lower_bound=1, **own
   )
   flags.DEFINE_integer(
     "passages",
     20_000,
-    "Passages of the server that is started.",
+    "Passages of the started server.",
     lower_bound=1,
     **own,
   )
@@ -52,19 +52,19 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
   )
 
 
-# Words of a passage and of a query, and how many there are.
+# Words of a passage and of a query, and the size of the vocabulary.
 _PASSAGE_WORDS, _QUERY_WORDS, _VOCABULARY = 60, 6, 20_000
 
 
 def draw_text(draw: random.Random, words: int) -> str:
-  """Words of which low numbers are frequent, as words of a language are."""
+  """Words of which a few are frequent, as in a natural language."""
   numbers = (int(_VOCABULARY ** draw.random()) for _ in range(words))
   return " ".join(f"word{number}" for number in numbers)
 
 
 @contextlib.contextmanager
 def start_server(passages: int) -> Iterator[str]:
-  """A search server in a process of its own; gives its address."""
+  """A search server in a separate process; yields its address."""
   draw = random.Random(0)
   with tempfile.TemporaryDirectory() as folder:
     corpus = pathlib.Path(folder) / "corpus.jsonl"
@@ -95,17 +95,17 @@ def start_server(passages: int) -> Iterator[str]:
 def measure(
   url: str, clients: int, queries: int, topk: int
 ) -> dict[str, float]:
-  """Asks a server from many threads.
+  """Queries a server from many threads.
 
   Args:
-    url: of the server.
-    clients: threads.
-    queries: of all threads together.
+    url: address of the server.
+    clients: number of threads.
+    queries: number of queries of all threads together.
     topk: passages per answer.
 
   Returns:
-    Queries per second, and the time of an answer in milliseconds: the median
-    and what 99 of 100 stay below.
+    Queries per second, and the latency in milliseconds: the median and the 99th
+    percentile.
   """
   client = remote.Remote(url, tries=1)
   draw = random.Random(1)
@@ -129,7 +129,7 @@ def measure(
 
 
 def measure_server(given: flags.FlagValues) -> None:
-  """Measures and prints.
+  """Measures, and prints the results.
 
   Raises:
     OSError: if the server does not start.

@@ -1,19 +1,19 @@
-"""Speed of WebShop on one core: steps, searches, resets, and what is stored.
+"""Speed of WebShop on one core: steps, searches, resets, and stored bytes.
 
   python experiments/benchmarks/webshop_steps.py
   python experiments/benchmarks/webshop_steps.py \\
     --catalogue=$T2PO_DATA/webshop/items_shuffle_1000.json --copies=20
 
 Episodes of the scripted expert are recorded first and then replayed, so that
-the expert costs nothing; the time inside the search is taken out of the steps
-and reported by itself. `--copies` repeats the products of a catalogue under
-new ids in a temporary folder, to see how a larger one behaves. From 20,000
-products on the last lines project the full catalogue; with fewer, most of a
-search is a fixed cost, and a projection would be wrong by a factor of ten.
+the expert costs nothing; the time of the search is excluded from the steps and
+reported separately. `--copies` repeats the products of a catalogue under new
+ids in a temporary folder, to see how a larger one behaves. From 20,000 products
+on, the last lines extrapolate to the full catalogue; with fewer, most of a
+search is a fixed cost, and an extrapolation would be wrong by a factor of ten.
 Copies share their words, so that every posting list grows with the catalogue:
-searches are projected pessimistically, the vocabulary optimistically.
-`--workers` opens the shop that has been stored in as many processes at once and
-reports the memory of each that it does not share with the others (Linux only).
+the estimate is pessimistic for searches and optimistic for the vocabulary.
+`--workers` opens the stored shop in that many processes at once and reports the
+memory that each does not share with the others (Linux only).
 """
 
 from collections.abc import Callable, Sequence
@@ -53,7 +53,7 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
 
 
 FULL_CATALOGUE = 1_181_436  # Products in items_shuffle.json.
-LEAST_PRODUCTS = 20_000  # From which on a search costs in proportion.
+LEAST_PRODUCTS = 20_000  # From here on, the cost of a search is proportional.
 
 
 def copy_catalogue(
@@ -106,7 +106,7 @@ def record(
 
 
 class Clock:
-  """Counts calls of a function and the seconds inside them."""
+  """Counts the calls of a function and their seconds."""
 
   def __init__(self, function: Callable[..., Any]) -> None:
     self._function = function
@@ -125,7 +125,7 @@ def replay(
   episodes: Sequence[tuple[str, list[str]]],
   search: Clock,
 ) -> dict[str, float]:
-  """One round over the recorded episodes: rates and latencies."""
+  """Replays the recorded episodes once; returns rates and latencies."""
   search.calls, search.seconds = 0, 0.0
   env = benchmark.env()
   steps, resetting, stepping = 0, 0.0, 0.0
@@ -142,25 +142,25 @@ def replay(
     "steps_per_second": steps / max(stepping - search.seconds, 1e-9),
     "steps_per_second_with_search": steps / max(stepping, 1e-9),
     "search_ms": 1e3 * search.seconds / max(search.calls, 1),
-    # Of a task that was played before, as all but the first of a group.
+    # Of a task played before, as for all but the first episode of a group.
     "reset_ms": 1e3 * resetting / len(episodes),
   }
 
 
 def private_mib() -> float:
-  """Memory of this process that no other process shares."""
+  """Memory of this process that is not shared with others."""
   text = pathlib.Path("/proc/self/smaps_rollup").read_text()
   kib = re.findall(r"^Private_(?:Clean|Dirty): +(\d+) kB", text, re.MULTILINE)
   return sum(map(int, kib)) / 2**10
 
 
 def work(settings: dict, episodes: int, together: Any) -> tuple[float, float]:
-  """One worker: (seconds to open the shop, private MiB that it costs)."""
+  """One worker: (seconds to open the shop, its private memory in MiB)."""
   before, start = private_mib(), time.monotonic()
   benchmark = envs.make("webshop", **settings)
   opened = time.monotonic() - start
   record(benchmark, benchmark.splits["train"][:episodes])
-  together.wait()  # Nobody leaves before all have counted.
+  together.wait()  # No process exits before all have measured.
   cost = private_mib() - before
   together.wait()
   return opened, cost
@@ -211,7 +211,7 @@ def measure(settings: dict, *, episodes: int, rounds: int) -> dict[str, float]:
 
 
 def project(measured: dict[str, float]) -> list[str]:
-  """Lines about the full catalogue, in proportion to what was measured."""
+  """Lines that extrapolate the measurements to the full catalogue."""
   products = measured["products"]
   if products < LEAST_PRODUCTS:
     return [
@@ -232,7 +232,7 @@ def project(measured: dict[str, float]) -> list[str]:
 
 
 def report(given: flags.FlagValues) -> None:
-  """Measures a shop and prints the numbers."""
+  """Measures a shop and prints the results."""
   with tempfile.TemporaryDirectory() as folder:
     catalogue = given.catalogue
     if catalogue != "embedded" and given.copies > 1:

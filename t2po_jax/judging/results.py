@@ -105,8 +105,8 @@ class Results:
     """Writes one episode.
 
     Args:
-      found: its line in `episodes.jsonl`.
-      trajectory: the episode itself.
+      episode: its scores, a line of `episodes.jsonl`.
+      trajectory: the whole episode, for the trace viewer.
       decode: token ids -> text.
       token_bytes: what each token id adds to the text.
       kind: part of the name of its trace file, with `step`.

@@ -117,7 +117,7 @@ def sent_bytes(collective: collectives.Collective, mesh: Any) -> float:
   """Bytes that each device sends for a collective, on a ring.
 
   Args:
-    found: the collective.
+    collective: the collective.
     mesh: the mesh it runs on.
 
   Returns:
