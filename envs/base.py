@@ -94,6 +94,15 @@ class PromptSettings(Settings):
     )
 
 
+def split_sizes(settings: Any) -> dict[str, int]:
+  """Number of tasks per split, for settings with keys for all three."""
+  return {
+    "train": settings.train_tasks,
+    "valid": settings.valid_tasks,
+    "test": settings.test_tasks,
+  }
+
+
 def _fit(value: Any, default: Any) -> Any:
   """Converts a value to the type of its default; None if it does not fit."""
   if isinstance(default, str) and isinstance(value, os.PathLike):

@@ -164,11 +164,7 @@ class Gridworld:
       )
     self.max_turns = settings.max_turns
     generator = random.Random(f"{base.SPLIT_SEED} {settings.seed}")
-    sizes = {
-      "train": settings.train_tasks,
-      "valid": settings.valid_tasks,
-      "test": settings.test_tasks,
-    }
+    sizes = base.split_sizes(settings)
     self.maps: dict[str, Map] = {}
     splits: dict[str, tuple[str, ...]] = {}
     drawn: set[Map] = set()

@@ -14,6 +14,7 @@ import os
 import pathlib
 import string
 from types import ModuleType
+from typing import Protocol
 
 from t2po_jax import keys
 from t2po_jax.envs import prompts
@@ -84,24 +85,33 @@ class Template:
     return [{"role": "user", "content": text.format_map(values)}]
 
 
+class Renderer(Protocol):
+  """Writes the prompts of a benchmark: a wording, or a template."""
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """The prompt of a turn."""
+    ...
+
+
 def choose(
-  wording: str, prompt_file: str, reference: ModuleType
-) -> Template | None:
-  """The template selected by the settings; None: the wording's own prompts.
+  name: str, prompt_file: str, reference: ModuleType, wording: Renderer
+) -> Renderer:
+  """What writes the prompts, according to the settings.
 
   Args:
-    wording: the wording's name.
+    name: the wording's name.
     prompt_file: a file of templates, or empty.
     reference: the benchmark's module `wordings.reference`.
+    wording: the wording, for all other cases.
 
   Raises:
     ValueError: if the file is invalid.
   """
   if prompt_file:
     return read(prompt_file, reference.FORM)
-  if wording == "reference":
+  if name == "reference":
     return Template(reference.FIRST, reference.LATER, reference.FORM)
-  return None
+  return wording
 
 
 def read(place: str, form: Form) -> Template:

@@ -140,12 +140,7 @@ class Play(games.Game):
 
   def expert(self, seed: int) -> base.Expert:
     """The function given as `env.expert`: (env, generator) -> action."""
-    choose = self.table.choose
-    if choose is None:
-      raise NotImplementedError("env.expert: found none")
-    return seeded.Demonstrator(
-      self.table, lambda draw: choose(self._env, draw), seed
-    )
+    return self.table.demonstrate(self._env, seed)
 
   def close(self) -> None:
     """Closes the environment."""

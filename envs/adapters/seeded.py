@@ -122,11 +122,7 @@ class SeededTable(games.Table):
       self.describe = load_function(settings.describe, "env.describe")
     if settings.expert:
       self.choose = load_function(settings.expert, "env.expert")
-    sizes = {
-      "train": settings.train_tasks,
-      "valid": settings.valid_tasks,
-      "test": settings.test_tasks,
-    }
+    sizes = base.split_sizes(settings)
     seeds = self._list_seeds(sum(sizes.values()))
     self.splits, start = {}, 0
     for name, size in sizes.items():
@@ -184,6 +180,21 @@ class SeededTable(games.Table):
       if isinstance(text, tuple):
         text, actions = text
     return base.Observation(task, str(text), tuple(actions))
+
+  def demonstrate(self, env: Any, seed: int) -> "Demonstrator":
+    """An expert that calls the function given as `env.expert`.
+
+    Args:
+      env: the library's own environment.
+      seed: seed of the expert's draws.
+
+    Raises:
+      NotImplementedError: if no function is given.
+    """
+    choose = self.choose
+    if choose is None:
+      raise NotImplementedError("env.expert: found none")
+    return Demonstrator(self, lambda draw: choose(env, draw), seed)
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the chosen wording."""

@@ -75,17 +75,13 @@ class ALFWorld:
     self.grammar = settings.adapt(
       prompts.Grammar(("action",), self.wording.CLOSING)
     )
-    self._template = templates.choose(
-      settings.wording, settings.prompt_file, reference
+    self._prompts = templates.choose(
+      settings.wording, settings.prompt_file, reference, self.wording
     )
     self.engine = settings.engine
     self.threadsafe = settings.engine == "twin"
     self.max_turns = settings.max_turns
-    counts = {
-      "train": settings.train_tasks,
-      "valid": settings.valid_tasks,
-      "test": settings.test_tasks,
-    }
+    counts = base.split_sizes(settings)
     self.source: data.Tree | scenes.Scenes
     if settings.data_dir:
       self.source = data.Tree(settings.data_dir, settings.cache_dir)
@@ -110,9 +106,7 @@ class ALFWorld:
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the benchmark's wording."""
-    if self._template is not None:
-      return self._template.render(view)
-    return self.wording.render(view)
+    return self._prompts.render(view)
 
   def category(self, task_id: str) -> str:
     """The task type."""

@@ -69,7 +69,9 @@ class SearchQA:
     chosen = settings.wording or ("full" if real else "compact")
     self.wording = _WORDINGS[chosen]
     self.grammar = settings.adapt(self.grammar)
-    self._template = templates.choose(chosen, settings.prompt_file, reference)
+    self._prompts = templates.choose(
+      chosen, settings.prompt_file, reference, self.wording
+    )
     self.world: world_lib.World | None = None
     self.questions: dict[str, world_lib.Question] = {}
     self.passages: list[retrieval.Passage] = []
@@ -131,11 +133,7 @@ class SearchQA:
 
   def _ask_world(self, world: world_lib.World) -> dict[str, list[data.Task]]:
     """The embedded tasks; stores the chain of each."""
-    sizes = {
-      "train": self.settings.train_tasks,
-      "valid": self.settings.valid_tasks,
-      "test": self.settings.test_tasks,
-    }
+    sizes = base.split_sizes(self.settings)
     splits: dict[str, list[data.Task]] = {}
     drawn = world_lib.draw_splits(world, sizes, _parse_hops(self.settings.hops))
     for name, questions in drawn.items():
@@ -172,9 +170,7 @@ class SearchQA:
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the benchmark's wording."""
-    if self._template is not None:
-      return self._template.render(view)
-    return self.wording.render(view)
+    return self._prompts.render(view)
 
   def category(self, task_id: str) -> str:
     """The number of hops, or the question set of real data."""

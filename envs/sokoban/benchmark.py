@@ -93,11 +93,7 @@ class Sokoban(games.Table):
     self.grammar = prompts.Grammar(("action",), self.wording.CLOSING)
     self.splits = data.draw_splits(
       settings.seed,
-      {
-        "train": settings.train_tasks,
-        "valid": settings.valid_tasks,
-        "test": settings.test_tasks,
-      },
+      base.split_sizes(settings),
       size=settings.size,
       boxes=settings.boxes,
       walls=settings.walls,

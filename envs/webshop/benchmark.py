@@ -44,8 +44,8 @@ class WebShop:
     self.settings = settings
     self.wording = _WORDINGS[settings.wording]
     self.grammar = settings.adapt(self.wording.GRAMMAR)
-    self._template = templates.choose(
-      settings.wording, settings.prompt_file, reference
+    self._prompts = templates.choose(
+      settings.wording, settings.prompt_file, reference, self.wording
     )
     # The format includes the pages.
     self.page = (
@@ -111,9 +111,7 @@ class WebShop:
 
   def render(self, view: prompts.View) -> list[prompts.Message]:
     """The prompt of a turn in the benchmark's wording."""
-    if self._template is not None:
-      return self._template.render(view)
-    return self.wording.render(view)
+    return self._prompts.render(view)
 
   def category(self, task_id: str) -> str:
     """The department of the goal's product."""
