@@ -367,6 +367,8 @@ class GridExpert:
       if self._random.random() >= hesitation / (1.0 + hesitation):
         break
       thought += ["again", line]
-    said = f"<think> {' '.join(thought)}</think><action> go {chosen}</action>"
-    self._last = said
-    return said
+    response = (
+      f"<think> {' '.join(thought)}</think><action> go {chosen}</action>"
+    )
+    self._last = response
+    return response

@@ -316,8 +316,8 @@ def evaluate(given: flags.FlagValues) -> None:
   made = store.finish(config.env.name, {"calls": counts, "seconds": seconds})
   metrics.print_line("\n\n".join(table.text() for table in made))
   for variant, usage in counts.items():
-    said = ", ".join(f"{n} {key}" for key, n in usage.items())
-    metrics.print_line(f"{variant}: {said}")
+    counted = ", ".join(f"{n} {key}" for key, n in usage.items())
+    metrics.print_line(f"{variant}: {counted}")
   metrics.print_line(f"{seconds} s; written to {out}")
 
 

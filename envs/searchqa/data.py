@@ -292,8 +292,8 @@ def draw_splits(
 
   Training questions that also occur in the evaluation are dropped.
   """
-  asked = {score.normalize(task.text) for task in evaluation}
-  kept = [task for task in train if score.normalize(task.text) not in asked]
+  evaluated = {score.normalize(task.text) for task in evaluation}
+  kept = [task for task in train if score.normalize(task.text) not in evaluated]
   if len(kept) < len(train):
     logging.info(
       "searchqa: %d training questions dropped, the evaluation asks them too",

@@ -99,10 +99,10 @@ class Remote:
   ) -> list[list[tuple[retrieval.Passage, float]]]:
     """One request, retried while the server is in trouble."""
     end = time.monotonic() + self._deadline
-    trouble, asked = "", 0
-    while asked < self._tries:
-      asked += 1
-      wait = self._backoff * asked * self._random.uniform(*_JITTER)
+    trouble, tries = "", 0
+    while tries < self._tries:
+      tries += 1
+      wait = self._backoff * tries * self._random.uniform(*_JITTER)
       try:
         answer = self._client.post(
           self._url,
@@ -124,20 +124,20 @@ class Remote:
       if time.monotonic() + wait >= end:
         trouble += f", and {self._deadline:g} s are over"
         break
-      if asked < self._tries:
+      if tries < self._tries:
         time.sleep(wait)
     raise base.EnvError(
-      f"search server {self._url}: {trouble} after {asked} tries"
+      f"search server {self._url}: {trouble} after {tries} tries"
     )
 
 
 def _read_pause(answer: httpx.Response, otherwise: float) -> float:
   """Seconds for which the server asks to wait, as a number or a date."""
-  told = answer.headers.get("Retry-After", "")
+  header = answer.headers.get("Retry-After", "")
   try:
-    if told.isdecimal():
-      return float(told)
-    date = email.utils.parsedate_to_datetime(told)
+    if header.isdecimal():
+      return float(header)
+    date = email.utils.parsedate_to_datetime(header)
     return max(date.timestamp() - time.time(), 0.0)
   except ValueError:
     return otherwise

@@ -336,11 +336,13 @@ def sampler(clock: Clock, write: Write, tiny: bool) -> None:
     words = np.arange(1, prompt + 1, dtype=np.int32)
     device.prefill([(0, words[:-1], 0)])
     device.fork([(0, row) for row in range(1, batch)])
-    asked = [request(row, words, tokens) for row in range(batch)]
+    requests = [request(row, words, tokens) for row in range(batch)]
     device.warm_up([draw.Sampling()], kinds=("decode",))
 
-    def run(device: samplers.Sampler = device, asked: Any = asked) -> float:
-      device.assign(range(len(asked)), asked)
+    def run(
+      device: samplers.Sampler = device, requests: Any = requests
+    ) -> float:
+      device.assign(range(len(requests)), requests)
       device.fetch([])  # Waits.
       start, steps = time.perf_counter(), 0
       while device.active.any():
@@ -375,9 +377,9 @@ def dialogues(turns: int, row: int) -> list[tuple[int, int]]:
   rng = np.random.default_rng(0)
   pairs = []
   for _ in range(turns):
-    said = int(np.clip(row / 20 * rng.lognormal(0, 0.6), 2, row // 4))
-    seen = int(np.clip(row / 4 * rng.lognormal(0, 0.5), 2, row - said))
-    pairs.append((seen, said))
+    response = int(np.clip(row / 20 * rng.lognormal(0, 0.6), 2, row // 4))
+    prompt = int(np.clip(row / 4 * rng.lognormal(0, 0.5), 2, row - response))
+    pairs.append((prompt, response))
   return pairs
 
 
@@ -387,11 +389,11 @@ def useful_flops(
   """FLOPs that turns require: 6 per weight and token, responses projected."""
   layers = jax.tree.leaves(decoder.shapes(shape)["layers"])
   matrices = sum(leaf.size for leaf in layers if len(leaf.shape) == 3)
-  tokens, said = (sum(map(f, pairs)) for f in (sum, lambda p: p[1]))
+  tokens, responses = (sum(map(f, pairs)) for f in (sum, lambda p: p[1]))
   square = sum(sum(pair) ** 2 for pair in pairs)
   attention = shape.layers * shape.heads * shape.head_width * square
   return 6.0 * (
-    matrices * tokens + shape.vocab_size * shape.width * said + attention
+    matrices * tokens + shape.vocab_size * shape.width * responses + attention
   )
 
 
@@ -409,18 +411,20 @@ def learn(
   shape, _, row, rows, turns = work(tiny)
   pairs = dialogues(turns, row)
   rng, segments = np.random.default_rng(1), []
-  for number, (seen, said) in enumerate(pairs):
-    words = rng.integers(1, shape.vocab_size, seen + said).astype(np.int32)
-    index = np.arange(seen - 1, seen + said - 1, dtype=np.int32)
+  for number, (prompt, response) in enumerate(pairs):
+    words = rng.integers(1, shape.vocab_size, prompt + response).astype(
+      np.int32
+    )
+    index = np.arange(prompt - 1, prompt + response - 1, dtype=np.int32)
     segments.append(
       batching.Segment(
         tokens=words,
         index=index,
         targets=words[index + 1],
-        mask=np.ones(said, np.float32),
-        turn=np.full(said, number, np.int32),
-        advantages=np.full(said, rng.normal(), np.float32),
-        logprobs=np.full(said, -10.0, np.float32),
+        mask=np.ones(response, np.float32),
+        turn=np.full(response, number, np.int32),
+        advantages=np.full(response, rng.normal(), np.float32),
+        logprobs=np.full(response, -10.0, np.float32),
       )
     )
   policy = decoder.Policy(
@@ -583,11 +587,11 @@ def vllm_part(clock: Clock, write: Write, tiny: bool) -> None:
       prompts = [{"prompt_token_ids": [1] * 256} for _ in range(batch)]
 
       def run(count: int, prompts: Any = prompts) -> float:
-        asked = vllm.SamplingParams(
+        sampling = vllm.SamplingParams(
           max_tokens=count, min_tokens=count, detokenize=False
         )
         start = time.perf_counter()
-        model.generate(prompts, asked, use_tqdm=False)
+        model.generate(prompts, sampling, use_tqdm=False)
         return time.perf_counter() - start
 
       run(2)

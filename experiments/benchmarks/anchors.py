@@ -69,8 +69,8 @@ def observe(
     The observations, and the passages in each.
   """
   draw = random.Random(seed)
-  asked = [question] + [shorten(question, draw) for _ in range(queries - 1)]
-  hits = suite.retriever.search(asked, suite.settings.topk)
+  searched = [question] + [shorten(question, draw) for _ in range(queries - 1)]
+  hits = suite.retriever.search(searched, suite.settings.topk)
   passages = [[passage for passage, _ in results] for results in hits]
   texts = [suite.wording.show(shown) for shown in passages]
   return texts, [frozenset(p.id for p in shown) for shown in passages]

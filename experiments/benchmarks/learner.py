@@ -103,9 +103,13 @@ def dialogue_lengths(
   rng = np.random.default_rng(0)
   pairs = []
   for _ in range(turns):
-    said = int(np.clip(response * rng.lognormal(0, 0.6), 2, limit // 2))
-    seen = int(np.clip(prompt * rng.lognormal(0, 0.5), 2, limit - said))
-    pairs.append((seen, said))
+    response_length = int(
+      np.clip(response * rng.lognormal(0, 0.6), 2, limit // 2)
+    )
+    prompt_length = int(
+      np.clip(prompt * rng.lognormal(0, 0.5), 2, limit - response_length)
+    )
+    pairs.append((prompt_length, response_length))
   return pairs
 
 

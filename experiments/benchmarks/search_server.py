@@ -81,12 +81,12 @@ def start_server(passages: int) -> Iterator[str]:
       text=True,
     )
     try:
-      told = ""
-      for told in process.stderr or ():
-        if match := re.search(r"at (http://\S+)", told):
+      line = ""
+      for line in process.stderr or ():
+        if match := re.search(r"at (http://\S+)", line):
           yield match[1]
           return
-      raise OSError(f"the server did not start: {told.strip()}")
+      raise OSError(f"the server did not start: {line.strip()}")
     finally:
       process.terminate()
       process.wait()

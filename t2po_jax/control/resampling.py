@@ -83,5 +83,5 @@ def should_resample(
     Bool, or an array of bool.
   """
   still = (change > 0) & (change < eta)
-  asked = {"action": repeated, "both": still & repeated}.get(sign, still)
-  return asked & (tries < max_tries)
+  detected = {"action": repeated, "both": still & repeated}.get(sign, still)
+  return detected & (tries < max_tries)

@@ -234,8 +234,8 @@ class Table:
         )
       )
       memory.append((observation.text, result.action))
-      said = {"role": "assistant", "content": reply.text}
-      dialogue[:] = [*messages, said]
+      message = {"role": "assistant", "content": reply.text}
+      dialogue[:] = [*messages, message]
       observation = result.observation
       if result.done:
         return result.success

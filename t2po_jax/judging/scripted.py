@@ -57,12 +57,14 @@ class Random:
       kind = chance.choice(self._grammar.actions)
       words = f"{observation.task} {observation.text}".split()
       count = chance.randint(1, _WORDS)
-      said = " ".join(chance.choice(words or ["a"]) for _ in range(count))
-      content = said
+      words_drawn = " ".join(
+        chance.choice(words or ["a"]) for _ in range(count)
+      )
+      content = words_drawn
       if observation.admissible:
         content = chance.choice(observation.admissible)
         # A form to fill in, such as `search[<words>]`.
-        content = content.replace("<words>", said)
+        content = content.replace("<words>", words_drawn)
       return dialogues.Reply(f"<think></think><{kind}>{content}</{kind}>")
 
     return respond

@@ -77,12 +77,12 @@ class Actor:
     Raises:
       ValueError: if the processes have different arguments.
     """
-    begun = {one.episode.group for one in handed}
+    started = {one.episode.group for one in handed}
     plan = [
       (task, group, member)
       for group, task in processes.share(list(enumerate(tasks)))
       for member in range(group_size)
-      if group not in begun
+      if group not in started
     ]
     self.scheduler.forget()
     loop = collect.Loop(

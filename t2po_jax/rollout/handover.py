@@ -213,10 +213,10 @@ def _play_again(
     yield Handed(episode, None)
     return
   episode.seat, answer = pool.start(one.task_id)
-  said = [turn.response.text for turn in one.turns]
+  responses = [turn.response.text for turn in one.turns]
   if one.attempt is not None:
-    said.append(one.attempt.text)
-  for number, text in enumerate(said):
+    responses.append(one.attempt.text)
+  for number, text in enumerate(responses):
     yield None
     try:
       episode.observation = _observation(answer.result())

@@ -291,21 +291,21 @@ class Server:
       if ended:
         used += len(completion.attempt.tokens)
         entry: dict[str, Any] = {"index": choice.index}
-        said = choice.opening + text.text
+        content = choice.opening + text.text
         if exchange.chat:
-          entry["message"] = {"role": "assistant", "content": said}
+          entry["message"] = {"role": "assistant", "content": content}
         else:
-          entry["text"] = said
+          entry["text"] = content
         entry["finish_reason"] = _reason(completion, text)
         entry["logprobs"] = None
         if ask.logprobs:
           entry["logprobs"] = self._logprobs(completion, text, 0, exchange.chat)
         entry["exploration_control"] = protocol.control_entry(completion)
         made[choice.index] = entry
-    asked = _prompt_tokens(ask, choices)
+    prompt_tokens = _prompt_tokens(ask, choices)
     return exchange.head("") | {
       "choices": made,
-      "usage": protocol.usage(asked, used),
+      "usage": protocol.usage(prompt_tokens, used),
     }
 
   async def _stream(

@@ -152,8 +152,8 @@ class Players:
     """The policies but `version` that go on with episodes of a position."""
     if not self.mixed:
       return []
-    begun = {one.version for one in position.suspended if one.result is None}
-    return [self._begun_by[number] for number in begun - {version.update}]
+    started = {one.version for one in position.suspended if one.result is None}
+    return [self._begun_by[number] for number in started - {version.update}]
 
   def _resume(
     self, position: experience.Position

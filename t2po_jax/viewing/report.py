@@ -111,13 +111,20 @@ def _machines(runs: Sequence[runs_lib.Run]) -> list[Block]:
   machines: dict[str, list[str]] = {}
   for run in runs:
     path = run.folder / "machine.json"
-    said = "machine unknown"
+    description = "machine unknown"
     if path.is_file():
       noted = json.loads(path.read_text())
-      said = ", ".join(f"{key} {value}" for key, value in noted.items())
-    machines.setdefault(said, []).append(f"{run.label} ({run.folder.name})")
+      description = ", ".join(f"{key} {value}" for key, value in noted.items())
+    machines.setdefault(description, []).append(
+      f"{run.label} ({run.folder.name})"
+    )
   return [
-    Lines(tuple(f"{', '.join(who)}: {said}" for said, who in machines.items()))
+    Lines(
+      tuple(
+        f"{', '.join(who)}: {description}"
+        for description, who in machines.items()
+      )
+    )
   ]
 
 
@@ -372,7 +379,7 @@ def _resampling(
 
 def _alarms(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
   """Updates at which the collapse guard raised an alarm."""
-  said = []
+  alarms = []
   for label, group in groups.items():
     for run in group:
       steps = [
@@ -381,8 +388,10 @@ def _alarms(groups: Mapping[str, Sequence[runs_lib.Run]]) -> Block:
         if (line.get("guard/alarms") or 0.0) > 0
       ]
       if steps:
-        said.append(f"{label} ({run.folder.name}): updates {', '.join(steps)}")
-  return Lines(tuple(said or ["none"]))
+        alarms.append(
+          f"{label} ({run.folder.name}): updates {', '.join(steps)}"
+        )
+  return Lines(tuple(alarms or ["none"]))
 
 
 def to_markdown(blocks: Sequence[Block]) -> str:

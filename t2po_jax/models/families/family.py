@@ -94,13 +94,13 @@ class Wrapper:
   renames: tuple[tuple[str, str | None], ...]
 
   def unwrap(self, source: Source) -> Source:
-    """What config.json says of the text."""
+    """The part of config.json that describes the text model."""
     around = {
       key: source.get(key)
       for key in ("tie_word_embeddings", "quantization_config")
     }
-    told = {**require(source, "text_config"), **_told(around)}
-    return {**self.defaults, **_told(told)}
+    given = {**require(source, "text_config"), **_without_nulls(around)}
+    return {**self.defaults, **_without_nulls(given)}
 
   def rename(self, tensor: str) -> str | None:
     """A tensor's name in the family of the text, None for other parts."""
@@ -112,7 +112,7 @@ class Wrapper:
     return tensor
 
 
-def _told(source: Source) -> Source:
+def _without_nulls(source: Source) -> Source:
   return {key: value for key, value in source.items() if value is not None}
 
 
