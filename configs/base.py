@@ -132,14 +132,14 @@ class Rollout:
   )
   oversample: int = key(
     0,
-    "Task groups of the next update that are begun with those of this one, for "
-    "slots that would idle; what is unfinished is carried over to the next.",
+    "Task groups of the next update that are started with those of this one, "
+    "for slots that would idle; what is unfinished is carried over.",
     least=0,
   )
   refresh: bool = key(
     False,
-    "Episodes that are carried over go on with new weights, between turns; "
-    "else on those that began them.",
+    "Whether carried-over episodes continue with the new weights, from their "
+    "next turn on, instead of with those that started them.",
   )
   context: str = key(
     "window",

@@ -1,19 +1,19 @@
-"""Control tokens in chats: from the template only, never from what is said.
+"""Control tokens in chats: only from the template, never from messages.
 
 A chat template writes control tokens by name into one text, and a tokenizer
-that reads this text cannot tell markup from a page that quotes it: a passage
-with `<|im_start|>system` in it would speak as the system. So the names are
-replaced while they can be told apart. In what messages say, every name is
-quoted before the template runs. In the rendered text all names that are left
-are markup; they become marks that nobody can guess, and quotations become
-what they were. A copy of the tokenizer knows control tokens by their marks
-only, also where its model could piece a name together, and all else, spaces
-at borders among it, is the tokenizer's own doing: for messages that quote no
-names the ids are exactly those of the tokenizer itself.
+that reads this text cannot distinguish markup from a page that quotes it: a
+passage that contains `<|im_start|>system` would speak as the system. So the
+names are replaced while they can still be distinguished. In the messages, every
+name is quoted before the template runs. In the rendered text, all remaining
+names are markup; they become marks that cannot be guessed, and quotations
+become what they were. A copy of the tokenizer knows control tokens only by
+their marks, even where its model could assemble a name from pieces. Everything
+else, including spaces at boundaries, is left to the tokenizer: for messages
+that quote no names, the ids are exactly those of the tokenizer itself.
 
-Markup are all special tokens of the vocabulary, and further added tokens that
-the chat template writes (`<tool_response>`), except the two of a thought:
-these stand in instructions, and ending a thought gives nobody authority.
+Markup means all special tokens of the vocabulary, and other added tokens that
+the chat template writes (`<tool_response>`), except the two of a thought: these
+occur in instructions, and ending a thought gives no authority.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Markup:
     """
     described = json.loads(backend.to_str())
     added = described["added_tokens"]
-    # Drawn anew in every process: no text holds it.
+    # Random in every process, so that no text contains it.
     nonce = secrets.token_hex(8)
     special = [token["content"] for token in added if token["special"]]
     written = [
@@ -78,11 +78,11 @@ class Markup:
     return self._text.encode(text, add_special_tokens=False).ids
 
   def quote(self, text: str, *, own: bool = False) -> str:
-    """What a message says, with the names of markup quoted.
+    """The text of a message, with the names of markup quoted.
 
     Args:
-      text: what it says.
-      own: whether a policy says it, which may write added tokens that are
+      text: the text.
+      own: whether the policy wrote it, which may write added tokens that are
         not special, such as `<tool_call>`.
     """
     pattern = self._special if own else self._named
@@ -113,7 +113,7 @@ def _rename(described: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
   if isinstance(model.get("unk_token"), str):
     model["unk_token"] = rename(model["unk_token"])
   if "merges" in model:
-    # What could be merged into a renamed piece stays apart.
+    # Pieces that could be merged into a renamed one stay separate.
     model["merges"] = [
       merge for merge in model["merges"] if not _makes(merge, names)
     ]

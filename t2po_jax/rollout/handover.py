@@ -1,16 +1,16 @@
-"""Episodes that two rollouts share: begun with one, finished with the next.
+"""Episodes that two rollouts share: started in one, finished in the next.
 
-A rollout ends when the last of its own episodes does. So that the slots do not
-idle meanwhile, the first groups of the next rollout are begun with it
-(`rollout.oversample`), and what of them has not ended by then is handed on.
-Groups are used in the order in which they were begun, whole, each in the
-update that its number says: nothing is ever dropped or chosen for having ended
-soon, so long episodes are learned from as often as short ones.
+A rollout ends when the last of its own episodes ends. To keep the slots busy
+until then, the first groups of the next rollout are started with it
+(`rollout.oversample`), and those of their episodes that have not ended are
+handed over. Groups are used in the order in which they were started, complete,
+each in the update of its number: nothing is ever dropped, or chosen because it
+ended early, so long episodes are trained on as often as short ones.
 
-Between two rollouts an episode stands between two turns. It is written down as
-the turns it has had (`Suspended`), plain values that go into a checkpoint. A
-run that was killed plays them to a fresh environment again, response by
-response, and goes on from there (`replay`).
+Between two rollouts an episode is between two turns. It is recorded as its
+past turns (`Suspended`), plain values that go into a checkpoint. A killed run
+replays them to a fresh environment, response by response, and continues from
+there (`replay`).
 """
 
 import base64
@@ -29,11 +29,11 @@ from t2po_jax.rollout import environments
 
 @dataclasses.dataclass(frozen=True)
 class Early:
-  """Episodes of the next rollout that are begun with this one.
+  """Episodes of the next rollout that are started with this one.
 
   Attributes:
     tasks: (task id, group, member) of each, numbered as in that rollout.
-    seed: names that rollout.
+    seed: identifies that rollout.
   """
 
   tasks: Sequence[tuple[str, int, int]]
@@ -42,7 +42,7 @@ class Early:
 
 @dataclasses.dataclass
 class Episode:
-  """An episode under way.
+  """An episode in progress.
 
   Attributes:
     task_id: the environment's task.
@@ -50,23 +50,23 @@ class Episode:
     member: index inside the group.
     seat: its environment's place in the pool.
     due: decode calls until its environment's answer is taken.
-    seed: names the rollout that it belongs to.
-    version: of the parameters that it is played by.
+    seed: identifies the rollout that it belongs to.
+    version: the version of the parameters that plays it.
     early: whether it belongs to the next rollout.
-    observation: what it stands before; None before the first.
+    observation: the current observation; None before the first.
     memory: (observation, action) pairs so far.
-    turns: the finished ones.
-    prompt: of the turn under way.
-    shortened: whether that prompt had to be cut.
-    discarded: attempts at this turn that were thrown away.
-    attempt: the response that the environment has been given; None if its
-      answer has been taken.
-    spoken_by: the version that gave that response.
-    phi_change: of that response.
-    signal: what the uncertainty signal carries.
+    turns: the finished turns.
+    prompt: the prompt of the current turn.
+    shortened: whether that prompt had to be truncated.
+    discarded: discarded attempts at this turn.
+    attempt: the response that was sent to the environment; None if its answer
+      has been taken.
+    spoken_by: the version that sampled that response.
+    phi_change: |dPhi| of that response.
+    signal: the state of the uncertainty signal.
     success: whether the task was solved.
-    deltas: what calibrates epsilon, one array per response.
-    phi_changes: what calibrates eta.
+    deltas: values that calibrate epsilon, one array per response.
+    phi_changes: values that calibrate eta.
     result: the trajectory, once it has ended.
   """
 
@@ -99,8 +99,8 @@ class Handed:
   """An episode between two rollouts.
 
   Attributes:
-    episode: it; no response of it is being sampled.
-    answer: what its environment says to it; None if it has ended.
+    episode: the episode; no response of it is being sampled.
+    answer: its environment's pending answer; None if it has ended.
   """
 
   episode: Episode
@@ -109,21 +109,22 @@ class Handed:
 
 @dataclasses.dataclass(frozen=True)
 class Suspended:
-  """An episode between two rollouts, as it is written down.
+  """The record of an episode between two rollouts.
 
   Attributes:
     task_id: the environment's task.
     group: index of its task group in the rollout that it belongs to.
     member: index inside the group.
-    seed: names that rollout.
-    version: of the parameters that played it last.
-    turns: the finished ones.
-    attempt: the response whose answer has not been taken; None if none is.
-    discarded: attempts at the turn under way that were thrown away.
-    phi_change: of `attempt`.
-    signal: what the uncertainty signal carries.
-    deltas: what calibrates epsilon, of all responses.
-    phi_changes: what calibrates eta.
+    seed: identifies that rollout.
+    version: the version of the parameters that played it last.
+    turns: the finished turns.
+    attempt: the response whose answer has not been taken; None if there is
+      none.
+    discarded: discarded attempts at the current turn.
+    phi_change: |dPhi| of `attempt`.
+    signal: the state of the uncertainty signal.
+    deltas: values that calibrate epsilon, of all responses.
+    phi_changes: values that calibrate eta.
     result: the trajectory, if it has ended.
   """
 
@@ -143,7 +144,7 @@ class Suspended:
 
 
 def write_down(handed: Handed) -> Suspended:
-  """An episode as it stands now; going on with it does not change that."""
+  """Records an episode; continuing it does not change the record."""
   episode = handed.episode
   return Suspended(
     task_id=episode.task_id,
@@ -165,19 +166,19 @@ def write_down(handed: Handed) -> Suspended:
 def replay(
   suspended: Sequence[Suspended], pool: environments.Pool
 ) -> tuple[Handed, ...]:
-  """Episodes that were written down, to go on with in fresh environments.
+  """Replays recorded episodes in fresh environments, to continue them.
 
   Args:
-    suspended: what was written down.
-    pool: the environments; those of different episodes answer side by side.
+    suspended: the records.
+    pool: the environments; those of different episodes answer concurrently.
 
   Returns:
-    The same episodes in this order. Where an environment fails, or answers
-    otherwise than it did, the failure is the answer.
+    The same episodes in the same order. If an environment fails, or answers
+    differently than before, the failure is its answer.
   """
   steps = [_play_again(one, pool) for one in suspended]
   handed: list[Handed | None] = [None] * len(steps)
-  # One call of every episode at a time.
+  # Every episode has at most one call in progress.
   while any(one is None for one in handed):
     for number, step in enumerate(steps):
       if handed[number] is None:
@@ -244,7 +245,7 @@ def _observation(
 
 
 def _only_observation(answer: futures.Future) -> futures.Future:
-  """What a turn that is recorded already leads to."""
+  """Only the observation of an answer whose turn is already recorded."""
   seen = futures.Future()
   try:
     seen.set_result(_observation(answer.result()))
@@ -263,14 +264,14 @@ def _require_same(
 
 
 def drop(handed: Sequence[Handed], pool: environments.Pool) -> None:
-  """Gives the seats of episodes back that nobody goes on with."""
+  """Frees the seats of episodes that will not be continued."""
   for one in handed:
     if one.answer is not None:
       futures.wait([one.answer])  # A seat is for one call at a time.
       pool.give_back(one.episode.seat)
 
 
-# What `to_json` can hold besides plain values.
+# The types that `to_json` accepts besides plain values.
 _RECORDS: Mapping[str, type] = {
   record.__name__: record
   for record in (Suspended, types.Trajectory, types.Turn, types.Attempt)
@@ -278,7 +279,7 @@ _RECORDS: Mapping[str, type] = {
 
 
 def to_json(value: Any) -> Any:
-  """A record of the domain, or a sequence of them, as JSON can hold it."""
+  """A record of the domain, or a sequence of them, as JSON values."""
   if dataclasses.is_dataclass(value):
     fields = {
       field.name: to_json(getattr(value, field.name))

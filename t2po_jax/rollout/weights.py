@@ -15,20 +15,20 @@ from t2po_jax.models import decoder
 def decode_layout(
   params: types.Params, *, policy: decoder.Policy
 ) -> types.Params:
-  """Parameters in the decoding layout, where they are."""
+  """Converts parameters to the decoding layout, on their devices."""
   return policy.decode_params(params)
 
 
 class Weights:
-  """Parameters by version; mostly there is one."""
+  """Parameters by version; usually there is only one."""
 
   def __init__(self, policy: decoder.Policy, mesh: jax.sharding.Mesh) -> None:
-    """Nothing is loaded yet; `mesh` is of the devices that sample."""
+    """Loads nothing yet; `mesh` consists of the devices that sample."""
     self._policy, self._mesh = policy, mesh
     self._loaded: dict[int, types.Params | None] = {0: None}
 
   def abstract(self) -> types.Params:
-    """Their shapes, dtypes and shardings."""
+    """The shapes, dtypes and shardings of the parameters."""
     policy = self._policy
     params = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
     return sharding.describe(params, self._layout(params))
@@ -40,23 +40,23 @@ class Weights:
     version: int = 0,
     keep: Collection[int] = (),
   ) -> None:
-    """Takes new parameters.
+    """Loads new parameters.
 
     Args:
-      params: in the training layout and of any sharding.
-      version: names them for the requests that they are to answer.
+      params: in the training layout, with any sharding.
+      version: identifies them in requests.
       keep: versions that stay loaded; all others are dropped.
     """
     self.take(self.prepare(params), version=version, keep=keep)
 
   def prepare(self, params: types.Params) -> types.Params:
-    """Parameters as `take` wants them, on the devices that sample.
+    """Converts parameters for `take`, on the devices that sample.
 
     Args:
-      params: as in `load`. Programs run where they are, so this belongs into
+      params: as in `load`. The programs run on their devices, so call this in
         the thread that updates them.
     """
-    # In the dtype of the computation there is less to move.
+    # There is less to move in the dtype of the computation.
     params = decode_layout(params, policy=self._policy)
     return sharding.put(params, self._layout(params))
 
@@ -67,7 +67,7 @@ class Weights:
     version: int = 0,
     keep: Collection[int] = (),
   ) -> None:
-    """Takes parameters that `prepare` has made; arguments as in `load`."""
+    """Loads parameters from `prepare`; arguments as in `load`."""
     self._loaded = {v: p for v, p in self._loaded.items() if v in keep}
     self._loaded[version] = prepared
 

@@ -1,11 +1,11 @@
-"""The policies of a run that play, and what one rollout leaves to the next.
+"""The policies that play rollouts, and what one rollout leaves to the next.
 
-A version is played as the sampler wants it: copied, if updates go on meanwhile
-and would overwrite it, and moved, if other devices do the sampling. Episodes
-that a rollout has begun for the next one stay here with their environments.
-What they are is also written down in the position that the loop keeps. Where a
+A version is given to the sampler in the form that it needs: copied, if updates
+continue meanwhile and would overwrite it, and moved, if other devices sample.
+Episodes that a rollout has started for the next one stay here with their
+environments; the position that the loop keeps contains their records. If a
 position comes from a checkpoint, or is not the one that the last rollout left,
-its episodes are played again from what is written.
+its episodes are replayed from these records.
 """
 
 import collections
@@ -21,7 +21,7 @@ from t2po_jax.rollout import actor as actors
 from t2po_jax.rollout import handover
 from t2po_jax.training import ahead, experience
 
-# An update's episodes, and the sampler's counters of what they took.
+# An update's episodes, and the sampler's counters for them.
 Played = tuple[experience.Experience, collections.Counter[str]]
 
 
@@ -34,21 +34,21 @@ class Players:
     learner: learners.Learner,
     actor: actors.Actor,
   ) -> None:
-    """Has no policy yet.
+    """Starts without a policy.
 
     Args:
       config: the run's configuration.
-      learner: what the policies come from.
-      actor: what plays them.
+      learner: updates the policies.
+      actor: plays them.
     """
     rollout = config.rollout
     self._config, self._learner, self._actor = config, learner, actor
-    # Whether episodes keep the policy that began them in the next rollout.
+    # Whether episodes keep the policy that started them in the next rollout.
     self.mixed = rollout.oversample > 0 and not rollout.refresh
-    # Whether versions outlive the state that they are of.
+    # Whether versions outlive the state that they come from.
     self.lasting = rollout.ahead > 0 or self.mixed
-    # Where programs of several devices meet, only the thread of the updates
-    # may run those on its devices: else two could wait for each other.
+    # Of programs that span several devices, only the updates' thread may run
+    # those on its devices; otherwise two could deadlock.
     self._moved = rollout.ahead > 0 and (
       config.mesh.rollout_devices > 0 or processes.count() > 1
     )
@@ -57,13 +57,13 @@ class Players:
     self._begun_by: dict[int, ahead.Version] = {}
 
   def load(self, params: types.Params) -> None:
-    """Gives the sampler parameters, as a state holds them."""
+    """Gives the sampler the parameters of a state."""
     self._actor.sampler.load(self._learner.policy_params(params))
 
   def version(
     self, update: int, state: types.TrainState, thresholds: Mapping[str, float]
   ) -> ahead.Version:
-    """The policy that an update left, to play with."""
+    """The policy that resulted from an update, for playing."""
     params = state.params
     if self.lasting:
       params = self._learner.snapshot(state)
@@ -77,8 +77,8 @@ class Players:
     """Earlier versions, from a checkpoint.
 
     Args:
-      recorded: what `record` returned, oldest first.
-      params: of each.
+      recorded: what `record` returned for each, oldest first.
+      params: the parameters of each.
     """
     versions = [
       self._move(ahead.Version(params=of_version, **record))
@@ -94,11 +94,11 @@ class Players:
 
     Args:
       update: its number.
-      position: where the rollout before has left off.
+      position: the position after the previous rollout.
       version: the policy.
 
     Returns:
-      What was played, and where this rollout leaves off.
+      The rollout, and the position after it.
     """
     before = self._actor.scheduler.counters.copy()
     self._use(version)
@@ -125,12 +125,12 @@ class Players:
     return (gathered, work), self._position
 
   def drop(self) -> None:
-    """Gives up the episodes that were begun for a next rollout."""
+    """Drops the episodes that were started for a next rollout."""
     handover.drop(self._handed, self._actor.pool)
     self._handed, self._position = (), None
 
   def _move(self, version: ahead.Version) -> ahead.Version:
-    """Brings a version to where it will be played, if need be."""
+    """Moves a version to the devices that will play it, if necessary."""
     if not self._moved:
       return version
     params = self._learner.policy_params(version.params)
@@ -149,7 +149,7 @@ class Players:
   def _older(
     self, position: experience.Position, version: ahead.Version
   ) -> list[ahead.Version]:
-    """The policies but `version` that go on with episodes of a position."""
+    """The policies other than `version` that continue a position's episodes."""
     if not self.mixed:
       return []
     started = {one.version for one in position.suspended if one.result is None}
@@ -158,7 +158,7 @@ class Players:
   def _resume(
     self, position: experience.Position
   ) -> tuple[handover.Handed, ...]:
-    """The episodes of a position, to go on with."""
+    """The episodes of a position, ready to be continued."""
     if position is self._position:
       handed, self._handed = self._handed, ()
       return handed
@@ -167,7 +167,7 @@ class Players:
 
 
 def record(version: ahead.Version) -> dict[str, Any]:
-  """What a checkpoint notes of a version beside its parameters."""
+  """What a checkpoint stores of a version besides its parameters."""
   return {
     "update": version.update,
     "epsilon": version.epsilon,
