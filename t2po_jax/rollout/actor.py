@@ -64,11 +64,11 @@ class Actor:
       version: the update that produced the sampler's parameters, for the
         record.
       progress: called with the number of episodes finished here.
-      early: episodes of the next rollout to begin as well; only where there
-        is one process.
-      handed: episodes of this rollout that the last one began; their groups
-        are not begun again.
-      older: rules of the versions that go on with them, see `collect.Loop`.
+      early: episodes of the next rollout to start as well; only with a single
+        process.
+      handed: episodes of this rollout that the last one started; their groups
+        are not started again.
+      older: rules of the versions that continue them, see `collect.Loop`.
 
     Returns:
       The rollout of all processes, the same in each, independent of the number

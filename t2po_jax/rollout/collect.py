@@ -79,7 +79,7 @@ class Rollout:
       turn after the first, or its confidence with the sign `unsure`; calibrates
       eta.
     aborted: number of episodes aborted by infrastructure failures.
-    handed_on: episodes of the next rollout that were begun with this one.
+    handed_on: episodes of the next rollout that were started with this one.
   """
 
   trajectories: list[types.Trajectory]
@@ -121,10 +121,10 @@ class Loop:
       tokenizer: the policy's tokenizer.
       scheduler: samples the responses.
       rules: how episodes are played.
-      seed: names the rollout.
-      version: of the parameters that play it.
-      older: of episodes that an earlier version goes on playing, its rules;
-        they differ in their thresholds only.
+      seed: identifies the rollout.
+      version: the version of the parameters that plays it.
+      older: rules of the earlier versions that continue their episodes, by
+        version; they differ only in their thresholds.
     """
     self._benchmark = benchmark
     self._pool = pool
@@ -157,8 +157,8 @@ class Loop:
       tasks: the random keys are derived from the numbers, so that an episode
         does not depend on where it is played.
       progress: called with the number of finished episodes.
-      early: what is begun besides, for the slots that `tasks` leave free.
-      handed: episodes of this rollout that the last one has begun.
+      early: episodes to start as well, in slots that `tasks` leave free.
+      handed: episodes of this rollout that the last one has started.
 
     Returns:
       The rollout; independent of the number of slots and the order of serving.
@@ -202,12 +202,12 @@ class Loop:
         self.sampled(completion)
 
   def _unfinished(self) -> bool:
-    """Whether episodes of this rollout, not of the next, are under way."""
+    """Whether episodes of this rollout, not of the next, are in progress."""
     under_way = itertools.chain(self.waiting.values(), self._sampling.values())
     return any(not episode.early for episode in under_way)
 
   def _decode(self, *, refill: bool = True) -> list[samplers.Completion]:
-    """A chunk of every version's responses; those that have ended."""
+    """Decodes a chunk for every version; returns the finished responses."""
     versions: list[tuple[int | None, Rules]] = [(None, self.rules)]
     if len(self._versions) > 1:
       versions = list(self._versions.items())
@@ -220,7 +220,7 @@ class Loop:
     ]
 
   def _take_over(self, handed: handover.Handed) -> Iterator[types.Trajectory]:
-    """Goes on with an episode of the last rollout, or counts it as ended."""
+    """Continues an episode of the last rollout, or counts it as ended."""
     episode = handed.episode
     episode.early, episode.due = False, 0
     if episode.version not in self._versions:
@@ -235,10 +235,10 @@ class Loop:
     self.waiting[handed.answer] = episode
 
   def _suspend(self) -> tuple[handover.Handed, ...]:
-    """Ends the rollout for the episodes that go on in the next one.
+    """Ends the rollout for the episodes that continue in the next one.
 
-    Responses under way are finished and none is begun, so every episode is
-    left between two turns: with the next rollout other parameters may play it.
+    Responses in progress are finished and none is started, so every episode is
+    left between two turns: in the next rollout, other parameters may play it.
     """
     self._closing = True
     while self.scheduler.held:

@@ -44,7 +44,7 @@ class Scheduler:
   """
 
   def __init__(self, sampler: samplers.Sampler, *, exact: bool = False) -> None:
-    """Nothing is under way yet.
+    """Starts without requests.
 
     Args:
       sampler: the device side.
@@ -146,7 +146,7 @@ class Scheduler:
       epsilon: threshold of the thinking intervention.
       version: of the parameters whose responses are decoded; None if there
         are no others.
-      refill: whether responses may be begun.
+      refill: whether new responses may be started.
 
     Returns:
       Finished responses; the caller releases or retries each of them.

@@ -282,7 +282,7 @@ def stop(_: None, slots: Slots, rows: types.Array) -> Slots:
 
 @_over_slots()
 def hold(_: None, slots: Slots, held: types.Array) -> Slots:
-  """Lets running slots rest where `held` [B] is set, and all others go on."""
+  """Pauses the running slots where `held` [B] is set, resumes all others."""
   finish = jnp.where(slots.finish == _HELD, 0, slots.finish)
   return slots.replace(finish=jnp.where(held, _HELD, finish))
 

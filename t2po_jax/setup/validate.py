@@ -1,10 +1,10 @@
-"""Refuses configurations whose settings do not fit together.
+"""Rejects configurations whose settings do not fit together.
 
-The allowed values of a single key stand beside the key (`configs/base.py`) and
-are checked when a configuration is read; the rules between keys are here. A
-setting without effect is also refused if it differs from its default: whoever
-set it expected an effect. All this happens before anything is compiled or a
-long job starts.
+The allowed values of a single key are defined with the key (`configs/base.py`)
+and checked when a configuration is read; the rules between keys are here. A
+setting without effect is also rejected if it differs from its default, because
+it was set in the expectation of an effect. All this happens before anything is
+compiled or a long job starts.
 """
 
 from collections.abc import Iterable
@@ -105,7 +105,7 @@ def _check_rollout(config: settings.Config) -> None:
 
 
 def _check_oversample(config: settings.Config) -> None:
-  """Groups that are begun before their update."""
+  """Checks groups that are started before their update."""
   rollout = config.rollout
   if not rollout.oversample:
     return

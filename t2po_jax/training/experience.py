@@ -32,7 +32,7 @@ class Position:
 
   Attributes:
     cursor: number of tasks taken from the split so far.
-    suspended: episodes of the groups after these that have been begun.
+    suspended: episodes of later groups that have been started.
   """
 
   cursor: int = 0
@@ -40,7 +40,7 @@ class Position:
 
   @property
   def groups(self) -> set[int]:
-    """Numbers of the next rollout's groups that have been begun."""
+    """Numbers of the next rollout's groups that have been started."""
     return {one.group for one in self.suspended}
 
 
@@ -54,11 +54,11 @@ class Experience:
     baselines: [E] float64, the return of a greedy episode of each trajectory's
       task; None unless the estimator needs them.
     deltas: see `collect.Rollout`; of all sampled episodes.
-    phi_changes: likewise.
-    cursor: number of tasks taken from the split so far, these included.
+    phi_changes: see `collect.Rollout`; of all sampled episodes.
+    cursor: number of tasks taken from the split so far, including these.
     scalars: metrics to log.
-    handed_on: episodes of the next update that have been begun.
-    suspended: the same, written down.
+    handed_on: episodes of the next update that have been started.
+    suspended: the records of the same episodes.
   """
 
   trajectories: list[types.Trajectory]
@@ -74,12 +74,12 @@ class Experience:
 
 @dataclasses.dataclass(frozen=True)
 class Carried:
-  """What a rollout takes over from the one before.
+  """What a rollout takes over from the previous one.
 
   Attributes:
-    handed: episodes that have been begun.
-    older: (epsilon, eta) of the versions that go on playing them, by version;
-      all others are played by the rollout's own.
+    handed: episodes that have been started.
+    older: (epsilon, eta) of the versions that continue them, by version; all
+      others are played by the rollout's own.
   """
 
   handed: Sequence[handover.Handed] = ()
@@ -164,7 +164,7 @@ def gather(
     epsilon: threshold of the thinking intervention.
     eta: threshold of turn-level resampling.
     version: the update that produced the sampler's parameters.
-    carried: what the last rollout has begun.
+    carried: episodes that the last rollout has started.
 
   Returns:
     The experience. With group filtering there may be fewer groups than
@@ -215,7 +215,7 @@ def gather(
 def _early(
   config: settings.Config, actor: actors.Actor, *, update: int, cursor: int
 ) -> handover.Early | None:
-  """The first groups of the next update, if they are begun with this one's."""
+  """The first groups of the next update, if they start with this one's."""
   rollout = config.rollout
   if not rollout.oversample or update == config.train.updates:
     return None

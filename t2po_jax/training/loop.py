@@ -103,7 +103,7 @@ class Run:
       reference = self.learner.place_reference(agent.params)
     self.improver = policy_update.Improver(config, self.learner, reference)
     self.guard = build.watch(config)
-    # After the rollout of the last update that was begun.
+    # The position after the rollout of the last update that was started.
     self.reached = experience.Position()
     self.players = players.Players(config, self.learner, self.actor)
     self.rollbacks = 0
@@ -359,7 +359,7 @@ class Run:
     the warm-up, restarts.
     """
     rollbacks, step = self.rollbacks, self._best_step()
-    # What has been begun would go on with what led astray.
+    # Episodes in progress would continue with the policy that went astray.
     reached = experience.Position(self.reached.cursor)
     guard = self.guard.state_dict()
     self.state = self.learner.renew_optimizer(self._restore(step))
@@ -505,7 +505,7 @@ class Run:
       "suspended": handover.to_json(self.reached.suspended),
       "rollbacks": self.rollbacks,
     }
-    # With which rollouts are under way; the last is the state's own.
+    # The versions that play pending rollouts; the last is the state's own.
     earlier = self.rollouts.versions[:-1] if self.players.lasting else []
     position["versions"] = [players.record(version) for version in earlier]
     self.checkpoints.save(
