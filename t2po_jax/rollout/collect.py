@@ -9,7 +9,8 @@ Turn-level resampling (T2PO, arXiv 2605.02178) discards a response whose turn
 score moved by less than eta and samples it again from the same state. Ours
 takes the score from what the decode loop recorded, acts only on running
 episodes and on responses of any length; discarded attempts stay in the
-trajectory for analysis and are never trained on.
+trajectory for analysis, and are trained on only as negative examples, if
+`control.resampling.negative` is above 0.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -113,7 +114,7 @@ class Loop:
     version: int = 0,
     older: Mapping[int, Rules] = python_types.MappingProxyType({}),
   ) -> None:
-    """Begins nothing yet.
+    """Starts without episodes.
 
     Args:
       benchmark: tasks and wording.
