@@ -94,8 +94,11 @@ class Renderer(Protocol):
 
 
 def choose(
-  name: str, prompt_file: str, reference: ModuleType, wording: Renderer
-) -> Renderer:
+  name: str,
+  prompt_file: str,
+  reference: ModuleType,
+  wording: Renderer | ModuleType,
+) -> Renderer | ModuleType:
   """What writes the prompts, according to the settings.
 
   Args:

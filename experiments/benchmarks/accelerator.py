@@ -203,7 +203,7 @@ def parity(clock: Clock, write: Write, tiny: bool) -> None:
 
   def measure(
     device: types.Device, dtype: Any, kind: str
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  ) -> tuple[Any, Any, np.ndarray]:
     policy = decoder.Policy(PARITY, dtype=dtype, attention=kind)
 
     def score(

@@ -8,6 +8,7 @@ All contestants compute the same loss on the same turns: the clipped surrogate,
 averaged over the response tokens of all turns.
 """
 
+from collections.abc import Sequence
 import json
 import pathlib
 import resource
@@ -124,7 +125,7 @@ class Ours:
       chunk=chunk,
     )
 
-  def pack(self, workload: dict[str, Any]) -> list[Any]:
+  def pack(self, workload: dict[str, Any]) -> Sequence[Any]:
     from t2po_jax.learning import batching
 
     segments = []
