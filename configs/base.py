@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from ml_collections import config_dict
 
 from t2po_jax import keys
-from t2po_jax.configs import algorithms
+from t2po_jax.configs import algorithms, environment
 from t2po_jax.control import resampling, uncertainty
 from t2po_jax.learning import (
   collapse_guard,
@@ -132,7 +132,7 @@ class Rollout:
   )
   oversample: int = key(
     0,
-    "Task groups of the next update that are started with those of this one, "
+    "Task groups of the next updates that are started with those of this one, "
     "for slots that would idle; what is unfinished is carried over.",
     least=0,
   )
@@ -204,6 +204,11 @@ class Rollout:
     least=0,
     most=1,
   )
+
+  @property
+  def updates_early(self) -> int:
+    """Updates whose groups are started with those of an earlier one."""
+    return -(-self.oversample // self.tasks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -780,7 +785,12 @@ def apply_presets(
   Raises:
     ValueError: if a preset is unknown.
   """
-  presets = {"tiny": lambda c: None, **algorithms.PRESETS, **presets}
+  presets = {
+    "tiny": lambda c: None,
+    **algorithms.PRESETS,
+    **environment.PRESETS,
+    **presets,
+  }
   for name in filter(None, (part.strip() for part in names.split(","))):
     if name not in presets:
       raise ValueError(

@@ -1,5 +1,10 @@
-"""The section `env` of a configuration: a name and its environment's keys."""
+"""The section `env` of a configuration: a name and its environment's keys.
 
+Also what a rollout is set to for environments that take their time, a preset of
+every task: `--config=configs/own.py:my_module:MyBenchmark,slow_env`.
+"""
+
+from collections.abc import Callable, Mapping
 import dataclasses
 from typing import Any
 
@@ -26,3 +31,27 @@ def section(name: str, **changes: Any) -> config_dict.ConfigDict:
         f"env.{key}: {name} has no such key{keys.nearest(key, defaults)}"
       )
   return config_dict.ConfigDict({"name": name, **defaults, **changes})
+
+
+def slow_env(c: config_dict.ConfigDict) -> None:
+  """Environments that answer in 50 ms or more, such as servers and browsers.
+
+  All episodes of an update and of the next one are in progress at once, each
+  update's started one rollout early; results do not depend on when environments
+  answer. Comes after presets that change the number of episodes. Where groups
+  are filtered none can be started early, so the next rollout is played beside
+  the update instead.
+  """
+  rollout = c.rollout
+  rollout.one_size = True
+  rollout.env_calls = 0
+  rollout.refresh = False
+  rollout.oversample = 0 if rollout.filter_groups else rollout.tasks
+  rollout.ahead = 1 if rollout.filter_groups else 0
+  if not rollout.env_workers:
+    rollout.env_threads = 2 * rollout.tasks * rollout.group_size
+
+
+PRESETS: Mapping[str, Callable[[config_dict.ConfigDict], None]] = {
+  "slow_env": slow_env
+}

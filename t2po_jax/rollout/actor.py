@@ -32,6 +32,8 @@ class Actor:
     tokenizer: the policy's tokenizer.
     sampler: the device side; holds the policy's parameters.
     scheduler: the host side.
+    loop: makes the loop that plays a rollout; takes the arguments of
+      `collect.Loop`.
   """
 
   benchmark: base.Benchmark
@@ -39,6 +41,7 @@ class Actor:
   tokenizer: tokenizer_lib.Tokenizer
   sampler: samplers.Sampler
   scheduler: schedulers.Scheduler
+  loop: Callable[..., collect.Loop] = collect.Loop
 
   def play(
     self,
@@ -49,7 +52,7 @@ class Actor:
     seed: tuple[int, ...],
     version: int = 0,
     progress: Callable[[int], None] = lambda count: None,
-    early: handover.Early | None = None,
+    early: Sequence[handover.Early] = (),
     handed: Sequence[handover.Handed] = (),
     older: Mapping[int, collect.Rules] = _NONE,
   ) -> collect.Rollout:
@@ -64,10 +67,10 @@ class Actor:
       version: the update that produced the sampler's parameters, for the
         record.
       progress: called with the number of episodes finished here.
-      early: episodes of the next rollout to start as well; only with a single
-        process.
-      handed: episodes of this rollout that the last one started; their groups
-        are not started again.
+      early: episodes of the next rollouts, in order, to start as well; only
+        with a single process.
+      handed: episodes of this rollout and of the next ones that earlier ones
+        started; their groups are not started again.
       older: rules of the versions that continue them, see `collect.Loop`.
 
     Returns:
@@ -77,15 +80,23 @@ class Actor:
     Raises:
       ValueError: if the processes have different arguments.
     """
-    started = {one.episode.group for one in handed}
+    # `early` counts from the last rollout; this one is its next.
+    started = {(one.episode.early - 1, one.episode.group) for one in handed}
     plan = [
       (task, group, member)
       for group, task in processes.share(list(enumerate(tasks)))
       for member in range(group_size)
-      if group not in started
+      if (0, group) not in started
+    ]
+    early = [
+      dataclasses.replace(
+        part,
+        tasks=[task for task in part.tasks if (n, task[1]) not in started],
+      )
+      for n, part in enumerate(early, 1)
     ]
     self.scheduler.forget()
-    loop = collect.Loop(
+    loop = self.loop(
       self.benchmark,
       self.pool,
       self.tokenizer,

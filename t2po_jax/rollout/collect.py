@@ -80,7 +80,7 @@ class Rollout:
       turn after the first, or its confidence with the sign `unsure`; calibrates
       eta.
     aborted: number of episodes aborted by infrastructure failures.
-    handed_on: episodes of the next rollout that were started with this one.
+    handed_on: episodes of the next rollouts that have been started.
   """
 
   trajectories: list[types.Trajectory]
@@ -100,7 +100,7 @@ class Loop:
       answer.
     deltas: see `Rollout`, one array per response.
     phi_changes: see `Rollout`.
-    ended_early: episodes of the next rollout that have ended.
+    ended_early: episodes of the next rollouts that have ended.
   """
 
   def __init__(
@@ -149,7 +149,7 @@ class Loop:
     tasks: Sequence[tuple[str, int, int]],
     progress: Callable[[int], None] = lambda count: None,
     *,
-    early: handover.Early | None = None,
+    early: Sequence[handover.Early] = (),
     handed: Sequence[handover.Handed] = (),
   ) -> Rollout:
     """Plays one episode of every (task id, group, member).
@@ -158,17 +158,20 @@ class Loop:
       tasks: the random keys are derived from the numbers, so that an episode
         does not depend on where it is played.
       progress: called with the number of finished episodes.
-      early: episodes to start as well, in slots that `tasks` leave free.
-      handed: episodes of this rollout that the last one has started.
+      early: episodes to start as well, in slots that `tasks` leave free: those
+        of the next rollout, of the one after it and so on.
+      handed: episodes that earlier rollouts have started, of this one and of
+        later ones.
 
     Returns:
       The rollout; independent of the number of slots and the order of serving.
     """
+    later = bool(early) or any(one.episode.early > 1 for one in handed)
     trajectories = []
     for trajectory in self.episodes(tasks, early=early, handed=handed):
       trajectories.append(trajectory)
       progress(len(trajectories))
-    handed_on = self._suspend() if early is not None else ()
+    handed_on = self._suspend() if later else ()
     trajectories.sort(key=lambda t: (t.group, t.member))
     return Rollout(
       trajectories=trajectories,
@@ -182,7 +185,7 @@ class Loop:
     self,
     tasks: Sequence[tuple[str, int, int]],
     *,
-    early: handover.Early | None = None,
+    early: Sequence[handover.Early] = (),
     handed: Sequence[handover.Handed] = (),
   ) -> Iterator[types.Trajectory]:
     """The episodes of `run` as they end, those of `early` left out."""
@@ -190,9 +193,9 @@ class Loop:
       yield from self._take_over(one)
     for task in tasks:
       self.start(*task)
-    if early is not None:
-      for task in early.tasks:
-        self.start(*task, seed=early.seed, early=True)
+    for later, part in enumerate(early, 1):
+      for task in part.tasks:
+        self.start(*task, seed=part.seed, early=later)
     take = self._due if self.rules.env_calls else self._done
     while self._unfinished():
       for future in take():
@@ -203,7 +206,7 @@ class Loop:
         self.sampled(completion)
 
   def _unfinished(self) -> bool:
-    """Whether episodes of this rollout, not of the next, are in progress."""
+    """Whether episodes of this rollout, not of later ones, are in progress."""
     under_way = itertools.chain(self.waiting.values(), self._sampling.values())
     return any(not episode.early for episode in under_way)
 
@@ -223,13 +226,11 @@ class Loop:
   def _take_over(self, handed: handover.Handed) -> Iterator[types.Trajectory]:
     """Continues an episode of the last rollout, or counts it as ended."""
     episode = handed.episode
-    episode.early, episode.due = False, 0
+    episode.early, episode.due = episode.early - 1, 0
     if episode.version not in self._versions:
       episode.version = self._version
     if handed.answer is None:
-      assert episode.result is not None
-      self._count(episode)
-      yield episode.result
+      yield from self._ended(episode)
       return
     if episode.attempt is not None and episode.prompt is None:
       episode.prompt, episode.shortened = self._prompt(episode)
@@ -255,9 +256,7 @@ class Loop:
       answer = futures.Future()
       answer.set_result(episode.observation)
       handed.append(handover.Handed(episode, answer))
-    return tuple(
-      sorted(handed, key=lambda one: (one.episode.group, one.episode.member))
-    )
+    return tuple(sorted(handed, key=_place))
 
   def _done(self) -> Iterator[futures.Future]:
     """Answers that have arrived, in order of the requests."""
@@ -291,9 +290,9 @@ class Loop:
     member: int,
     *,
     seed: tuple[int, ...] | None = None,
-    early: bool = False,
+    early: int = 0,
   ) -> None:
-    """Begins an episode; of the next rollout if it is early."""
+    """Begins an episode of this rollout, or of one so many later."""
     seat, future = self._pool.start(task_id)
     self.waiting[future] = handover.Episode(
       task_id,
@@ -420,7 +419,7 @@ class Loop:
   def _finish(
     self, episode: handover.Episode, *, aborted: bool = False
   ) -> Iterator[types.Trajectory]:
-    """Ends an episode; yields it unless it belongs to the next rollout."""
+    """Ends an episode; yields it unless it belongs to a later rollout."""
     self._pool.give_back(episode.seat)
     episode.result = types.Trajectory(
       task_id=episode.task_id,
@@ -431,16 +430,17 @@ class Loop:
       success=episode.success and not aborted,
       aborted=aborted,
     )
+    yield from self._ended(episode)
+
+  def _ended(self, episode: handover.Episode) -> Iterator[types.Trajectory]:
+    """Yields an episode with what was measured, unless it is of a later one."""
     if episode.early:
       self.ended_early.append(episode)
       return
-    self._count(episode)
-    yield episode.result
-
-  def _count(self, episode: handover.Episode) -> None:
-    """Adds what was measured of an episode to the rollout's."""
+    assert episode.result is not None
     self.deltas += episode.deltas
     self.phi_changes += episode.phi_changes
+    yield episode.result
 
   def _prompt(self, episode: handover.Episode) -> tuple[np.ndarray, bool]:
     """The prompt's token ids, and whether it was truncated."""
@@ -478,8 +478,14 @@ class Loop:
       limit=self.rules.max_response,
       signal=episode.signal,
       version=episode.version,
-      priority=int(episode.early),
+      priority=episode.early,
     )
+
+
+def _place(handed: handover.Handed) -> tuple[int, int, int]:
+  """Where an episode belongs: in which rollout, group and member."""
+  episode = handed.episode
+  return episode.early, episode.group, episode.member
 
 
 def next_prompt(

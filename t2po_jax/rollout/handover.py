@@ -1,7 +1,7 @@
-"""Episodes that two rollouts share: started in one, finished in the next.
+"""Episodes that rollouts share: started in one, finished in a later one.
 
 A rollout ends when the last of its own episodes ends. To keep the slots busy
-until then, the first groups of the next rollout are started with it
+until then, the first groups of the next rollouts are started with it
 (`rollout.oversample`), and those of their episodes that have not ended are
 handed over. Groups are used in the order in which they were started, complete,
 each in the update of its number: nothing is ever dropped, or chosen because it
@@ -29,7 +29,7 @@ from t2po_jax.rollout import environments
 
 @dataclasses.dataclass(frozen=True)
 class Early:
-  """Episodes of the next rollout that are started with this one.
+  """Episodes of one later rollout that are started with this one.
 
   Attributes:
     tasks: (task id, group, member) of each, numbered as in that rollout.
@@ -52,7 +52,7 @@ class Episode:
     due: decode calls until its environment's answer is taken.
     seed: identifies the rollout that it belongs to.
     version: the version of the parameters that plays it.
-    early: whether it belongs to the next rollout.
+    early: how many rollouts after this one it belongs to; 0 = to this one.
     observation: the current observation; None before the first.
     memory: (observation, action) pairs so far.
     turns: the finished turns.
@@ -77,7 +77,7 @@ class Episode:
   due: int
   seed: tuple[int, ...] = ()
   version: int = 0
-  early: bool = False
+  early: int = 0
   observation: base.Observation | None = None
   memory: list[tuple[str, str]] = dataclasses.field(default_factory=list)
   turns: list[types.Turn] = dataclasses.field(default_factory=list)
@@ -126,6 +126,7 @@ class Suspended:
     deltas: values that calibrate epsilon, of all responses.
     phi_changes: values that calibrate eta.
     result: the trajectory, if it has ended.
+    early: how many rollouts after the one before it belongs to, at least 1.
   """
 
   task_id: str
@@ -141,6 +142,7 @@ class Suspended:
   deltas: np.ndarray
   phi_changes: tuple[float, ...]
   result: types.Trajectory | None
+  early: int = 1
 
 
 def write_down(handed: Handed) -> Suspended:
@@ -160,6 +162,7 @@ def write_down(handed: Handed) -> Suspended:
     deltas=np.concatenate([*episode.deltas, np.zeros(0, np.float32)]),
     phi_changes=tuple(episode.phi_changes),
     result=episode.result,
+    early=episode.early,
   )
 
 
@@ -198,7 +201,7 @@ def _play_again(
     due=0,
     seed=one.seed,
     version=one.version,
-    early=True,
+    early=one.early,
     memory=[(turn.anchor, turn.action) for turn in one.turns],
     turns=list(one.turns),
     discarded=list(one.discarded),

@@ -257,7 +257,7 @@ def _copies(config: settings.Config) -> tuple[int, int]:
   """Copies of what is trained, and of the sampler's parameters."""
   rollout = config.rollout
   # Episodes that are carried over keep the policy that began them.
-  lasting = int(rollout.oversample > 0 and not rollout.refresh)
+  lasting = 0 if rollout.refresh else rollout.updates_early
   if not rollout.ahead + lasting:
     return 0, 1
   # Those for pending rollouts, and one that is being published.

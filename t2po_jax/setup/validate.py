@@ -109,9 +109,6 @@ def _check_oversample(config: settings.Config) -> None:
   rollout = config.rollout
   if not rollout.oversample:
     return
-  if rollout.oversample > rollout.tasks:
-    expected = f"at most rollout.tasks {rollout.tasks}"
-    _refuse(config, "rollout.oversample", expected)
   if rollout.filter_groups:
     expected = "0 with rollout.filter_groups True, which begins groups itself"
     _refuse(config, "rollout.oversample", expected)

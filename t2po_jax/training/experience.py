@@ -39,9 +39,9 @@ class Position:
   suspended: tuple[handover.Suspended, ...] = ()
 
   @property
-  def groups(self) -> set[int]:
-    """Numbers of the next rollout's groups that have been started."""
-    return {one.group for one in self.suspended}
+  def groups(self) -> set[tuple[int, int]]:
+    """The groups that have been started: how many rollouts later, and which."""
+    return {(one.early, one.group) for one in self.suspended}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Experience:
     phi_changes: see `collect.Rollout`; of all sampled episodes.
     cursor: number of tasks taken from the split so far, including these.
     scalars: metrics to log.
-    handed_on: episodes of the next update that have been started.
+    handed_on: episodes of the next updates that have been started.
     suspended: the records of the same episodes.
   """
 
@@ -214,25 +214,29 @@ def gather(
 
 def _early(
   config: settings.Config, actor: actors.Actor, *, update: int, cursor: int
-) -> handover.Early | None:
-  """The first groups of the next update, if they start with this one's."""
+) -> list[handover.Early]:
+  """The first groups of the next updates that start with this one's."""
   rollout = config.rollout
-  if not rollout.oversample or update == config.train.updates:
-    return None
+  updates = min(rollout.updates_early, config.train.updates - update)
   tasks = tasks_of(
     actor.benchmark.splits[config.train.split],
     cursor,
-    rollout.oversample,
+    min(rollout.oversample, updates * rollout.tasks),
     seed=config.seed,
   )
-  return handover.Early(
-    [
-      (task, group, member)
-      for group, task in enumerate(tasks)
-      for member in range(rollout.group_size)
-    ],
-    seed=(config.seed, update + 1),
-  )
+  return [
+    handover.Early(
+      [
+        (task, group, member)
+        for group, task in enumerate(
+          tasks[later * rollout.tasks : (later + 1) * rollout.tasks]
+        )
+        for member in range(rollout.group_size)
+      ],
+      seed=(config.seed, update + later + 1),
+    )
+    for later in range(updates)
+  ]
 
 
 def _play_rounds(
@@ -303,7 +307,7 @@ def _play(
   name: tuple[int, ...],
   version: int,
   *,
-  early: handover.Early | None = None,
+  early: Sequence[handover.Early] = (),
   carried: Carried = Carried(),  # noqa: B008
 ) -> collect.Rollout:
   """One call of the loop, under a progress bar; `name` is (update, ...)."""

@@ -16,6 +16,7 @@ the checkpoints, and process 0 writes everything else.
 
 import collections
 from collections.abc import Callable, Mapping
+import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -68,8 +69,18 @@ class CollapseError(RuntimeError):
 class Run:
   """One training run in one workdir."""
 
-  def __init__(self, config: settings.Config, workdir: pathlib.Path) -> None:
+  def __init__(
+    self,
+    config: settings.Config,
+    workdir: pathlib.Path,
+    plays: Callable[..., collect.Loop] = collect.Loop,
+  ) -> None:
     """Builds everything up to the first update; see the module docstring.
+
+    Args:
+      config: as of `train`.
+      workdir: likewise.
+      plays: likewise.
 
     Raises:
       ValueError: if the configuration is invalid."""
@@ -84,7 +95,9 @@ class Run:
       needs = memory_plan.plan(config, agent.policy, self.learner)
       metrics.print_line(needs.table())
       needs.require()
-    self.actor = build.actor(config, benchmark, agent)
+    self.actor = dataclasses.replace(
+      build.actor(config, benchmark, agent), loop=plays
+    )
     self._check_first_prompt()
     # Nothing has been written yet: a refused start leaves no folder.
     metrics.print_line(f"workdir: {workdir}")
@@ -116,7 +129,7 @@ class Run:
       self.players.play,
       ahead=config.rollout.ahead,
       last=config.train.updates,
-      carry=int(self.players.mixed),
+      carry=self.players.carry,
     )
     newest = self.checkpoints.latest()
     self.start = newest or 0
@@ -222,7 +235,7 @@ class Run:
       self.actor.sampler.warm_up(
         build.samplings(self.config),
         lambda done, total: advance(done),
-        mixed=self.players.mixed,
+        mixed=self.players.carry > 0,
       )
 
   def train(
@@ -430,7 +443,8 @@ class Run:
     """Tokens per second of sampling and of learning."""
     epochs = self.improver.caution.steps(self.config.train.epochs)
     trained = scalars.get("pack/tokens", 0.0) * epochs
-    sampled = scalars["sampler/slot_steps_used"]
+    # Nothing is counted where all episodes had ended in earlier rollouts.
+    sampled = scalars.get("sampler/slot_steps_used", 0.0)
     return {
       "speed/sampled_tokens": sampled / scalars["seconds/rollout"],
       "speed/trained_tokens": trained / seconds["seconds/update"],
@@ -529,6 +543,7 @@ def train(
   workdir: str | pathlib.Path,
   *,
   report: Callable[[pathlib.Path], pathlib.Path] | None = None,
+  plays: Callable[..., collect.Loop] = collect.Loop,
 ) -> dict[str, float]:
   """Trains as configured; resumes an earlier run in workdir.
 
@@ -536,6 +551,8 @@ def train(
     config: see `configs/base.py`.
     workdir: where metrics, checkpoints and trajectories are written.
     report: writes a report of the workdir and returns its file.
+    plays: makes the loop of every rollout; takes the arguments of
+      `collect.Loop`, to compare it with others.
 
   Returns:
     The last evaluation.
@@ -544,4 +561,4 @@ def train(
     ValueError: if the configuration is invalid.
     CollapseError: if the collapse guard stopped the run.
   """
-  return Run(config, pathlib.Path(workdir).absolute()).train(report)
+  return Run(config, pathlib.Path(workdir).absolute(), plays).train(report)

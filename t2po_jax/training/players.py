@@ -43,10 +43,10 @@ class Players:
     """
     rollout = config.rollout
     self._config, self._learner, self._actor = config, learner, actor
-    # Whether episodes keep the policy that started them in the next rollout.
-    self.mixed = rollout.oversample > 0 and not rollout.refresh
+    # For how many rollouts episodes keep the policy that started them.
+    self.carry = 0 if rollout.refresh else rollout.updates_early
     # Whether versions outlive the state that they come from.
-    self.lasting = rollout.ahead > 0 or self.mixed
+    self.lasting = rollout.ahead > 0 or self.carry > 0
     # Of programs that span several devices, only the updates' thread may run
     # those on its devices; otherwise two could deadlock.
     self._moved = rollout.ahead > 0 and (
@@ -103,8 +103,10 @@ class Players:
     before = self._actor.scheduler.counters.copy()
     self._use(version)
     older = self._older(position, version)
+    loaded = [version.update]
     for one in older:
-      self._use(one, keep=[version.update])
+      self._use(one, keep=loaded)
+      loaded.append(one.update)
     gathered = experience.gather(
       self._config,
       self._actor,
@@ -121,7 +123,9 @@ class Players:
     work = self._actor.scheduler.counters - before
     self._handed = gathered.handed_on
     self._position = experience.Position(gathered.cursor, gathered.suspended)
-    self._begun_by = {version.update: version}
+    under_way = _versions(gathered.suspended)
+    playing = {one.update: one for one in (version, *older)}
+    self._begun_by = {n: one for n, one in playing.items() if n in under_way}
     return (gathered, work), self._position
 
   def drop(self) -> None:
@@ -150,10 +154,10 @@ class Players:
     self, position: experience.Position, version: ahead.Version
   ) -> list[ahead.Version]:
     """The policies other than `version` that continue a position's episodes."""
-    if not self.mixed:
+    if not self.carry:
       return []
-    started = {one.version for one in position.suspended if one.result is None}
-    return [self._begun_by[number] for number in started - {version.update}]
+    older = _versions(position.suspended) - {version.update}
+    return [self._begun_by[number] for number in sorted(older)]
 
   def _resume(
     self, position: experience.Position
@@ -164,6 +168,11 @@ class Players:
       return handed
     self.drop()
     return handover.replay(position.suspended, self._actor.pool)
+
+
+def _versions(suspended: Sequence[handover.Suspended]) -> set[int]:
+  """The policies that started the episodes that have not ended."""
+  return {one.version for one in suspended if one.result is None}
 
 
 def record(version: ahead.Version) -> dict[str, Any]:

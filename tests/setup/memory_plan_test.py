@@ -152,6 +152,10 @@ class LimitTest(chex.TestCase):
     name = "sampler's parameters"
     self.assertEqual(kept[name], 2 * plain[name])
     self.assertEqual(parts(rollout__oversample=2, rollout__refresh=True), plain)
+    # Begun two updates before: one policy more.
+    deep = parts(rollout__oversample=3, rollout__tasks=2)
+    self.assertEqual(deep["policies of rollouts"], 4 * kept["parameters"])
+    self.assertEqual(deep[name], 3 * plain[name])
 
   def test_update_and_sampling_take_turns(self):
     plan = memory_plan.Plan(

@@ -89,9 +89,9 @@ class ResumeTest(parameterized.TestCase):
   @parameterized.parameters(
     (("--config.rollout.env_calls=2",), ["0.0", "1.0", "1.0", "1.0"]),
     (
-      ("--config.rollout.one_size=True", "--config.rollout.oversample=3"),
-      # Its first groups were begun a rollout before.
-      ["0.0", "1.0", "2.0", "2.0"],
+      ("--config.rollout.one_size=True", "--config.rollout.oversample=6"),
+      # All groups were begun a rollout before, the first ones two.
+      ["0.0", "1.0", "2.0", "3.0"],
     ),
   )
   def test_overlap_is_exact_whatever_the_latency_and_after_a_kill(
@@ -175,6 +175,28 @@ class ResumeTest(parameterized.TestCase):
     self.assertEqual(comparable(place / "run"), before)
 
 
+class SpeedTest(absltest.TestCase):
+  def test_a_rollout_may_find_all_its_episodes_ended(self):
+    run = mock.Mock()
+    run.improver.caution.steps.return_value = 2
+    speeds = [
+      loop.Run._speed(
+        run,
+        {"seconds/rollout": 0.5, "pack/tokens": 6.0, **work},
+        {"seconds/update": 3.0},
+      )
+      for work in ({}, {"sampler/slot_steps_used": 4.0})
+    ]
+    trained = {"speed/trained_tokens": 4.0}
+    self.assertEqual(
+      speeds,
+      [
+        {"speed/sampled_tokens": 0.0, **trained},
+        {"speed/sampled_tokens": 8.0, **trained},
+      ],
+    )
+
+
 class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
     ("--config.train.update=3", "train.update"),
@@ -187,7 +209,7 @@ class BadInputTest(parameterized.TestCase):
     ("--config.loss.kl_coefficient=0.1", "loss.kl_coefficient"),
     ("--config.control.thinking.epsilon=auto(7)", "thinking.epsilon"),
     ("--config.control.signal=calibrted", "control.signal"),
-    ("--config.rollout.oversample=5", "rollout.oversample"),
+    ("--config.rollout.oversample=-1", "rollout.oversample"),
     ("--config.rollout.refresh=True", "rollout.refresh"),
   )
   def test_is_refused_in_one_line(self, argument, named):
