@@ -18,12 +18,12 @@ so that only their ratio depends on a quiet machine.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 import dataclasses
 import hashlib
 import json
 import pathlib
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -34,7 +34,7 @@ import numpy as np
 from t2po_jax import types
 from t2po_jax.envs import base, prompts
 from t2po_jax.experiments import command_line
-from t2po_jax.experiments.benchmarks import whole_loop
+from t2po_jax.experiments.benchmarks import lock_step, whole_loop
 from t2po_jax.models import config as model_config
 from t2po_jax.models import decoder
 from t2po_jax.rollout import (
@@ -69,7 +69,10 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     "latencies", ["0", "0.05", "0.5"], "loop: median seconds of a step.", **own
   )
   flags.DEFINE_list(
-    "variants", list(whole_loop.VARIANTS), "loop: what is compared.", **own
+    "variants",
+    list(whole_loop.USUAL),
+    "loop: what is compared; whole_loop.py describes them.",
+    **own,
   )
   flags.DEFINE_integer(
     "updates", 6, "loop: updates per run.", lower_bound=5, **own
@@ -80,6 +83,31 @@ def define_flags(given: flags.FlagValues = flags.FLAGS) -> None:
     "loop: passes of an update over its rollout.",
     lower_bound=1,
     **own,
+  )
+  flags.DEFINE_integer(
+    "tasks", 4, "loop: groups of 4 episodes.", lower_bound=1, **own
+  )
+  flags.DEFINE_integer(
+    "tokens", 16, "loop: most tokens of a response.", lower_bound=2, **own
+  )
+  flags.DEFINE_float(
+    "hang",
+    0.0,
+    "loop: share of steps that never answer.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+    **own,
+  )
+  flags.DEFINE_float(
+    "timeout",
+    10.0,
+    "loop: with --hang, median latencies until a step is given up, and at "
+    "least a second.",
+    lower_bound=1.0,
+    **own,
+  )
+  flags.DEFINE_string(
+    "tunix_python", sys.executable, "loop: an interpreter with Tunix.", **own
   )
   flags.DEFINE_string("json", "", "File to write the numbers to.", **own)
 
@@ -195,7 +223,7 @@ class Scheduler(scheduler.Scheduler):
     super().submit(dataclasses.replace(request, limit=limit))
 
 
-class LockStep(collect.Loop):
+class LockStep(lock_step.LockStep):
   """Plays as many episodes as there are slots, turn by turn."""
 
   scheduler: Scheduler
@@ -204,26 +232,14 @@ class LockStep(collect.Loop):
     self,
     tasks: Sequence[tuple[str, int, int]],
     *,
-    early: handover.Early | None = None,
+    early: Sequence[handover.Early] = (),
     handed: Sequence[handover.Handed] = (),
   ) -> Iterator[types.Trajectory]:
-    if early is not None or handed:
-      raise ValueError("lock step cannot begin episodes early")
     slots = self.scheduler.slots
     for first in range(0, len(tasks), slots):
-      for task_id, group, member in tasks[first : first + slots]:
-        self.start(task_id, group, member)
-      while self.waiting:
-        futures.wait(self.waiting)
-        for future in list(self.waiting):
-          yield from self.answered(self.waiting.pop(future), future)
-        completions = []
-        while self.scheduler.busy:
-          completions += self.scheduler.poll(
-            self.rules.sampling, self.rules.epsilon
-          )
-        for completion in completions:
-          self.sampled(completion)
+      yield from super().episodes(
+        tasks[first : first + slots], early=early, handed=handed
+      )
 
 
 LOOPS = {"ours": collect.Loop, "lock_step": LockStep}
@@ -318,19 +334,28 @@ def measure_loop(
   given: flags.FlagValues,
 ) -> dict[str, dict[str, dict[str, float]]]:
   """Whole updates by latency and variant; prints them."""
-  unknown = set(given.variants) - set(whole_loop.VARIANTS)
+  known = [*whole_loop.VARIANTS, *whole_loop.PEERS]
+  unknown = sorted(set(given.variants) - set(known))
   if unknown:
     raise ValueError(
-      f"--variants: found {min(unknown)!r}, expected some of "
-      f"{', '.join(whole_loop.VARIANTS)}"
+      f"--variants: found {unknown[0]!r}, expected some of {', '.join(known)}"
     )
-  measured = whole_loop.measure(
+  work = whole_loop.Work(
     size=given.size,
-    latencies=[float(latency) for latency in given.latencies],
-    variants=given.variants,
     updates=given.updates,
     slots=given.slots,
     epochs=given.epochs,
+    tasks=given.tasks,
+    tokens=given.tokens,
+    spread=given.spread,
+    hang=given.hang,
+    timeout=given.timeout,
+    tunix_python=given.tunix_python,
+  )
+  measured = whole_loop.measure(
+    work,
+    latencies=[float(latency) for latency in given.latencies],
+    variants=given.variants,
     rounds=given.rounds,
   )
   print(whole_loop.table(measured))

@@ -1,4 +1,4 @@
-"""Both sampling benchmarks on a model of nothing: they run, and add up."""
+"""The benchmarks of sampling on a model of nothing: they run, and add up."""
 
 import importlib.util
 import json
@@ -7,9 +7,14 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 
 from absl.testing import absltest
+import numpy as np
 
+from t2po_jax.envs import base
+from t2po_jax.experiments.benchmarks import lock_step, slow_toy
+from t2po_jax.rollout import environments
 from tests import places
 
 ROOT = places.ROOT
@@ -94,19 +99,97 @@ class RolloutBenchmarkTest(absltest.TestCase):
     self.assertIn("lock step", printed)
 
   def test_whole_updates_with_and_without_overlap(self):
+    variants = ["lock step", "logical", "oversample ahead"]
     found, printed = run(
       "rollout.py",
-      *("--mode=loop", "--size=nano", "--slots=4", "--rounds=1"),
-      *("--latencies=0.01", "--variants=logical,ahead", "--updates=5"),
+      *("--mode=loop", "--size=nano", "--slots=4", "--rounds=1", "--tokens=8"),
+      *("--latencies=0.01", f"--variants={','.join(variants)}", "--updates=5"),
     )
     self.assertEqual(list(found), ["0.01"])
-    self.assertEqual(list(found["0.01"]), ["logical", "ahead"])
-    for numbers in found["0.01"].values():
+    self.assertEqual(list(found["0.01"]), variants)
+    for variant, numbers in found["0.01"].items():
       seconds = numbers["seconds_per_update"]
-      self.assertGreater(seconds, 0.01)
+      self.assertBetween(seconds, numbers["fastest"], numbers["slowest"])
+      self.assertGreater(numbers["fastest"], 0)
       self.assertAlmostEqual(numbers["updates_per_hour"] * seconds, 3600)
       self.assertAlmostEqual(numbers["trajectories_per_s"] * seconds, 16)
-    self.assertRegex(printed, r"latency +logical +ahead")
+      self.assertBetween(numbers["slots_used"], 0.01, 1)
+      self.assertEqual(numbers["aborted"], 0)
+      self.assertEqual(
+        numbers["updates_behind"] > 0, variant == "oversample ahead"
+      )
+      self.assertIn(f"| 0.01 s | {variant} | {seconds:.3g} ", printed)
+    self.assertIn("| 1.00x |", printed)
+
+  def test_steps_that_hang_are_given_up(self):
+    found, _ = run(
+      "rollout.py",
+      *("--mode=loop", "--size=nano", "--slots=4", "--rounds=1", "--tokens=4"),
+      *("--latencies=0.001", "--variants=threads", "--updates=5"),
+      *("--hang=0.2", "--timeout=10"),
+    )
+    numbers = found["0.001"]["threads"]
+    # Three steps that all answer: half of 16 episodes.
+    self.assertBetween(numbers["aborted"], 2, 14)
+    self.assertGreater(numbers["fastest"], 1.0)
+
+  def test_what_cannot_be_compared_is_one_line(self):
+    for arguments, named in (
+      (["--variants=lockstep"], "--variants: found 'lockstep'"),
+      (["--variants=tunix", "--epochs=2"], "--epochs: found 2, expected 1"),
+      (["--variants=tunix", "--tunix_python=false"], "--tunix_python"),
+    ):
+      with self.assertRaisesRegex(RuntimeError, f"error: .*{named}"):
+        run("rollout.py", "--mode=loop", "--size=nano", *arguments)
+
+
+class SlowToyTest(absltest.TestCase):
+  def env(self, **settings):
+    made = slow_toy.SlowToy(slow_toy.Settings(**settings)).env()
+    made.reset("echo-red-red-red")
+    return made
+
+  def test_steps_take_their_time(self):
+    env = self.env(latency=2.0, spread=0.5, hang=0.1)
+    seconds = np.array([env.seconds(f"response {i}") for i in range(4000)])
+    self.assertEqual(env.seconds("response 7"), seconds[7])
+    self.assertAlmostEqual(np.mean(np.isinf(seconds)), 0.1, delta=0.02)
+    logs = np.log(seconds[np.isfinite(seconds)])
+    self.assertAlmostEqual(np.median(logs), np.log(2.0), delta=0.03)
+    self.assertAlmostEqual(np.std(logs), 0.5, delta=0.03)
+
+  def test_a_step_waits(self):
+    env = self.env(latency=0.05, spread=0.0)
+    start = time.perf_counter()
+    self.assertEqual(env.step("<action>red</action>").reward, 1 / 3)
+    self.assertGreater(time.perf_counter() - start, 0.05)
+
+
+class LockStepTest(absltest.TestCase):
+  def test_nobody_steps_before_all_may(self):
+    made = slow_toy.SlowToy(slow_toy.Settings())
+    pool = lock_step.HeldPool(environments.EnvironmentPool(made.env, threads=0))
+    seats = []
+    for colour in ("red", "blue"):
+      seat, seen = pool.start(f"echo-{colour}-red-red")
+      self.assertEqual(seen.result().text, colour)
+      seats.append(seat)
+    right, wrong = (pool.step(seat, "<action>red</action>") for seat in seats)
+    self.assertFalse(right.done() or wrong.done())
+    pool.send()
+    self.assertEqual(right.result(1).reward, 1 / 3)
+    self.assertEqual(wrong.result(1).reward, 0)
+    pool.close()
+
+  def test_failures_are_passed_on(self):
+    made = slow_toy.SlowToy(slow_toy.Settings(error_turn=1))
+    pool = lock_step.HeldPool(environments.EnvironmentPool(made.env, threads=0))
+    seat, _ = pool.start("echo-red-red-red")
+    failed = pool.step(seat, "<action>red</action>")
+    pool.send()
+    with self.assertRaises(base.EnvError):
+      failed.result(1)
+    pool.close()
 
 
 if __name__ == "__main__":
