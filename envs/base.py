@@ -94,6 +94,31 @@ class PromptSettings(Settings):
     )
 
 
+_WORDINGS = {
+  "compact": "`compact` for tiny models",
+  "full": "`full` for language models",
+  "reference": "`reference` in the format of the published experiments",
+}
+
+
+def wording_key(*names: str, default: str = "compact") -> Any:
+  """The key `wording`, a choice of some names."""
+  known = ", ".join(_WORDINGS[name] for name in names)
+  return keys.key(default, f"How prompts are worded: {known}.", choices=names)
+
+
+def hesitation_key(default: float, *, per: str = "thought") -> Any:
+  """The key `expert_hesitation`."""
+  meaning = f"Mean number of needless rounds per {per} of the expert."
+  return keys.key(default, meaning, least=0.0)
+
+
+def doubt_key(default: float, event: str) -> Any:
+  """The key `expert_doubt`: the probability of an event in each such round."""
+  meaning = f"Probability per such round {event}."
+  return keys.key(default, meaning, least=0.0, most=1.0)
+
+
 def split_sizes(settings: Any) -> dict[str, int]:
   """Number of tasks per split, for settings with keys for all three."""
   return {

@@ -62,9 +62,7 @@ class Settings(base.Settings):
     least=0.0,
     most=1.0,
   )
-  expert_hesitation: float = keys.key(
-    0.0, "Mean number of needless rounds per thought of the expert.", least=0.0
-  )
+  expert_hesitation: float = base.hesitation_key(0.0)
 
 
 @dataclasses.dataclass(frozen=True)

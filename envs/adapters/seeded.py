@@ -26,12 +26,7 @@ _PATIENCE = 20
 class Settings(base.Settings):
   """The keys that all adapters share."""
 
-  wording: str = keys.key(
-    "full",
-    "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models.",
-    choices=tuple(WORDINGS),
-  )
+  wording: str = base.wording_key(*WORDINGS, default="full")
   describe: str = keys.key(
     "",
     "`module:function` that puts an observation into words and may list the "
@@ -61,14 +56,9 @@ class Settings(base.Settings):
   train_tasks: int = keys.key(500, "Seeds to train on.", least=1)
   valid_tasks: int = keys.key(50, "Seeds to validate on.", least=1)
   test_tasks: int = keys.key(100, "Seeds to test on.", least=1)
-  expert_hesitation: float = keys.key(
-    0.0, "Mean number of needless rounds per thought of the expert.", least=0.0
-  )
-  expert_doubt: float = keys.key(
-    0.0,
-    "Probability per such round to choose any of `actions` instead.",
-    least=0.0,
-    most=1.0,
+  expert_hesitation: float = base.hesitation_key(0.0)
+  expert_doubt: float = base.doubt_key(
+    0.0, "to choose any of `actions` instead"
   )
 
 

@@ -14,12 +14,7 @@ WORDINGS = ("compact", "full", "reference")
 class Settings(base.PromptSettings):
   """The keys of `config.env` for ALFWorld."""
 
-  wording: str = keys.key(
-    "compact",
-    "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models, `reference` in the format of the published experiments.",
-    choices=WORDINGS,
-  )
+  wording: str = base.wording_key(*WORDINGS)
   engine: str = keys.key(
     "twin",
     "The engine: the twin in Python, or the original, `cached` or `stock`.",
@@ -57,14 +52,9 @@ class Settings(base.PromptSettings):
     "How the expert finds objects; `walkthrough` knows where they are.",
     choices=expert.MODES,
   )
-  expert_hesitation: float = keys.key(
-    1.0, "Mean number of needless rounds per thought of the expert.", least=0.0
-  )
-  expert_doubt: float = keys.key(
-    0.45,
-    "Probability per such round that the expert does something else.",
-    least=0.0,
-    most=1.0,
+  expert_hesitation: float = base.hesitation_key(1.0)
+  expert_doubt: float = base.doubt_key(
+    0.45, "that the expert does something else"
   )
 
   def __post_init__(self) -> None:

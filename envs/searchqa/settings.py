@@ -110,15 +110,8 @@ class Settings(base.PromptSettings):
     "Test questions of the embedded world; with real data the rest of `eval`.",
     least=1,
   )
-  expert_hesitation: float = keys.key(
-    1.0, "Mean number of needless rounds per turn of the expert.", least=0.0
-  )
-  expert_doubt: float = keys.key(
-    0.15,
-    "Probability per such round that the expert makes an error.",
-    least=0.0,
-    most=1.0,
-  )
+  expert_hesitation: float = base.hesitation_key(1.0, per="turn")
+  expert_doubt: float = base.doubt_key(0.15, "that the expert makes an error")
   expert_slip: float = keys.key(
     0.0,
     "Probability per turn that it makes an error regardless of its thought.",

@@ -12,12 +12,7 @@ WORDINGS = ("compact", "full")
 class Settings(base.Settings):
   """The keys of `config.env` for Sokoban."""
 
-  wording: str = keys.key(
-    "compact",
-    "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models.",
-    choices=WORDINGS,
-  )
+  wording: str = base.wording_key(*WORDINGS)
   size: int = keys.key(
     6, "Rows and columns of a level, outer walls included.", least=5, most=9
   )
@@ -38,15 +33,8 @@ class Settings(base.Settings):
   train_tasks: int = keys.key(1000, "Levels to train on.", least=1)
   valid_tasks: int = keys.key(100, "Levels to validate on.", least=1)
   test_tasks: int = keys.key(200, "Levels to test on.", least=1)
-  expert_hesitation: float = keys.key(
-    1.0, "Mean number of needless rounds per thought of the expert.", least=0.0
-  )
-  expert_doubt: float = keys.key(
-    0.3,
-    "Probability per such round of a random move.",
-    least=0.0,
-    most=1.0,
-  )
+  expert_hesitation: float = base.hesitation_key(1.0)
+  expert_doubt: float = base.doubt_key(0.3, "of a random move")
 
   def __post_init__(self) -> None:
     super().__post_init__()

@@ -53,12 +53,7 @@ class Settings(base.PromptSettings):
   show_attributes: bool = keys.key(
     False, "Whether product pages have a button for attributes."
   )
-  wording: str = keys.key(
-    "compact",
-    "How prompts are worded: `compact` for tiny models, `full` for language "
-    "models, `reference` in the format of the published experiments.",
-    choices=WORDINGS,
-  )
+  wording: str = base.wording_key(*WORDINGS)
   max_turns: int = keys.key(
     15, "Turns until an episode ends without a purchase.", least=1
   )
@@ -66,12 +61,5 @@ class Settings(base.PromptSettings):
   reward_score: float = keys.key(
     0.0, "Reward per unit of score, for every purchase."
   )
-  expert_hesitation: float = keys.key(
-    1.0, "Mean number of needless rounds per turn of the expert.", least=0.0
-  )
-  expert_doubt: float = keys.key(
-    0.15,
-    "Probability per such round that the expert makes an error.",
-    least=0.0,
-    most=1.0,
-  )
+  expert_hesitation: float = base.hesitation_key(1.0, per="turn")
+  expert_doubt: float = base.doubt_key(0.15, "that the expert makes an error")
