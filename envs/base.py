@@ -294,17 +294,23 @@ class Benchmark(Protocol):
 
 
 def transcribe(
-  benchmark: Benchmark, task_id: str, seed: int, *, memory: int = 2
+  benchmark: Benchmark,
+  task_id: str,
+  seed: int,
+  *,
+  memory: int = 2,
+  separator: str = "",
 ) -> Iterator[str]:
   """Yields every prompt of an episode and the response to it.
 
   The expert plays, or, if there is none, random admissible actions.
 
   Args:
-    benchmark: what is played.
+    benchmark: the benchmark.
     task_id: the task.
-    seed: of the expert, or of the random choices.
+    seed: seed of the expert, or of the random choices.
     memory: (observation, action) pairs in a prompt.
+    separator: text between a prompt and its response.
   """
   draw, env = random.Random(seed), benchmark.env()
   observation = env.reset(task_id)
@@ -321,7 +327,8 @@ def transcribe(
       action = draw.choice(observation.admissible or ("",))
       response = f"<think>{action}</think>{benchmark.grammar.write(action)}"
     messages = benchmark.render(view)
-    yield "".join(message["content"] for message in messages) + response
+    prompt = "".join(message["content"] for message in messages)
+    yield prompt + separator + response
     result = env.step(response)
     past.append((observation.text, result.action))
     observation = result.observation

@@ -198,29 +198,11 @@ class Gridworld:
 
   def corpus(self) -> list[str]:
     """Prompts and responses of the expert's episodes."""
-    sentences = []
-    for number, task in enumerate(self.splits["train"][:200]):
-      env = self.env()
-      observation = env.reset(task)
-      player = env.expert(number)
-      memory: list[tuple[str, str]] = []
-      for turn in range(1, self.max_turns + 1):
-        view = prompts.View(
-          observation.task,
-          tuple(memory),
-          observation.text,
-          (),
-          turn,
-          self.max_turns,
-        )
-        response = player.respond()
-        sentences.append(self.render(view)[0]["content"] + response)
-        result = env.step(response)
-        memory = [*memory[-3:], (observation.text, result.action)]
-        observation = result.observation
-        if result.done:
-          break
-    return sentences
+    return [
+      text
+      for number, task in enumerate(self.splits["train"][:200])
+      for text in base.transcribe(self, task, number, memory=4)
+    ]
 
 
 class GridEnv:

@@ -114,31 +114,13 @@ class ALFWorld:
 
   def corpus(self) -> list[str]:
     """Prompts and responses of whole expert episodes."""
-    texts = []
-    for index, task_id in enumerate(self.splits["train"][:_CORPUS_TASKS]):
-      env = self.env()
-      observation = env.reset(task_id)
-      player = env.expert(index)
-      memory: list[tuple[str, str]] = []
-      for turn in range(1, self.max_turns + 1):
-        response = player.respond()
-        view = prompts.View(
-          task=observation.task,
-          memory=tuple(memory[-2:]),
-          observation=observation.text,
-          admissible=observation.admissible,
-          turn=turn,
-          max_turns=self.max_turns,
-        )
-        prompt = self.render(view)[0]["content"]
-        texts.append(prompt + self.wording.SEPARATOR + response)
-        result = env.step(response)
-        memory.append((observation.text, result.action))
-        observation = result.observation
-        if result.done:
-          break
-      env.close()
-    return texts
+    return [
+      text
+      for index, task_id in enumerate(self.splits["train"][:_CORPUS_TASKS])
+      for text in base.transcribe(
+        self, task_id, index, separator=self.wording.SEPARATOR
+      )
+    ]
 
   def read(self, task_id: str) -> problem.GameFile:
     """The game file of a task.

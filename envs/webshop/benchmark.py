@@ -119,30 +119,11 @@ class WebShop:
 
   def corpus(self) -> list[str]:
     """Whole episodes of the expert on training tasks, prompts included."""
-    sentences = []
-    for task_id in self.splits["train"][:_CORPUS_EPISODES]:
-      env = self.env()
-      observation = env.reset(task_id)
-      shopper = env.expert(0)
-      memory: list[tuple[str, str]] = []
-      for turn in range(1, self.max_turns + 1):
-        view = prompts.View(
-          task=observation.task,
-          memory=tuple(memory[-2:]),
-          observation=observation.text,
-          admissible=observation.admissible,
-          turn=turn,
-          max_turns=self.max_turns,
-        )
-        response = shopper.respond()
-        texts = (message["content"] for message in self.render(view))
-        sentences.append("".join((*texts, response)))
-        result = env.step(response)
-        memory.append((observation.text, result.action))
-        observation = result.observation
-        if result.done:
-          break
-    return sentences
+    return [
+      text
+      for task_id in self.splits["train"][:_CORPUS_EPISODES]
+      for text in base.transcribe(self, task_id, 0)
+    ]
 
 
 def _expand(path: str) -> pathlib.Path:
