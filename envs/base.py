@@ -293,8 +293,23 @@ class Benchmark(Protocol):
     ]
 
 
+class Playable(Protocol):
+  """The part of a benchmark that is needed to play an episode."""
+
+  max_turns: int
+  grammar: prompts.Grammar
+
+  def env(self) -> Env:
+    """See `Benchmark.env`."""
+    ...
+
+  def render(self, view: prompts.View) -> list[prompts.Message]:
+    """See `Benchmark.render`."""
+    ...
+
+
 def transcribe(
-  benchmark: Benchmark,
+  benchmark: Playable,
   task_id: str,
   seed: int,
   *,
