@@ -119,8 +119,8 @@ class Timed:
   """One run.
 
   Attributes:
-    seconds: per update, without the first two, which compile, and the last,
-      which evaluates and begins nothing early.
+    seconds: per update, without the first two, the last, which evaluates and
+      starts nothing early, and those that compile.
     described: means over the same updates, by name.
   """
 
@@ -186,8 +186,11 @@ def time_updates(
       float(line.get("train/staleness_mean", 0.0)) for line in lines
     ),
   }
-  steps = zip(elapsed[2:-2], elapsed[3:-1], strict=True)
-  return Timed([after - before for before, after in steps], described)
+  steps = list(zip(lines, elapsed[2:-2], elapsed[3:-1], strict=True))
+  # Sizes that come up late are compiled late.
+  plain = [step for step in steps if not float(step[0]["compiles"])]
+  seconds = [after - before for _, before, after in plain or steps]
+  return Timed(seconds, described)
 
 
 def time_tunix(work: Work, *, latency: float) -> Timed:
