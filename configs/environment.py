@@ -42,7 +42,7 @@ def slow_env(c: config_dict.ConfigDict) -> None:
   are filtered none can be started early, so the next rollout is played beside
   the update instead.
   """
-  rollout = c.rollout
+  rollout: Any = c.rollout
   rollout.one_size = True
   rollout.env_calls = 0
   rollout.refresh = False
