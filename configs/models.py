@@ -28,6 +28,7 @@ def from_scratch(c: ConfigDict, *, max_prompt: int, max_response: int) -> None:
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
   c.cold_start.learning_rate = 3e-3
+  c.guard.action = "rollback"  # Saves most collapses: docs/study.md.
   c.eval.tasks = 100
 
 
@@ -86,6 +87,7 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.control.thinking.min_tokens = 16
   c.control.thinking.max_tokens = 450
   c.control.resampling.eta = "0.3"
+  c.guard.action = "warn"  # A policy to stay close to does not fit beside.
   c.cold_start.kind = "rft"
   c.cold_start.learning_rate = 1e-5
   c.cold_start.batch_size = 32

@@ -38,6 +38,7 @@ LASTING = (
   "base parameters",
   "optimizer state",
   "reference policy",
+  "policy to return to",
   "policies of rollouts",
   "weights on their way",
   "sampler's parameters",
@@ -138,6 +139,7 @@ _REMEDIES = {
   "base parameters": "use more devices, or model.dtype 'bfloat16'",
   "optimizer state": _SMALLER,
   "reference policy": "set lora.rank above 0, which makes it free",
+  "policy to return to": "set guard.kl_coefficient to 0 or guard.action 'warn'",
   "policies of rollouts": (
     "lower rollout.ahead, set rollout.refresh, or lora.rank above 0"
   ),
@@ -177,7 +179,6 @@ def plan(
     The plan.
   """
   state, rollout = learner.abstract_state(), config.rollout
-  compares = config.loss.kl != "off" or config.reward.kl != "off"
   params = device_bytes(state.params)
   mesh = sampling or build.sampling_mesh(config)
   decode = jax.eval_shape(policy.decode_params, decoder.shapes(policy.config))
@@ -201,7 +202,8 @@ def plan(
     "parameters": params + device_bytes(state.critic),
     "base parameters": device_bytes(learner.abstract_base()),
     "optimizer state": device_bytes(state.opt_state),
-    "reference policy": params if compares else 0,
+    "reference policy": params if _compares(config) else 0,
+    "policy to return to": params if _returns(config) else 0,
     "policies of rollouts": policies * params,
     "sampler's parameters": loaded * decode_bytes,
     "key/value cache": _shard_bytes(mesh, cache, decoder.cache_axes(cache)),
@@ -251,6 +253,18 @@ def _compiled_sampling(
       return None
     needed.append(memory.temp_size_in_bytes)
   return max(needed)
+
+
+def _compares(config: settings.Config) -> bool:
+  """Whether there is a reference policy."""
+  return config.loss.kl != "off" or config.reward.kl != "off"
+
+
+def _returns(config: settings.Config) -> bool:
+  """Whether a run stays close to a good policy after a rollback."""
+  guard = config.guard
+  rolls_back = guard.action == "rollback" and guard.rollbacks > 0
+  return rolls_back and guard.kl_coefficient > 0
 
 
 def _copies(config: settings.Config) -> tuple[int, int]:

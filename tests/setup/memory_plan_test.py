@@ -139,6 +139,18 @@ class LimitTest(chex.TestCase):
     self.assertGreater(min(passing), 0)
     self.assertEqual(plan.total - turns.total, min(passing))
 
+  def test_a_rollback_keeps_the_policy_to_stay_close_to(self):
+    def parts(**changes):
+      config, policy, learner = make(**changes)
+      return memory_plan.plan(config, policy, learner).parts
+
+    name = "policy to return to"
+    kept = parts(guard__action="rollback")
+    self.assertEqual(kept[name], kept["parameters"])
+    self.assertEqual(parts(guard__action="warn")[name], 0)
+    free = parts(guard__action="rollback", guard__kl_coefficient=0.0)
+    self.assertEqual(free[name], 0)
+
   def test_carried_groups_keep_the_policy_that_began_them(self):
     def parts(**changes):
       config, policy, learner = make(**changes)
