@@ -264,14 +264,14 @@ def play(
   start = time.perf_counter()
   running = loop(benchmark, pool, Numbers(), under, rules, (0,))
   plan = [(f"task {i}", i, 0) for i in range(given.episodes)]
-  found = running.run(plan).trajectories
+  trajectories = running.run(plan).trajectories
   seconds = time.perf_counter() - start
   work = under.counters - before
   return {
-    "trajectories": float(len(found)),
-    "turns": float(sum(len(t.turns) for t in found)),
+    "trajectories": float(len(trajectories)),
+    "turns": float(sum(len(t.turns) for t in trajectories)),
     "tokens": float(work["slot_steps_used"]),
-    "trajectories_per_s": len(found) / seconds,
+    "trajectories_per_s": len(trajectories) / seconds,
     "tokens_per_s": work["slot_steps_used"] / seconds,
     "decode_steps": float(work["decode_steps"]),
     "slots_used": work["slot_steps_used"] / max(work["slot_steps"], 1),
@@ -313,15 +313,13 @@ def measure(given: flags.FlagValues) -> dict[str, dict[str, float]]:
   rounds = {name: [] for name in LOOPS}
   for number in range(given.rounds + 1):
     for name, loop in LOOPS.items():
-      found = play(given, loop, benchmark, pool, under)
+      played = play(given, loop, benchmark, pool, under)
       if number:
-        rounds[name].append(found)
+        rounds[name].append(played)
   pool.close()
   measured = {
-    name: {
-      key: statistics.median(one[key] for one in found) for key in found[0]
-    }
-    for name, found in rounds.items()
+    name: {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+    for name, runs in rounds.items()
   }
   measured["ratio"] = {
     key: measured["ours"][key] / measured["lock_step"][key]

@@ -244,9 +244,9 @@ def time_tunix(work: Work, *, latency: float) -> Timed:
       f"--variants: tunix did not run in {work.tunix_python}; name an "
       "interpreter that has it with --tunix_python"
     )
-  found = json.loads(line)
+  answer = json.loads(line)
   # As ours: neither the first two updates nor the last.
-  return Timed(found["seconds"][2:-1], {"aborted": found["aborted"]})
+  return Timed(answer["seconds"][2:-1], {"aborted": answer["aborted"]})
 
 
 def time_variant(variant: str, work: Work, *, latency: float) -> Timed:
@@ -291,7 +291,7 @@ def measure(
         )
     episodes = work.tasks * smoke.get_config().rollout.group_size
     measured[f"{latency:g}"] = {
-      variant: summarise(found, episodes) for variant, found in runs.items()
+      variant: summarise(timed, episodes) for variant, timed in runs.items()
     }
   return measured
 
@@ -321,9 +321,9 @@ def table(measured: dict[str, dict[str, dict[str, float]]]) -> str:
     "| aborted per update | updates behind |",
     "|---|---|---|---|---|---|---|---|",
   ]
-  for latency, found in measured.items():
-    first = next(iter(found.values()))["seconds_per_update"]
-    for variant, numbers in found.items():
+  for latency, variants in measured.items():
+    first = next(iter(variants.values()))["seconds_per_update"]
+    for variant, numbers in variants.items():
       seconds = numbers["seconds_per_update"]
       used, behind = numbers.get("slots_used"), numbers.get("updates_behind")
       lines.append(
