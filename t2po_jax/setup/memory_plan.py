@@ -47,6 +47,7 @@ LASTING = (
 UPDATE = ("gradients", "activations", "update (XLA)")
 SAMPLING = ("sampling", "sampling (XLA)")
 LOADING = ("loading weights",)
+GATHERING = ("gathering an array",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Plan:
   """The memory of the fullest device.
 
   Attributes:
-    parts: bytes by name: of `LASTING`, `UPDATE`, `SAMPLING` and `LOADING`.
+    parts: bytes by name: of `LASTING`, `UPDATE`, `SAMPLING`, `LOADING` and
+      `GATHERING`.
     limit: bytes the device has; 0 if unknown.
     devices: a description of the devices.
     overlap: whether sampling and an update happen at the same time.
@@ -74,7 +76,8 @@ class Plan:
     def add(names: Iterable[str]) -> int:
       return sum(self.parts.get(name, 0) for name in names)
 
-    update, rollout = add(UPDATE), max(add(SAMPLING), add(LOADING))
+    update = add(UPDATE)
+    rollout = max(add(SAMPLING), add(LOADING), add(GATHERING))
     passing = update + rollout if self.overlap else max(update, rollout)
     return add(LASTING) + passing
 
@@ -152,6 +155,7 @@ _REMEDIES = {
   "sampling": _SAMPLING_SMALLER,
   "sampling (XLA)": _SAMPLING_SMALLER,
   "loading weights": _SMALLER,
+  "gathering an array": _SMALLER,
 }
 
 
@@ -211,7 +215,7 @@ def plan(
     "gradients": 2 * (params + device_bytes(state.critic)),
     "activations": activations,
     "sampling": _sampling_bytes(config, policy, mesh),
-    "loading weights": loading,
+    **_moving(policy, learner, loading),
   }
   if config.critic.kind == "separate" and state.critic is not None:
     parts["activations"] *= 2
@@ -253,6 +257,29 @@ def _compiled_sampling(
       return None
     needed.append(memory.temp_size_in_bytes)
   return max(needed)
+
+
+def _moving(
+  policy: decoder.Policy, learner: learners.Learner, loading: int
+) -> dict[str, int]:
+  """Bytes needed while weights are on their way to the sampler.
+
+  Args:
+    policy: the network.
+    learner: the update's.
+    loading: of the new weights.
+
+  Returns:
+    By part. Across processes an array at a time is gathered: XLA holds the
+    whole array and two temporaries of its size.
+  """
+  parts = {"loading weights": loading}
+  if len({device.process_index for device in learner.mesh.devices.flat}) > 1:
+    trees = learner.abstract_base() or learner.abstract_state().params
+    largest = max(leaf.size for leaf in jax.tree.leaves(trees))
+    size = jnp.dtype(policy.dtype).itemsize
+    parts["gathering an array"] = 3 * largest * size
+  return parts
 
 
 def _compares(config: settings.Config) -> bool:
