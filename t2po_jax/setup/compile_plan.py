@@ -344,7 +344,7 @@ class Plan:
   def _moving_jobs(self) -> Iterator[_Job]:
     """The programs that transfer new weights to the sampler."""
     learner = self.learner
-    params = learner.abstract_base() or learner.abstract_state().params
+    params = memory_plan.moved(learner)
     yield _Job(
       "layout",
       lambda: weights.decode_layout.trace(params, policy=self.policy),
@@ -353,8 +353,7 @@ class Plan:
     )
     if not self.target.shared:
       # Across processes every array is first replicated, one at a time.
-      leaves = jax.tree.leaves(params)
-      array = max(leaves, key=lambda leaf: leaf.size)
+      array = memory_plan.largest(params)
       array = jax.ShapeDtypeStruct(
         array.shape, self.policy.dtype, sharding=array.sharding
       )

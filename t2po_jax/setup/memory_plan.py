@@ -275,11 +275,19 @@ def _moving(
   """
   parts = {"loading weights": loading}
   if len({device.process_index for device in learner.mesh.devices.flat}) > 1:
-    trees = learner.abstract_base() or learner.abstract_state().params
-    largest = max(leaf.size for leaf in jax.tree.leaves(trees))
     size = jnp.dtype(policy.dtype).itemsize
-    parts["gathering an array"] = 3 * largest * size
+    parts["gathering an array"] = 3 * largest(moved(learner)).size * size
   return parts
+
+
+def moved(learner: learners.Learner) -> types.Params:
+  """The shapes of the weights that are transferred to the sampler."""
+  return learner.abstract_base() or learner.abstract_state().params
+
+
+def largest(tree: types.Params) -> Any:
+  """The largest array of a tree."""
+  return max(jax.tree.leaves(tree), key=lambda leaf: leaf.size)
 
 
 def _compares(config: settings.Config) -> bool:
