@@ -57,6 +57,7 @@ def t2po(c: ConfigDict) -> None:
   c.reward.overlong_penalty = 0.0
   c.reward.overlong_buffer = 0
   c.rollout.filter_groups = False
+  c.rollout.variance_kept = 1.0
   _estimate(c, "gigpo")
   c.advantage.discount = 0.95
   c.advantage.norm = _gigpo_norm(c)
@@ -266,6 +267,14 @@ def aem(c: ConfigDict) -> None:
   c.advantage.modulation = "aem"
 
 
+def snr_filter(c: ConfigDict) -> None:
+  """RAGEN-2's filter (arXiv 2604.06268) on top of earlier presets.
+
+  Leaves out the groups with the smallest variance of returns.
+  """
+  c.rollout.variance_kept = 0.9
+
+
 def dapo(c: ConfigDict) -> None:
   """DAPO (arXiv 2503.14476): four changes to GRPO.
 
@@ -389,6 +398,7 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
     opo,
     hgpo,
     aem,
+    snr_filter,
     dapo,
     dppo_tv,
     dppo_kl,

@@ -124,6 +124,18 @@ class Rollout:
     False, "Replace groups with equal returns by new ones (DAPO)."
   )
   filter_tries: int = key(3, "Most rounds of replacement per update.", least=1)
+  variance_kept: float = key(
+    1.0,
+    "Train on the groups whose returns vary most, which hold this share of the "
+    "sum of their variances (RAGEN-2); 1 = on all groups.",
+    above=0,
+    most=1,
+  )
+  horizon: str = key(
+    "",
+    "Most turns of a training episode: `4:10,8:20` is 4 until update 10, 8 "
+    "until update 20, then the environment's limit; empty = always that one.",
+  )
   ahead: int = key(
     0,
     "Updates that the policy of a rollout may lag behind: rollouts then "

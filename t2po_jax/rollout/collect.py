@@ -52,6 +52,8 @@ class Rules:
     context: how prompts are built; see `next_prompt`.
     env_calls: decode calls after which an environment's answer is awaited; 0
       takes it as soon as it arrives.
+    max_turns: turns after which an episode ends, if the environment does not
+      end it before; 0 leaves that to the environment.
   """
 
   memory: int
@@ -66,6 +68,7 @@ class Rules:
   sampling: draw.Sampling = draw.Sampling()
   context: str = "window"
   env_calls: int = 0
+  max_turns: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,7 +320,7 @@ class Loop:
       return
     if isinstance(answer, base.StepResult):
       self._record(episode, answer)
-      if answer.done:
+      if answer.done or len(episode.turns) == self.rules.max_turns:
         episode.success = answer.success
         yield from self._finish(episode)
         return
@@ -445,10 +448,11 @@ class Loop:
   def _prompt(self, episode: handover.Episode) -> tuple[np.ndarray, bool]:
     """The prompt's token ids, and whether it was truncated."""
     assert episode.observation
+    limit = self._benchmark.max_turns
     view = episode.observation.view(
       episode.memory,
       memory=self.rules.memory,
-      max_turns=self._benchmark.max_turns,
+      max_turns=min(limit, self.rules.max_turns or limit),
     )
     last = episode.turns[-1] if episode.turns else None
     return next_prompt(

@@ -17,6 +17,7 @@ from t2po_jax.control import uncertainty
 from t2po_jax.distributed import processes
 from t2po_jax.learning import collapse_guard, estimators, lora, policy_losses
 from t2po_jax.learning.estimators import modulation
+from t2po_jax.rollout import horizon
 from t2po_jax.setup import build
 
 _GUARD_LIMITS = (*collapse_guard.LIMITS, *collapse_guard.FALLS)
@@ -98,8 +99,12 @@ def _check_rollout(config: settings.Config) -> None:
   _check_oversample(config)
   estimator = config.advantage.estimator
   alone = rollout.group_size == 1
-  if alone and (build.estimator(config).grouped or rollout.filter_groups):
-    why = "rollout.filter_groups" if rollout.filter_groups else estimator
+  chosen = rollout.filter_groups or rollout.variance_kept < 1
+  if alone and (build.estimator(config).grouped or chosen):
+    why = estimator
+    if chosen:
+      of = "filter_groups" if rollout.filter_groups else "variance_kept"
+      why = f"rollout.{of}"
     expected = f"at least 2: {why} compares the episodes of a task"
     _refuse(config, "rollout.group_size", expected)
 
@@ -107,6 +112,9 @@ def _check_rollout(config: settings.Config) -> None:
 def _check_oversample(config: settings.Config) -> None:
   """Checks groups that are started before their update."""
   rollout = config.rollout
+  if horizon.parse(rollout.horizon) and rollout.oversample:
+    expected = "0 with rollout.horizon, which depends on the update"
+    _refuse(config, "rollout.oversample", expected)
   if not rollout.oversample:
     return
   if rollout.filter_groups:

@@ -3,8 +3,10 @@
 Tasks come in epochs of fresh permutations; a cursor counts those taken, so that
 a restarted run continues with the next ones. With group filtering (dynamic
 sampling of DAPO, arXiv 2503.14476) groups with equal returns, which give no
-signal, are replaced by groups of new tasks. Estimators with a greedy baseline
-get one greedy episode per task here.
+signal, are replaced by groups of new tasks. Groups with little signal can be
+left out (RAGEN-2, arXiv 2604.06268), and episodes of early updates can be kept
+short (ScalingInter-RL of AgentGym-RL, arXiv 2509.08755). Estimators with a
+greedy baseline get one greedy episode per task here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,7 @@ from t2po_jax.configs import base as settings
 from t2po_jax.distributed import processes
 from t2po_jax.learning.estimators import episodes
 from t2po_jax.rollout import actor as actors
-from t2po_jax.rollout import collect, handover
+from t2po_jax.rollout import collect, handover, horizon
 from t2po_jax.setup import build
 from t2po_jax.training import metrics
 
@@ -168,13 +170,16 @@ def gather(
 
   Returns:
     The experience. With group filtering there may be fewer groups than
-    `rollout.tasks` after the last attempt; if no group has a signal, those of
+    `rollout.tasks` after the last attempt, and with `rollout.variance_kept`
+    below 1 there usually are; if no group has a signal, those of
     the last attempt are returned.
   """
   rollout = config.rollout
   rules = build.rules(
     config, build.train_sampling(config), epsilon=epsilon, eta=eta
   )
+  turns = horizon.turns(rollout.horizon, update)
+  rules = dataclasses.replace(rules, max_turns=turns)
   rounds, kept, tasks, cursor = _play_rounds(
     config,
     actor,
@@ -187,10 +192,17 @@ def gather(
   played = _numbered(
     [group for part in rounds for group in _groups(part.trajectories)]
   )
+  if rollout.variance_kept < 1:
+    chosen = episodes.most_varied(
+      [[t.episode_return for t in group if not t.aborted] for group in kept],
+      rollout.variance_kept,
+    )
+    kept = [kept[index] for index in chosen]
+    tasks = [tasks[index] for index in chosen]
   trajectories = _numbered(kept)
-  scalars = {}
-  if rollout.filter_groups:
-    scalars = _cost(rounds, played, trajectories, groups_left=len(kept))
+  scalars = {"train/horizon": float(turns)} if turns else {}
+  if rollout.filter_groups or rollout.variance_kept < 1:
+    scalars |= _cost(rounds, played, trajectories, groups_left=len(kept))
   baselines = None
   if "baselines" in build.estimator(config).needs:
     rules = dataclasses.replace(rules, sampling=build.GREEDY, max_tries=0)
@@ -361,8 +373,8 @@ def _cost(
   return {
     "filter/tries": float(len(rounds)),
     "filter/groups_left": float(groups_left),
-    "filter/episodes_replaced": float(len(played) - len(trajectories)),
-    "filter/tokens_replaced": float(
+    "filter/episodes_left_out": float(len(played) - len(trajectories)),
+    "filter/tokens_left_out": float(
       _count_tokens(played) - _count_tokens(trajectories)
     ),
   }

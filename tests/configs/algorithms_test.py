@@ -99,7 +99,14 @@ class AlgorithmsTest(parameterized.TestCase):
     self.assertAlmostEqual(line["learn/importance_weight"], 1.0, places=3)
 
   @parameterized.parameters(
-    "gspo", "cispo", "sapo", "empg", "dr_grpo", "hgpo,aem", "kl_cov,icepop"
+    "gspo",
+    "cispo",
+    "sapo",
+    "empg",
+    "dr_grpo",
+    "hgpo,aem",
+    "kl_cov,icepop",
+    "grpo,snr_filter",
   )
   def test_other_losses_take_a_step(self, name):
     _, lines = play(name, {}, updates=1)

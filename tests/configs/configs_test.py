@@ -108,6 +108,17 @@ class ConfigTest(parameterized.TestCase):
     ({"rollout": {"env_memory": 9.0}}, "rollout.env_memory.*does not use it"),
     ({"rollout": {"group_size": 1}}, "rollout.group_size.*at least 2: gigpo"),
     ({"rollout": {"filter_tries": 5}}, "rollout.filter_tries.*filter_groups"),
+    (
+      {"advantage": {"estimator": "gae"}}
+      | {"rollout": {"group_size": 1, "variance_kept": 0.9}},
+      "rollout.group_size.*rollout.variance_kept",
+    ),
+    ({"rollout": {"variance_kept": 0.0}}, "rollout.variance_kept.*above 0"),
+    (
+      {"rollout": {"horizon": "4:10", "oversample": 2}},
+      "rollout.oversample.*0 with rollout.horizon",
+    ),
+    ({"rollout": {"horizon": "4-10"}}, "rollout.horizon: found '4-10'"),
     ({"loss": {"kl_coefficient": 0.1}}, "loss.kl_coefficient.*loss.kl 'off'"),
     ({"loss": {"kl": "k4"}}, "loss.kl.*one of"),
     ({"loss": {"importance_cap": 3.0}}, "importance_cap.*old_logprobs"),

@@ -122,6 +122,8 @@ class MethodTest(parameterized.TestCase):
     ("gigpo,aem", "advantage.modulation", "aem"),
     ("aem", "control.thinking.enabled", True),
     ("aem,grpo", "advantage.modulation", "off"),
+    ("gigpo,snr_filter", "rollout.variance_kept", 0.9),
+    ("snr_filter,gigpo", "rollout.variance_kept", 1.0),
     ("maxrl", "reward.invalid_penalty", 0.0),
     ("dr_grpo", "advantage.norm", "mean_norm"),
     ("dr_grpo,grpo", "advantage.norm", "mean_std_norm"),

@@ -155,6 +155,21 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(described["success"], 1.0)
     self.assertEqual(described["format_valid"], 1.0)
 
+  @parameterized.parameters((0, 3), (1, 1), (2, 2), (9, 3))
+  def test_a_horizon_ends_episodes_early(self, horizon, turns):
+    views = []
+
+    class Noting(toy.ToyBenchmark):
+      def render(self, view):
+        views.append(view.max_turns)
+        return super().render(view)
+
+    rollout, under = play(wrong, Noting(), max_turns=horizon)
+    self.assertEqual({len(t.turns) for t in rollout.trajectories}, {turns})
+    self.assertFalse(any(t.success or t.aborted for t in rollout.trajectories))
+    self.assertLen(under.log, 4 * turns)
+    self.assertEqual(set(views), {turns})  # The prompt says the same.
+
   def test_randomness_belongs_to_trajectory_turn_and_attempt(self):
     _, under = play(wrong)
     keys = {key for _, key in under.log}

@@ -128,8 +128,8 @@ class GatherTest(absltest.TestCase):
       {
         "filter/tries": 2.0,
         "filter/groups_left": 4.0,
-        "filter/episodes_replaced": 4.0,
-        "filter/tokens_replaced": 12.0,
+        "filter/episodes_left_out": 4.0,
+        "filter/tokens_left_out": 12.0,
       },
     )
     self.assertLen(found.deltas, 6)
@@ -148,6 +148,42 @@ class GatherTest(absltest.TestCase):
     found, calls = gather(lambda task, member: 1.0, **FILTER)
     self.assertLen(calls, 3)
     self.assertEqual([t.task_id for t in found.trajectories[::2]], order(8, 4))
+
+  def test_groups_with_little_variance_are_left_out(self):
+    first = order(0, 4)
+    spread = dict(zip(first, (0.1, 3.0, 0.0, 2.0), strict=True))
+    found, calls = gather(
+      lambda task, member: spread[task] * member,
+      **{"rollout.variance_kept": 0.9},
+    )
+    self.assertLen(calls, 1)  # Nothing is sampled in their place.
+    self.assertEqual(
+      [(t.task_id, t.group) for t in found.trajectories[::2]],
+      [(first[1], 0), (first[3], 1)],
+    )
+    self.assertLen(found.played, 8)
+    self.assertEqual(found.scalars["filter/groups_left"], 2.0)
+    self.assertEqual(found.scalars["filter/tokens_left_out"], 12.0)
+
+  def test_left_out_groups_need_no_greedy_episode(self):
+    first = order(0, 4)
+    _, calls = gather(
+      lambda task, member: float(member) if task == first[2] else 1.0,
+      **{
+        "advantage.estimator": "remax",
+        "advantage.discount": 1.0,
+        "rollout.variance_kept": 0.5,
+      },
+    )
+    self.assertEqual([call[0] for call in calls], [first, [first[2]]])
+
+  def test_the_horizon_grows_with_the_updates(self):
+    for text, turns in (("2:6", 0), ("2:7", 2), ("2:6,3:9", 3), ("", 0)):
+      found, calls = gather(
+        lambda task, member: 0.0, **{"rollout.horizon": text}
+      )
+      self.assertEqual(calls[0][3].max_turns, turns, text)
+      self.assertEqual(found.scalars.get("train/horizon", 0.0), turns)
 
   def test_a_greedy_episode_per_task_for_remax(self):
     # Member 0 of the greedy round has return 3, whatever was sampled.

@@ -279,6 +279,32 @@ def teaches(returns: Sequence[float] | np.ndarray) -> bool:
   return len(np.unique(np.round(returns, 6))) > 1
 
 
+def most_varied(returns: Sequence[Sequence[float]], share: float) -> list[int]:
+  """The groups with the strongest signal, as RAGEN-2 chooses them.
+
+  Groups are taken by decreasing variance of their returns until together they
+  hold a share of the sum of all variances (arXiv 2604.06268: filtering by the
+  signal-to-noise ratio, "top p").
+
+  Args:
+    returns: of the members of each group; may be empty.
+    share: of the sum of variances, from 0 to 1.
+
+  Returns:
+    Indices in order. At least one group is taken, and every group if no
+    returns differ.
+  """
+  variances = np.array([np.var(one) if len(one) else 0.0 for one in returns])
+  total = variances.sum()
+  if not total > 0:
+    return list(range(len(variances)))
+  order = np.argsort(-variances, kind="stable")
+  held = np.cumsum(variances[order]) / total
+  # Rounding must not take a group for the last bit of the share.
+  count = int(np.searchsorted(held, share - 1e-9)) + 1
+  return sorted(order[:count].tolist())
+
+
 def groups(data: Episodes, *, least: int = 2) -> Iterable[np.ndarray]:
   """The counted members of every group with at least `least` of them."""
   counted = data.counted

@@ -1,5 +1,7 @@
 """Episodes, returns and groups that teach."""
 
+import itertools
+
 from absl.testing import absltest, parameterized
 import numpy as np
 
@@ -20,6 +22,37 @@ class ReturnsTest(parameterized.TestCase):
     ]
     found = episodes.returns_to_go(rewards, discount=0.95)
     np.testing.assert_allclose(found, expected)
+
+  def test_most_varied_holds_the_share(self):
+    # Variances 0, 4, 1, 0 and 3: 8 in all.
+    returns = [[1, 1], [0, 4], [0, 2], [], [0, 12**0.5]]
+    for share, expected in (
+      (0.3, [1]),
+      (0.5, [1]),
+      (0.51, [1, 4]),
+      (0.9, [1, 2, 4]),
+      (1.0, [1, 2, 4]),
+    ):
+      self.assertEqual(episodes.most_varied(returns, share), expected, share)
+
+  def test_most_varied_equals_the_smallest_subset(self):
+    generator = np.random.default_rng(4)
+    for _ in range(20):
+      returns = generator.normal(size=(6, 5)) * generator.uniform(size=(6, 1))
+      share = generator.uniform(0.05, 0.95)
+      variances = returns.var(1)
+      subsets = [
+        subset
+        for size in range(1, 7)
+        for subset in itertools.combinations(range(6), size)
+        if variances[list(subset)].sum() >= share * variances.sum()
+      ]
+      fewest = [s for s in subsets if len(s) == len(subsets[0])]
+      best = max(fewest, key=lambda s: variances[list(s)].sum())
+      self.assertEqual(episodes.most_varied(returns, share), list(best))
+
+  def test_most_varied_without_any_signal_takes_all(self):
+    self.assertEqual(episodes.most_varied([[1, 1], [0, 0], []], 0.9), [0, 1, 2])
 
   def test_equal_groups(self):
     data = episodes.Episodes(
