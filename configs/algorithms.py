@@ -52,6 +52,8 @@ def t2po(c: ConfigDict) -> None:
   if c.control.thinking.epsilon == "0":  # After the preset of the hard budget.
     c.control.thinking.epsilon = "auto(0.2)"
   c.control.resampling.max_tries = 2
+  c.control.resampling.sign = "phi"
+  c.control.resampling.negative = 0.0
   c.reward.drop_void = False
   c.control.thinking.closing = ""
   c.reward.overlong_penalty = 0.0
@@ -62,6 +64,17 @@ def t2po(c: ConfigDict) -> None:
   c.advantage.discount = 0.95
   c.advantage.norm = _gigpo_norm(c)
   _minimise(c, "ppo")
+
+
+def repeat_negatives(c: ConfigDict) -> None:
+  """Ours: T2PO that resamples repeated actions, and learns from them.
+
+  A turn that repeats the last action from the same observation is sampled
+  again, and the discarded response is a negative example. See docs/study.md.
+  """
+  t2po(c)
+  c.control.resampling.sign = "action"
+  c.control.resampling.negative = 0.5
 
 
 def off(c: ConfigDict) -> None:
@@ -371,6 +384,7 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
   for preset in (
     off,
     t2po,
+    repeat_negatives,
     t2po_no_tti,
     t2po_no_tds,
     t2po_no_rft,
