@@ -24,6 +24,9 @@ SCORES = {
 }
 # Columns: the scores of the last evaluation, the best success, and costs.
 COLUMNS = (*SCORES, "best", "yield", "sampled", "minutes")
+# Seconds that are no part of a run's minutes: the cold start, which the cache may
+# provide, and rollouts, which overlap with the stages or are one of them.
+_NOT_COUNTED = ("seconds/cold_start", "seconds/rollout")
 # A run fell if it ends below this fraction of its own best score.
 COLLAPSE = 0.5
 
@@ -166,7 +169,7 @@ def read_run(
     value
     for line in lines
     for key, value in line.items()
-    if key.startswith("seconds/") and key != "seconds/cold_start"
+    if key.startswith("seconds/") and key not in _NOT_COUNTED
   )
   scores = {name: evaluation[key] for name, key in SCORES.items()} | {
     "best": max(point.success for point in curve),

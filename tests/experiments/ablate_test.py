@@ -32,6 +32,7 @@ def write_run(folder, successes, *, tokens=10.0, updates=None, alarms=0.0):
       "eval/tokens": tokens,
       "eval/turns": 2.0,
       "seconds/collect": 30.0,
+      "seconds/rollout": 29.0,
       "seconds/cold_start": 999.0,
     }
     if step:
