@@ -74,7 +74,7 @@ def repeat_negatives(c: ConfigDict) -> None:
   """
   t2po(c)
   c.control.resampling.sign = "action"
-  c.control.resampling.negative = 0.5
+  c.control.resampling.negative = 1.0
 
 
 def off(c: ConfigDict) -> None:

@@ -122,7 +122,7 @@ class MethodTest(parameterized.TestCase):
     ("gigpo,aem", "advantage.modulation", "aem"),
     ("aem", "control.thinking.enabled", True),
     ("aem,grpo", "advantage.modulation", "off"),
-    ("repeat_negatives", "control.resampling.negative", 0.5),
+    ("repeat_negatives", "control.resampling.negative", 1.0),
     ("repeat_negatives,gigpo", "control.resampling.negative", 0.0),
     ("repeat_negatives,t2po", "control.resampling.sign", "phi"),
     ("gigpo,snr_filter", "rollout.variance_kept", 0.9),
