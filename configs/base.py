@@ -456,6 +456,12 @@ class Optimizer:
   clip_norm: float = key(
     1.0, "Global gradient norm to clip to; 0 = off.", least=0
   )
+  target_kl: float = key(
+    0.0,
+    "KL of an update, nats per token as in `learn/kl_old`, above which the "
+    "learning rate is reduced until it falls below; 0 = off.",
+    least=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

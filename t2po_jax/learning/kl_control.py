@@ -1,10 +1,13 @@
-"""The coefficient of a KL penalty, fixed or adapted to a target KL.
+"""What a measured KL adapts: the coefficient of a penalty, the learning rate.
 
-The proportional controller of Ziegler et al. 2019, "Fine-tuning language
-models from human preferences" (arXiv 1909.08593), section 2.2.
+The coefficient follows the proportional controller of Ziegler et al. 2019,
+"Fine-tuning language models from human preferences" (arXiv 1909.08593), section
+2.2. The learning rate follows the KL of an update, as is usual in robotics
+(Rudin et al. 2021, arXiv 2109.11978); the rule is ours.
 """
 
 from collections.abc import Mapping, Sequence
+import math
 
 import numpy as np
 
@@ -12,6 +15,10 @@ MEANS = ("token", "turn")
 
 # The relative error is clipped to this.
 _ERROR_BOUND = 0.2
+# From one update to the next, the factor of the learning rate changes by these.
+_SMALLEST, _LARGEST = 0.25, 1.25
+# And it never gets below this.
+_LEAST = 1e-3
 
 
 def measure(
@@ -96,3 +103,47 @@ class KLController:
     """
     if self._target and state["initial"] == self._initial:
       self.coefficient = state["coefficient"]
+
+
+class RateController:
+  """Reduces the learning rate while updates move the policy too far.
+
+  Attributes:
+    scale: factor of the learning rate, in (0, 1].
+  """
+
+  def __init__(self, target: float) -> None:
+    """Starts with the full learning rate.
+
+    Args:
+      target: the largest KL of an update, nats per token; 0 keeps the scale.
+    """
+    self.scale = 1.0
+    self._target = target
+
+  def advance(self, kl: float) -> None:
+    """Updates the scale with the KL of an update.
+
+    scale <- min(1, scale clip(sqrt(target / kl), 1/4, 5/4)): the KL of a small
+    step grows with the square of its size. It falls faster than it recovers.
+
+    Args:
+      kl: from the policy that sampled to the updated one, nats per token. One
+        that is not finite counts as far too large.
+    """
+    if not self._target:
+      return
+    factor = _SMALLEST
+    if math.isfinite(kl):
+      factor = math.sqrt(self._target / kl) if kl > 0 else _LARGEST
+    factor = min(max(factor, _SMALLEST), _LARGEST)
+    self.scale = min(max(self.scale * factor, _LEAST), 1.0)
+
+  def state_dict(self) -> dict[str, float]:
+    """Everything that `load` needs to resume exactly from here."""
+    return {"scale": self.scale}
+
+  def load(self, state: Mapping[str, float]) -> None:
+    """Restores a `state_dict`, unless the scale is fixed now."""
+    if self._target:
+      self.scale = state["scale"]

@@ -539,6 +539,11 @@ def kl_controller(config: settings.Config) -> kl_control.KLController:
   )
 
 
+def rate_controller(config: settings.Config) -> kl_control.RateController:
+  """Reduces the learning rate when updates move the policy too far."""
+  return kl_control.RateController(config.optimizer.target_kl)
+
+
 def watch(config: settings.Config) -> collapse_guard.Guard:
   """The collapse guard with the configured limits."""
   values = settings.to_dict(config.guard)

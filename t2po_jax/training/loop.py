@@ -153,6 +153,7 @@ class Run:
       threshold.load(position["thresholds"][name])
     self.guard.load(position["guard"])
     self.improver.kl.load(position["kl"])
+    self.improver.rate.load(position.get("rate", {"scale": 1.0}))
     self.reached = experience.Position(
       position["cursor"], handover.from_json(position.get("suspended", []))
     )
@@ -375,11 +376,13 @@ class Run:
     # Episodes in progress would continue with the policy that went astray.
     reached = experience.Position(self.reached.cursor)
     guard = self.guard.state_dict()
+    rate = self.improver.rate.state_dict()
     self.state = self.learner.renew_optimizer(self._restore(step))
     self.reached = reached
     self._be_cautious(rollbacks + 1)
     self.guard.load(guard)
     self.guard.forget()
+    self.improver.rate.load(rate)
     caution = self.improver.caution
     metrics.print_line(
       f"rolled back to update {step}; learning rate {caution.lr_scale:g} and "
@@ -515,6 +518,7 @@ class Run:
       },
       "guard": self.guard.state_dict(),
       "kl": self.improver.kl.state_dict(),
+      "rate": self.improver.rate.state_dict(),
       "cursor": self.reached.cursor,
       "suspended": handover.to_json(self.reached.suspended),
       "rollbacks": self.rollbacks,

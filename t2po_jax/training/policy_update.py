@@ -32,6 +32,7 @@ class Improver:
 
   Attributes:
     kl: controls the coefficient of the KL penalty in the reward.
+    rate: reduces the learning rate when updates move the policy too far.
     caution: how cautiously steps are taken, after rollbacks.
     good: parameters of the policy that a cautious run stays close to; None
       before a rollback.
@@ -56,6 +57,7 @@ class Improver:
     self._learner = learner
     self._reference = reference
     self.kl = build.kl_controller(config)
+    self.rate = build.rate_controller(config)
     self.caution = collapse_guard.Caution()
     self.good: types.Params | None = None
     self.estimate: episodes.Advantages | None = None
@@ -107,10 +109,12 @@ class Improver:
       epochs=self.caution.steps(config.train.epochs),
       # A KL penalty in the reward has already filled in the log-probs.
       ref_params=None if config.reward.kl != "off" else self._reference,
-      lr_scale=self.caution.lr_scale,
+      lr_scale=self.caution.lr_scale * self.rate.scale,
       agreement=bool(every) and update % every == 0,
     )
     learned = metrics.to_floats(learned)
+    if learned["steps"] > 1:  # Before the first step it is 0.
+      self.rate.advance(learned["kl_old"])
     scalars |= {f"learn/{name}": value for name, value in learned.items()}
     scalars |= {f"pack/{name}": value for name, value in packed.stats.items()}
     return state, scalars | estimate.metrics

@@ -114,6 +114,35 @@ class AlgorithmsTest(parameterized.TestCase):
     self.assertTrue(math.isfinite(lines[1]["learn/loss"]))
 
 
+class RateTest(absltest.TestCase):
+  def test_steps_that_move_too_far_become_smaller_also_after_a_stop(self):
+    changes = {"train.mini_batches": 2, "optimizer.target_kl": 1e-6}
+    _, lines = play("", changes, updates=3)
+    first, second, third = lines[1:]
+    self.assertGreater(first["learn/kl_old"], 1.6e-5)
+    self.assertAlmostEqual(
+      second["learn/learning_rate"] / first["learn/learning_rate"], 0.25
+    )
+    self.assertLess(third["learn/learning_rate"], second["learn/learning_rate"])
+    again = pathlib.Path(tempfile.mkdtemp())
+    play("", changes, updates=2, workdir=again)
+    _, resumed = play("", changes, updates=3, workdir=again)
+    for name in ("learn/learning_rate", "learn/loss"):
+      self.assertEqual(resumed[3][name], third[name], msg=name)
+
+  def test_one_step_says_nothing(self):
+    controller = kl_control.RateController(1e-6)
+    controller.advance(1.0)
+    with mock.patch.object(
+      build, "rate_controller", return_value=controller
+    ) as made:
+      _, lines = play("", {}, updates=2)
+    made.assert_called()
+    self.assertEqual(controller.scale, 0.25)
+    rates = {line["learn/learning_rate"] for line in lines[1:]}
+    self.assertLen(rates, 1)
+
+
 class GuardTest(parameterized.TestCase):
   def test_rolls_back_with_smaller_steps_and_then_gives_up(self):
     workdir = pathlib.Path(tempfile.mkdtemp())

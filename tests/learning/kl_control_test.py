@@ -1,5 +1,7 @@
 """The coefficient of the KL penalty."""
 
+import math
+
 from absl.testing import absltest, parameterized
 
 from t2po_jax.learning import kl_control
@@ -60,6 +62,55 @@ class KLControllerTest(parameterized.TestCase):
     for _ in range(2000):
       controller.advance(0.1 / controller.coefficient, 16)
     self.assertAlmostEqual(controller.coefficient, 5.0, places=3)
+
+
+class RateControllerTest(parameterized.TestCase):
+  def test_a_target_of_zero_fixes_it(self):
+    controller = kl_control.RateController(0.0)
+    controller.advance(5.0)
+    controller.load({"scale": 0.1})
+    self.assertEqual(controller.scale, 1.0)
+
+  @parameterized.parameters(
+    (0.04, 0.5),  # Four times too much: half the step.
+    (0.02, 0.5**0.5),
+    (0.01, 1.0),
+    (0.001, 1.0),  # Never above the configured rate.
+    (9.0, 0.25),
+    (math.nan, 0.25),
+    (math.inf, 0.25),
+    (0.0, 1.0),
+  )
+  def test_one_update_by_hand(self, kl, scale):
+    controller = kl_control.RateController(0.01)
+    controller.advance(kl)
+    self.assertAlmostEqual(controller.scale, scale)
+
+  def test_it_recovers_slowly(self):
+    controller = kl_control.RateController(0.01)
+    for kl, scale in ((1.0, 0.25), (0.001, 0.3125), (0.008, 0.34939)):
+      controller.advance(kl)
+      self.assertAlmostEqual(controller.scale, scale, places=5)
+
+  def test_it_keeps_a_quadratic_kl_at_the_target(self):
+    # KL = 50 (rate)^2: at the target with a rate of 0.01 / 50 squared.
+    controller = kl_control.RateController(0.01)
+    for _ in range(30):
+      controller.advance(50.0 * controller.scale**2)
+    self.assertAlmostEqual(50.0 * controller.scale**2, 0.01)
+
+  def test_it_never_stops_learning(self):
+    controller = kl_control.RateController(1e-6)
+    for _ in range(50):
+      controller.advance(1.0)
+    self.assertEqual(controller.scale, 1e-3)
+
+  def test_goes_on_where_it_stopped(self):
+    one = kl_control.RateController(0.01)
+    one.advance(0.05)
+    other = kl_control.RateController(0.01)
+    other.load(one.state_dict())
+    self.assertEqual(other.scale, one.scale)
 
 
 if __name__ == "__main__":
