@@ -3,6 +3,7 @@
 import math
 import pathlib
 import tempfile
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -10,6 +11,8 @@ import numpy as np
 
 from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
+from t2po_jax.learning import kl_control
+from t2po_jax.setup import build
 from t2po_jax.training import checkpoint, loop, metrics
 
 CACHE = tempfile.TemporaryDirectory()
