@@ -25,7 +25,7 @@ SCORES = {
 # Columns: the scores of the last evaluation, the best success, and costs.
 COLUMNS = (*SCORES, "best", "yield", "sampled", "minutes")
 # Seconds that are no part of a run's minutes: the cold start, which may come
-# from the cache, and rollouts, which overlap with the stages or are one of them.
+# from the cache, and rollouts, which are part of a stage or run beside them.
 _NOT_COUNTED = ("seconds/cold_start", "seconds/rollout")
 # A run fell if it ends below this fraction of its own best score.
 COLLAPSE = 0.5
