@@ -60,6 +60,7 @@ def t2po(c: ConfigDict) -> None:
   c.reward.overlong_buffer = 0
   c.rollout.filter_groups = False
   c.rollout.variance_kept = 1.0
+  c.optimizer.target_kl = 0.0
   _estimate(c, "gigpo")
   c.advantage.discount = 0.95
   c.advantage.norm = _gigpo_norm(c)
@@ -288,6 +289,14 @@ def snr_filter(c: ConfigDict) -> None:
   c.rollout.variance_kept = 0.9
 
 
+def kl_rate(c: ConfigDict) -> None:
+  """A learning rate that follows the KL of updates, on top of earlier presets.
+
+  What keeps training alive at a learning rate that is too large; docs/study.md.
+  """
+  c.optimizer.target_kl = 0.003
+
+
 def dapo(c: ConfigDict) -> None:
   """DAPO (arXiv 2503.14476): four changes to GRPO.
 
@@ -413,6 +422,7 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
     hgpo,
     aem,
     snr_filter,
+    kl_rate,
     dapo,
     dppo_tv,
     dppo_kl,
