@@ -458,8 +458,8 @@ class Optimizer:
   )
   target_kl: float = key(
     0.0,
-    "KL of an update, nats per token as in `learn/kl_old`, above which the "
-    "learning rate is reduced until it falls below; 0 = off.",
+    "KL of an update, nats per token, above which the learning rate is reduced "
+    "until it falls below; 0 = off. A single step costs another scoring.",
     least=0,
   )
 

@@ -245,11 +245,6 @@ def _idle_learning(config: settings.Config) -> Iterable[_Idle]:
       ["loss.rejection_low", "loss.rejection_high"],
     ),
     (loss.kl == "off", "loss.kl 'off'", ["guard.max_reference_kl"]),
-    (
-      config.train.epochs * config.train.mini_batches == 1,
-      "one optimizer step per rollout, before which the KL is 0,",
-      ["optimizer.target_kl"],
-    ),
   )
 
 

@@ -6,7 +6,7 @@ in the reward) are computed on these rows and split into turns; the advantages
 are arranged on the same rows, and the learner steps on them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any
 
@@ -113,8 +113,10 @@ class Improver:
       agreement=bool(every) and update % every == 0,
     )
     learned = metrics.to_floats(learned)
-    if learned["steps"] > 1:  # Before the first step it is 0.
-      self.rate.advance(learned["kl_old"])
+    if config.optimizer.target_kl:
+      moved = self._kl_of_update(state, batches, learned)
+      scalars["learn/kl_update"] = moved
+      self.rate.advance(moved)
     scalars |= {f"learn/{name}": value for name, value in learned.items()}
     scalars |= {f"pack/{name}": value for name, value in packed.stats.items()}
     return state, scalars | estimate.metrics
@@ -172,6 +174,29 @@ class Improver:
     mean = sum(sums) / max(sum(_sampled_tokens(batches, len(turns))), 1.0)
     scalars = {"guard/kl": mean, "guard/kl_coefficient": self.caution.kl}
     return _charged(data, sums, self.caution.kl), scalars
+
+  def _kl_of_update(
+    self,
+    state: types.TrainState,
+    batches: Sequence[types.Batch],
+    learned: Mapping[str, float],
+  ) -> float:
+    """How far an update moved the policy: nats per token (k3).
+
+    Several steps have measured it, each before it was taken. For a single one,
+    before which it is 0, the tokens are scored once more.
+    """
+    if learned["steps"] > 1:
+      return learned["kl_old"]
+    total = count = 0.0
+    for batch in batches:
+      logprobs = sharding.gather(self._learner.logprobs(state.params, batch))
+      kl = losses.kl_penalty(
+        batch.sampler_logprobs, logprobs, batch.mask, kind="k3"
+      )
+      total += float(np.sum(kl))
+      count += float(np.sum(batch.mask))
+    return total / max(count, 1.0)
 
   def _kl_sums(
     self,

@@ -3,7 +3,6 @@
 import math
 import pathlib
 import tempfile
-from unittest import mock
 
 from absl.testing import absltest, parameterized
 import jax
@@ -11,8 +10,6 @@ import numpy as np
 
 from t2po_jax.configs import base as settings
 from t2po_jax.configs import smoke
-from t2po_jax.learning import kl_control
-from t2po_jax.setup import build
 from t2po_jax.training import checkpoint, loop, metrics
 
 CACHE = tempfile.TemporaryDirectory()
@@ -133,17 +130,19 @@ class RateTest(absltest.TestCase):
     for name in ("learn/learning_rate", "learn/loss"):
       self.assertEqual(resumed[3][name], third[name], msg=name)
 
-  def test_one_step_says_nothing(self):
-    controller = kl_control.RateController(1e-6)
-    controller.advance(1.0)
-    with mock.patch.object(
-      build, "rate_controller", return_value=controller
-    ) as made:
-      _, lines = play("", {}, updates=2)
-    made.assert_called()
-    self.assertEqual(controller.scale, 0.25)
-    rates = {line["learn/learning_rate"] for line in lines[1:]}
-    self.assertLen(rates, 1)
+  def test_a_single_step_is_measured_after_it(self):
+    changes = {"optimizer.target_kl": 1e-6, "optimizer.learning_rate": 1e-3}
+    _, lines = play("grpo", changes, updates=2)
+    first, second = lines[1:]
+    self.assertLess(first["learn/kl_old"], 1e-6)
+    self.assertGreater(first["learn/kl_update"], 1.6e-5)
+    self.assertAlmostEqual(
+      second["learn/learning_rate"] / first["learn/learning_rate"], 0.25
+    )
+    # A second pass over the same tokens measures the same before its step.
+    _, lines = play("grpo", changes | {"train.epochs": 2}, updates=1)
+    measured = 2 * lines[1]["learn/kl_old"]  # A mean with the first pass's 0.
+    self.assertLess(abs(measured / first["learn/kl_update"] - 1), 0.01)
 
 
 class GuardTest(parameterized.TestCase):

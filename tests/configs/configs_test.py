@@ -119,7 +119,6 @@ class ConfigTest(parameterized.TestCase):
       "rollout.oversample.*0 with rollout.horizon",
     ),
     ({"rollout": {"horizon": "4-10"}}, "rollout.horizon: found '4-10'"),
-    ({"optimizer": {"target_kl": 0.1}}, "optimizer.target_kl.*one optimizer"),
     ({"loss": {"kl_coefficient": 0.1}}, "loss.kl_coefficient.*loss.kl 'off'"),
     ({"loss": {"kl": "k4"}}, "loss.kl.*one of"),
     ({"loss": {"importance_cap": 3.0}}, "importance_cap.*old_logprobs"),

@@ -144,7 +144,6 @@ class MethodTest(parameterized.TestCase):
   )
   def test_what_a_preset_sets(self, names, key, value):
     config = smoke.get_config(names)
-    config.train.mini_batches = 2  # `kl_rate` needs a second step.
     validate.read(config)
     self.assertEqual(base.flatten(config.to_dict())[key], value)
 
@@ -159,9 +158,7 @@ class MethodTest(parameterized.TestCase):
     *(n for n in algorithms.PRESETS if n not in ("t2po_no_rft", "rft"))
   )
   def test_every_preset_estimates_and_minimises(self, name):
-    config = smoke.get_config(name)
-    config.train.mini_batches = 2  # `kl_rate` needs a second step.
-    config = validate.read(config)
+    config = validate.read(smoke.get_config(name))
     data = cases.random(0)
     estimate = build.estimate(config, data)
     for turns in estimate.turns:
