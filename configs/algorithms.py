@@ -294,7 +294,7 @@ def kl_rate(c: ConfigDict) -> None:
 
   What keeps training alive at a learning rate that is too large; docs/study.md.
   """
-  c.optimizer.target_kl = 0.003
+  c.optimizer.target_kl = 0.001
 
 
 def dapo(c: ConfigDict) -> None:

@@ -125,7 +125,7 @@ class MethodTest(parameterized.TestCase):
     ("repeat_negatives", "control.resampling.negative", 1.0),
     ("repeat_negatives,gigpo", "control.resampling.negative", 0.0),
     ("repeat_negatives,t2po", "control.resampling.sign", "phi"),
-    ("gigpo,kl_rate", "optimizer.target_kl", 0.003),
+    ("gigpo,kl_rate", "optimizer.target_kl", 0.001),
     ("kl_rate,gigpo", "optimizer.target_kl", 0.0),
     ("gigpo,snr_filter", "rollout.variance_kept", 0.9),
     ("snr_filter,gigpo", "rollout.variance_kept", 1.0),
