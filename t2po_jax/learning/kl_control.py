@@ -144,6 +144,9 @@ class RateController:
     return {"scale": self.scale}
 
   def load(self, state: Mapping[str, float]) -> None:
-    """Restores a `state_dict`, unless the scale is fixed now."""
+    """Restores a `state_dict`, unless the scale is fixed now.
+
+    A run that was begun before there was a scale has none: it starts at 1.
+    """
     if self._target:
-      self.scale = state["scale"]
+      self.scale = state.get("scale", 1.0)

@@ -99,12 +99,13 @@ def _check_rollout(config: settings.Config) -> None:
   _check_oversample(config)
   estimator = config.advantage.estimator
   alone = rollout.group_size == 1
-  chosen = rollout.filter_groups or rollout.variance_kept < 1
-  if alone and (build.estimator(config).grouped or chosen):
-    why = estimator
-    if chosen:
-      of = "filter_groups" if rollout.filter_groups else "variance_kept"
-      why = f"rollout.{of}"
+  needing = (
+    ("rollout.filter_groups", rollout.filter_groups),
+    ("rollout.variance_kept", rollout.variance_kept < 1),
+    (estimator, build.estimator(config).grouped),
+  )
+  why = next((name for name, needs in needing if needs), "")
+  if alone and why:
     expected = f"at least 2: {why} compares the episodes of a task"
     _refuse(config, "rollout.group_size", expected)
 

@@ -153,7 +153,7 @@ class Run:
       threshold.load(position["thresholds"][name])
     self.guard.load(position["guard"])
     self.improver.kl.load(position["kl"])
-    self.improver.rate.load(position.get("rate", {"scale": 1.0}))
+    self.improver.rate.load(position.get("rate", {}))
     self.reached = experience.Position(
       position["cursor"], handover.from_json(position.get("suspended", []))
     )

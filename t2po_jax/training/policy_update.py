@@ -188,15 +188,9 @@ class Improver:
     """
     if learned["steps"] > 1:
       return learned["kl_old"]
-    total = count = 0.0
-    for batch in batches:
-      logprobs = sharding.gather(self._learner.logprobs(state.params, batch))
-      kl = losses.kl_penalty(
-        batch.sampler_logprobs, logprobs, batch.mask, kind="k3"
-      )
-      total += float(np.sum(kl))
-      count += float(np.sum(batch.mask))
-    return total / max(count, 1.0)
+    logprobs = self._logprobs(state.params, batches)
+    total = sum(float(np.sum(kl)) for kl in _kls(batches, logprobs, kind="k3"))
+    return total / max(sum(float(np.sum(batch.mask)) for batch in batches), 1.0)
 
   def _kl_sums(
     self,
@@ -207,25 +201,27 @@ class Improver:
     kind: str,
   ) -> tuple[list[types.Batch], list[float]]:
     """Adds a policy's log-probs to the batches; also the KL to it per turn."""
-    batches = [
-      batch.replace(
-        ref_logprobs=sharding.gather(self._learner.logprobs(reference, batch))
-      )
-      for batch in batches
-    ]
-    kls = [
-      np.asarray(
-        losses.kl_penalty(
-          batch.sampler_logprobs, batch.ref_logprobs, batch.mask, kind=kind
-        )
-      )
-      for batch in batches
-    ]
+    logprobs = self._logprobs(reference, batches)
     sums = [
       float(np.sum(kl))
-      for kl in batching.to_turns(batches, kls, turns=len(turns))
+      for kl in batching.to_turns(
+        batches, _kls(batches, logprobs, kind=kind), turns=len(turns)
+      )
+    ]
+    batches = [
+      batch.replace(ref_logprobs=scored)
+      for batch, scored in zip(batches, logprobs, strict=True)
     ]
     return batches, sums
+
+  def _logprobs(
+    self, params: types.Params, batches: Sequence[types.Batch]
+  ) -> list[np.ndarray]:
+    """A policy's log-probs of the tokens, [rows, length] of every batch."""
+    return [
+      sharding.gather(self._learner.logprobs(params, batch))
+      for batch in batches
+    ]
 
   def _values(
     self,
@@ -242,6 +238,18 @@ class Improver:
       value if len(value) else np.zeros(len(turn.response.tokens))
       for value, turn in zip(by_turn, turns, strict=True)
     ]
+
+
+def _kls(
+  batches: Sequence[types.Batch], logprobs: Sequence[np.ndarray], *, kind: str
+) -> list[np.ndarray]:
+  """KL of the sampled policy to a scored one per token; 0 outside the mask."""
+  return [
+    np.asarray(
+      losses.kl_penalty(batch.sampler_logprobs, scored, batch.mask, kind=kind)
+    )
+    for batch, scored in zip(batches, logprobs, strict=True)
+  ]
 
 
 def _sampled_tokens(batches: Sequence[types.Batch], turns: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""The coefficient of the KL penalty."""
+"""What a measured KL adapts: the penalty's coefficient, the learning rate."""
 
 import math
 
@@ -111,6 +111,11 @@ class RateControllerTest(parameterized.TestCase):
     other = kl_control.RateController(0.01)
     other.load(one.state_dict())
     self.assertEqual(other.scale, one.scale)
+
+  def test_a_run_from_before_it_existed_starts_at_the_full_rate(self):
+    controller = kl_control.RateController(0.01)
+    controller.load({})
+    self.assertEqual(controller.scale, 1.0)
 
 
 if __name__ == "__main__":
