@@ -20,6 +20,11 @@ else:
   ConfigDict = config_dict.ConfigDict
 
 
+# Thresholds of the presets `hard_budget` and `brief`; `t2po` resets only these,
+# so that one of the task's own stays.
+_AT_THE_LIMIT, _EARLY = "0", "auto(0.5)"
+
+
 def _estimate(c: ConfigDict, name: str) -> None:
   """Selects an estimator; resets the options of others to their defaults."""
   c.advantage.estimator = name
@@ -49,7 +54,7 @@ def t2po(c: ConfigDict) -> None:
     c.control.resampling.eta = "auto(0.1)"
   c.control.signal = "calibrated"
   c.control.thinking.enabled = True
-  if c.control.thinking.epsilon in ("0", "auto(0.5)"):  # Those of presets.
+  if c.control.thinking.epsilon in (_AT_THE_LIMIT, _EARLY):  # Of a preset.
     c.control.thinking.epsilon = "auto(0.2)"
   c.control.resampling.max_tries = 2
   c.control.resampling.sign = "phi"
@@ -125,7 +130,7 @@ def hard_budget(c: ConfigDict) -> None:
   Thinking ends after `control.thinking.max_tokens` and never before.
   """
   t2po(c)
-  c.control.thinking.epsilon = "0"
+  c.control.thinking.epsilon = _AT_THE_LIMIT
 
 
 def brief(c: ConfigDict) -> None:
@@ -134,7 +139,7 @@ def brief(c: ConfigDict) -> None:
   Saves tokens where thoughts are long. See docs/study.md.
   """
   t2po_no_tds(c)
-  c.control.thinking.epsilon = "auto(0.5)"
+  c.control.thinking.epsilon = _EARLY
 
 
 def void_filter(c: ConfigDict) -> None:
