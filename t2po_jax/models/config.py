@@ -184,6 +184,7 @@ _SIZES = {
   # For models trained from scratch; replace vocab_size by the tokenizer's.
   "nano": ModelConfig("llama", 1024, 64, 2, 2, 1, 32, 192),
   "tiny": ModelConfig("llama", 1024, 128, 4, 4, 2, 32, 384),
+  "small": ModelConfig("llama", 1024, 256, 8, 8, 4, 32, 768),
   "smollm2-135m": ModelConfig(
     "llama",
     49_152,
