@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import math
 
 from absl.testing import absltest, parameterized
+import jax
 
 from t2po_jax.models import config as config_lib
-from t2po_jax.models import families
+from t2po_jax.models import decoder, families
 
 QWEN3 = {
   "model_type": "qwen3",
@@ -175,14 +177,25 @@ class ToHuggingFaceTest(parameterized.TestCase):
       families.write_config(dataclasses.replace(tiny, family="qwen2"))
 
 
-class NamedTest(absltest.TestCase):
+class NamedTest(parameterized.TestCase):
   def test_unknown_name_suggests_the_nearest(self):
     with self.assertRaisesRegex(ValueError, "did you mean 'qwen3-4b'"):
       config_lib.named("qwen3-4B")
 
-  def test_tiny_is_tiny(self):
-    tiny = config_lib.named("tiny")
-    self.assertEqual((tiny.width, tiny.layers, tiny.heads), (128, 4, 4))
+  @parameterized.parameters(
+    # name, layers, width, query and key heads of 32, width of the MLP
+    ("nano", 2, 64, 2, 1, 192),
+    ("tiny", 4, 128, 4, 2, 384),
+    ("small", 8, 256, 8, 4, 768),
+  )
+  def test_parameters_of_the_sizes_from_scratch(
+    self, name, layers, width, heads, key_heads, inner
+  ):
+    attention = 2 * width * 32 * (heads + key_heads)
+    layer = attention + 3 * width * inner + 2 * width
+    expected = layers * layer + 1024 * width + width
+    shapes = jax.tree.leaves(decoder.shapes(config_lib.named(name)))
+    self.assertEqual(sum(math.prod(leaf.shape) for leaf in shapes), expected)
 
 
 if __name__ == "__main__":
