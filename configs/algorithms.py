@@ -65,7 +65,7 @@ def t2po(c: ConfigDict) -> None:
   c.reward.overlong_buffer = 0
   c.rollout.filter_groups = False
   c.rollout.variance_kept = 1.0
-  c.optimizer.target_kl = 0.0
+  c.optimizer.target_kl = c.optimizer.max_kl = 0.0
   _estimate(c, "gigpo")
   c.advantage.discount = 0.95
   c.advantage.norm = _gigpo_norm(c)
@@ -311,6 +311,15 @@ def kl_rate(c: ConfigDict) -> None:
   c.optimizer.target_kl = 0.001
 
 
+def kl_stop(c: ConfigDict) -> None:
+  """Stops an update that has moved the policy far, on top of earlier presets.
+
+  As PPO is often run; the limit is ours. A first step can still go too far, and
+  the next update starts at the same rate: combine it with `kl_rate`.
+  """
+  c.optimizer.max_kl = 0.01
+
+
 def dapo(c: ConfigDict) -> None:
   """DAPO (arXiv 2503.14476): four changes to GRPO.
 
@@ -438,6 +447,7 @@ PRESETS: Mapping[str, Callable[[ConfigDict], None]] = {
     aem,
     snr_filter,
     kl_rate,
+    kl_stop,
     dapo,
     dppo_tv,
     dppo_kl,

@@ -462,6 +462,12 @@ class Optimizer:
     "until it falls below; 0 = off. A single step costs another scoring.",
     least=0,
   )
+  max_kl: float = key(
+    0.0,
+    "KL to the policy that sampled, nats per token, above which the remaining "
+    "steps of an update leave the policy as it is; 0 = off.",
+    least=0,
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -72,6 +72,7 @@ class Learner:
     optimizer: optimizers.OptimizerConfig,
     objective: objectives.Objective,
     rows: int,
+    max_kl: float = 0.0,
     chunk: int | None = 128,
     critic: networks.Critic | None = None,
     critic_optimizer: optimizers.OptimizerConfig | None = None,
@@ -86,6 +87,8 @@ class Learner:
       optimizer: of the update.
       objective: to be minimised.
       rows: rows of a micro-batch over the whole mesh.
+      max_kl: the policy stays where it is in a step whose batch shows a larger
+        `kl_old` than this; 0 for no limit.
       chunk: see `scoring.target_logprobs`.
       critic: trained in the same steps as the policy; None for none.
       critic_optimizer: of the critic's parameters; default: the policy's.
@@ -111,7 +114,7 @@ class Learner:
     self._nets = networks.Networks(policy, mesh, chunk, critic, adapters)
     self._base = None
     self._objective = objective
-    self.rows, self.chunk = rows, chunk
+    self.rows, self.chunk, self._max_kl = rows, chunk, max_kl
     self._learning_rate = optimizers.learning_rate(optimizer)
     self._batch_sharding = sharding.row_sharding(mesh, dimension=1)
     self._abstract_base, self._state = layout.plan(
@@ -284,7 +287,9 @@ class Learner:
   ) -> tuple[types.TrainState, dict[str, types.Array]]:
     """One optimizer step per batch and epoch.
 
-    A step with a non-finite gradient is skipped and counted.
+    A step with a non-finite gradient is skipped and counted, and so is, apart
+    from the critic's part, one before which the policy has moved by more than
+    `max_kl` from the one that sampled.
 
     Args:
       state: donated: not usable afterwards.
@@ -298,9 +303,9 @@ class Learner:
 
     Returns:
       The new state, and metrics as scalars on the device: means over the steps;
-      `tokens`, `skipped` and `steps` are sums, `*_max` maxima, and `mismatch_*`
-      is from the first step, when the policy still equals the sampler's. Empty
-      without batches.
+      `tokens`, `skipped`, `halted` (with a `max_kl`) and `steps` are sums,
+      `*_max` maxima, and `mismatch_*` is from the first step, when the policy
+      still equals the sampler's. Empty without batches.
     """
     with jax.set_mesh(self.mesh):
       placed = [self._place(batch) for batch in batches]
@@ -443,13 +448,18 @@ class Learner:
       self._nets, self._objective, trained, base, batch, fill=fill
     )
     finite = jnp.isfinite(optax.tree.norm(grads))
+    taken = {name: finite for name in self._optimizers}
+    if self._max_kl:
+      near = metrics["kl_old"] <= self._max_kl
+      metrics["halted"] = 1.0 - near
+      taken["policy"] &= near
     stepped = {
       name: optimizers.update(
         config,
         grads[name],
         state.opt_state[name],
         trained[name],
-        finite=finite,
+        taken=taken[name],
       )
       for name, config in self._optimizers.items()
     }
@@ -459,7 +469,7 @@ class Learner:
     }
     moved: Any = optax.apply_updates(trained, updates)
     new = types.TrainState(
-      step=state.step + finite,
+      step=state.step + taken["policy"],
       params=moved["policy"],
       opt_state={name: pair[1] for name, pair in stepped.items()},
       critic=moved.get("critic"),
@@ -533,7 +543,7 @@ def _merge_metrics(steps: list[dict[str, Any]]) -> dict[str, types.Array]:
     values = jnp.stack([metrics[name] for metrics in steps])
     if name.startswith("mismatch_"):
       return values[0]
-    if name in ("tokens", "skipped", "steps"):
+    if name in ("tokens", "skipped", "halted", "steps"):
       return jnp.sum(values)
     return jnp.max(values) if name.endswith("_max") else jnp.mean(values)
 

@@ -95,7 +95,7 @@ def update(
   opt_state: optax.OptState,
   params: types.Params,
   *,
-  finite: types.Array,
+  taken: types.Array,
 ) -> tuple[types.Params, optax.OptState]:
   """One step of the optimizer of `create`, or none.
 
@@ -108,13 +108,13 @@ def update(
     grads: the gradient.
     opt_state: from `create(config).init(params)`.
     params: the trained parameters.
-    finite: [] bool, whether to step; otherwise updates are 0 and the state is
+    taken: [] bool, whether to step; otherwise updates are 0 and the state is
       unchanged, bit for bit.
 
   Returns:
     The updates to add to the parameters, and the new state.
   """
-  keep = functools.partial(jnp.where, finite)
+  keep = functools.partial(jnp.where, taken)
   decays = {"b1": keep(config.b1, 1.0), "b2": keep(config.b2, 1.0)}
   optimizer = create(dataclasses.replace(config, **decays))
   grads = jax.tree.map(lambda x: keep(x, 0.0), grads)

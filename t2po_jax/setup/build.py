@@ -524,6 +524,7 @@ def policy_learner(
     optimizer=_optimizer(config, config.optimizer.learning_rate),
     objective=objective(config),
     rows=config.train.micro_rows,
+    max_kl=config.optimizer.max_kl,
     critic=critic,
     critic_optimizer=critic_optimizer,
     adapters=adapters(config, which.policy),

@@ -479,6 +479,39 @@ class StepTest(chex.TestCase):
     wanted, _ = trainer.update(fresh, [good, other])
     chex.assert_trees_all_equal(state, wanted)
 
+  @parameterized.parameters((0.99, 1), (1.01, 0))
+  def test_a_policy_that_has_moved_far_stays(self, part, halted):
+    params = make_params()
+    plain = make_learner()
+    own = plain.init_state(params).params
+    # The policy itself has sampled the first batch, another one the second.
+    ratio = np.random.default_rng(0).normal(size=self.batches[1].mask.shape)
+    first, second = (
+      batch.replace(old_logprobs=np.float32(plain.logprobs(own, batch) - moved))
+      for batch, moved in zip(self.batches, (0.0, ratio), strict=True)
+    )
+    tokens = second.mask > 0
+    kl = np.mean((np.exp(ratio) - 1 - ratio)[tokens])
+    trainer = learner.Learner(
+      ToyPolicy(),
+      AXES,
+      sharding.create_mesh(devices=jax.devices()[:1]),
+      optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-5),
+      objective=DEFAULT,
+      rows=2,
+      chunk=4,
+      max_kl=float(kl * part),
+    )
+    batches = [first, second, first]
+    state, metrics = trainer.update(trainer.init_state(params), batches)
+    self.assertEqual(float(metrics["halted"]), halted)
+    self.assertEqual(float(metrics["skipped"]), 0)
+    self.assertEqual(float(metrics["steps"]), 3)
+    self.assertEqual(int(state.step), 3 - halted)
+    if halted:
+      wanted, _ = trainer.update(trainer.init_state(params), [first, first])
+      chex.assert_trees_all_equal(state, wanted)
+
   def test_likely_where_the_advantage_is_positive(self):
     trainer = make_learner(EVERYTHING)
     (batch,) = pack(make_segments(7, 1))
@@ -669,12 +702,12 @@ class ScheduleTest(chex.TestCase):
     state = optimizers.create(config).init(params)
     for t, g in enumerate((np.array([3.0, 4.0]), np.array([0.1, 0.0])), 1):
       updates, same = optimizers.update(
-        config, params * jnp.nan, state, params, finite=jnp.array(False)
+        config, params * jnp.nan, state, params, taken=jnp.array(False)
       )
       np.testing.assert_array_equal(updates, 0.0)
       chex.assert_trees_all_equal(same, state)
       updates, state = optimizers.update(
-        config, jnp.asarray(g), state, params, finite=jnp.array(True)
+        config, jnp.asarray(g), state, params, taken=jnp.array(True)
       )
       params = optax.apply_updates(params, updates)
       g = g / max(1.0, np.linalg.norm(g))
@@ -693,7 +726,7 @@ class ScheduleTest(chex.TestCase):
         grads,
         opt_state,
         params,
-        finite=jnp.isfinite(optax.tree.norm(grads)),
+        taken=jnp.isfinite(optax.tree.norm(grads)),
       )
       return optax.apply_updates(params, updates), opt_state
 

@@ -55,7 +55,7 @@ def make_batch():
 
 
 @functools.cache
-def make_learner(kind):
+def make_learner(kind, max_kl=0.0):
   return learner.Learner(
     POLICY,
     decoder.logical_axes(PARAMS),
@@ -63,6 +63,7 @@ def make_learner(kind):
     optimizer=optimizers.OptimizerConfig(learning_rate=1e-3),
     objective=objectives.PolicyObjective(value_clip=0.3),
     rows=1,
+    max_kl=max_kl,
     critic=critic.Critic(POLICY, kind) if kind else None,
     critic_optimizer=optimizers.OptimizerConfig(learning_rate=0.02),
   )
@@ -110,6 +111,15 @@ class CriticTest(parameterized.TestCase):
     _, metrics = make_learner(kind).update(state, [batch])
     np.testing.assert_allclose(metrics["value_loss"], np.mean(terms), rtol=1e-5)
     np.testing.assert_allclose(metrics["value"], 0.25, rtol=1e-5)
+
+  def test_learns_although_the_policy_has_moved_far(self):
+    trainer = make_learner("separate", max_kl=1e-6)
+    before = trainer.init_state(PARAMS)
+    after, metrics = trainer.update(trainer.init_state(PARAMS), [make_batch()])
+    self.assertEqual(float(metrics["halted"]), 1)
+    chex.assert_trees_all_equal(after.params, before.params)
+    head = after.critic["value_head"]["kernel"]
+    self.assertGreater(float(jnp.max(jnp.abs(head))), 0.0)
 
   def test_a_separate_critic_leaves_the_policy_alone(self):
     batch = make_batch()
