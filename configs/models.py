@@ -28,7 +28,8 @@ def from_scratch(c: ConfigDict, *, max_prompt: int, max_response: int) -> None:
   c.optimizer.warmup = 10
   c.cold_start.kind = "expert"
   c.cold_start.learning_rate = 3e-3
-  c.guard.action = "rollback"  # Saves most collapses: docs/study.md.
+  algorithms.kl_rate(c)  # Keeps training alive: docs/study.md.
+  c.guard.action = "rollback"  # Saves most of what still collapses.
   c.eval.tasks = 100
 
 
@@ -60,6 +61,7 @@ def smollm2(c: ConfigDict, *, max_prompt: int, max_response: int = 96) -> None:
   c.cold_start.micro_rows = 1
   c.cold_start.learning_rate = 2e-4
   c.optimizer.learning_rate = 1e-5
+  c.optimizer.target_kl = 0.0  # Another scoring, as it takes a single step.
   c.train.updates = 50
   c.train.mini_batches = 1
   c.train.row_tokens = max_prompt + max_response  # One turn.
@@ -93,6 +95,7 @@ def qwen3_4b(c: ConfigDict) -> None:
   c.cold_start.batch_size = 32
   c.cold_start.micro_rows = 4
   c.optimizer.learning_rate = 1e-6
+  c.optimizer.target_kl = 0.0  # Not measured at this size.
   c.optimizer.warmup = 0
   c.train.updates = 200
   c.train.mini_batches = 4

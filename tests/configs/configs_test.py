@@ -68,12 +68,13 @@ class ConfigTest(parameterized.TestCase):
       config = searchqa.get_config(names)
       self.assertEqual(base.flatten(config.to_dict())[key], value, names)
 
-  def test_t2po_is_the_default(self):
+  def test_t2po_with_a_careful_rate_is_the_default(self):
     for task in TASKS:
       module = importlib.import_module(f"configs.{task}")
+      method = "t2po" if task == "smoke" else "t2po,kl_rate"
       for before in ("", "grpo,", "hard_budget,", "gspo,", "released,"):
         self.assertEqual(
-          module.get_config(before + "t2po").to_dict(),
+          module.get_config(before + method).to_dict(),
           module.get_config().to_dict(),
         )
 

@@ -5,7 +5,7 @@ import importlib
 from absl.testing import absltest, parameterized
 import numpy as np
 
-from t2po_jax.configs import algorithms, base, smoke
+from t2po_jax.configs import algorithms, base, searchqa, smoke
 from t2po_jax.learning import losses
 from t2po_jax.setup import build, validate
 from tests.learning import loss_cases
@@ -130,6 +130,9 @@ class MethodTest(parameterized.TestCase):
     ("brief,t2po", "control.thinking.epsilon", "auto(0.2)"),
     ("gigpo,kl_rate", "optimizer.target_kl", 0.001),
     ("kl_rate,gigpo", "optimizer.target_kl", 0.0),
+    ("kl_rate,kl_stop", "optimizer.target_kl", 0.001),
+    ("gigpo,kl_stop", "optimizer.max_kl", 0.01),
+    ("kl_stop,gigpo", "optimizer.max_kl", 0.0),
     ("gigpo,snr_filter", "rollout.variance_kept", 0.9),
     ("snr_filter,gigpo", "rollout.variance_kept", 1.0),
     ("maxrl", "reward.invalid_penalty", 0.0),
@@ -149,6 +152,21 @@ class MethodTest(parameterized.TestCase):
     config = smoke.get_config(names)
     validate.read(config)
     self.assertEqual(base.flatten(config.to_dict())[key], value)
+
+  @parameterized.parameters(
+    # A measured default of the models from scratch; a named method is its own.
+    ("", 0.001),
+    ("gigpo", 0.0),
+    ("gigpo,kl_rate", 0.001),
+    ("deep", 0.001),
+    ("smollm2", 0.0),
+    ("smollm2,kl_rate", 0.001),
+    ("qwen3-4b", 0.0),
+    ("paper", 0.0),
+  )
+  def test_which_learning_rates_follow_the_kl(self, names, expected):
+    found = searchqa.get_config(names).optimizer.target_kl
+    self.assertEqual(found, expected)
 
   def test_gigpo_is_scaled_as_the_published_scripts_have_it(self):
     for task, settings in OF_TASK.items():
