@@ -130,6 +130,20 @@ class RateTest(absltest.TestCase):
     for name in ("learn/learning_rate", "learn/loss"):
       self.assertEqual(resumed[3][name], third[name], msg=name)
 
+  def test_a_step_after_one_that_moved_too_far_is_left_out(self):
+    changes = {"train.mini_batches": 2, "optimizer.learning_rate": 1e-4}
+    _, (_, free) = play("", changes, updates=1)
+    _, (_, bound) = play("kl_stop", changes, updates=1)
+    self.assertLess(free["learn/kl_old"], 0.005)  # Half of the second step's.
+    self.assertEqual(bound["learn/halted"], 0.0)
+    _, (_, bound) = play("", changes | {"optimizer.max_kl": 1e-5}, updates=1)
+    self.assertEqual(bound["learn/halted"], 1.0)
+    self.assertLess(
+      abs(bound["learn/kl_old"] / free["learn/kl_old"] - 1), 0.001
+    )
+    self.assertLess(bound["learn/update_norm"], free["learn/update_norm"])
+    self.assertNotIn("learn/halted", free)
+
   def test_a_single_step_is_measured_after_it(self):
     changes = {"optimizer.target_kl": 1e-6, "optimizer.learning_rate": 1e-3}
     _, lines = play("grpo", changes, updates=2)
