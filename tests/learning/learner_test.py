@@ -169,14 +169,19 @@ OPTIMIZER = optimizers.OptimizerConfig(
 
 
 def make_learner(
-  objective=DEFAULT, *, rows=2, optimizer=OPTIMIZER, dtype=jnp.float32
+  objective=DEFAULT,
+  *,
+  rows=2,
+  optimizer=OPTIMIZER,
+  dtype=jnp.float32,
+  max_kl=0.0,
 ):
   """A learner on one device; shared by tests, because compiling is slow."""
-  return compiled_learner(objective, rows, optimizer, dtype)
+  return compiled_learner(objective, rows, optimizer, dtype, max_kl)
 
 
 @functools.cache
-def compiled_learner(objective, rows, optimizer, dtype):
+def compiled_learner(objective, rows, optimizer, dtype, max_kl):
   return learner.Learner(
     ToyPolicy(dtype),
     AXES,
@@ -184,6 +189,7 @@ def compiled_learner(objective, rows, optimizer, dtype):
     optimizer=optimizer,
     objective=objective,
     rows=rows,
+    max_kl=max_kl,
     chunk=4,
   )
 
@@ -492,14 +498,8 @@ class StepTest(chex.TestCase):
     )
     tokens = second.mask > 0
     kl = np.mean((np.exp(ratio) - 1 - ratio)[tokens])
-    trainer = learner.Learner(
-      ToyPolicy(),
-      AXES,
-      sharding.create_mesh(devices=jax.devices()[:1]),
+    trainer = make_learner(
       optimizer=dataclasses.replace(OPTIMIZER, learning_rate=1e-5),
-      objective=DEFAULT,
-      rows=2,
-      chunk=4,
       max_kl=float(kl * part),
     )
     batches = [first, second, first]
